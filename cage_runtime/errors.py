@@ -1,0 +1,134 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The one error tree.
+
+Law of this room: every refusal is a type, and the type alone decides the exit status (interfaces: 1 failed,
+2 usage, 125 the runtime itself, 126 refused) and the name of the D-Bus error.  The text is one sentence for a
+person: what happened, to what, and what would help.  Nothing else in the project maps errors.
+"""
+
+from __future__ import annotations
+
+BUS_ERROR_PREFIX = "org.cageruntime.Error."
+
+
+class CageError(Exception):
+    """Root of the tree; on its own it means that a request failed for a reason that its sentence gives."""
+
+    exit_status = 1
+    bus_name = "Failed"
+
+    @property
+    def sentence(self) -> str:
+        return str(self.args[0]) if self.args else self.bus_name
+
+
+class UsageError(CageError):
+    """The request itself is malformed: a bad name, an unknown option, a value out of its bounds."""
+
+    exit_status = 2
+    bus_name = "InvalidArgument"
+
+
+class InvalidName(UsageError):
+    bus_name = "InvalidName"
+
+
+class DefinitionError(UsageError):
+    """A configuration or definition file is wrong; the sentence names the file and the line."""
+
+    bus_name = "InvalidDefinition"
+
+
+class UnknownLevel(UsageError):
+    bus_name = "UnknownLevel"
+
+
+class NameTaken(CageError):
+    bus_name = "NameTaken"
+
+
+class NoSuchCage(CageError):
+    bus_name = "NoSuchCage"
+
+
+class WrongState(CageError):
+    """The cage is not in a state in which this can be done, for example `enter` of a stopped cage."""
+
+    bus_name = "WrongState"
+
+
+class NoSuchApplication(CageError):
+    bus_name = "NoSuchApplication"
+
+
+class UntrustedSource(CageError):
+    """Software that cannot be traced to a pinned key: a remote without one, a commit that fails its signature."""
+
+    bus_name = "UntrustedSource"
+
+
+class TransferFailed(CageError):
+    """A transfer was permitted and could not be completed; nothing of it is visible in the target."""
+
+    bus_name = "TransferFailed"
+
+
+class Refused(CageError):
+    """Base of every refusal by policy or authorisation (exit status 126).  Fail closed: catch-alls raise this."""
+
+    exit_status = 126
+    bus_name = "Refused"
+
+
+class PolicyRefused(Refused):
+    """The policy refuses; the sentence names the rule."""
+
+    bus_name = "PolicyRefused"
+
+
+class PolicySyntaxError(PolicyRefused):
+    """A policy that cannot be read *is* a refusal: nothing can be allowed by it."""
+
+    bus_name = "PolicySyntaxError"
+
+
+class NotAuthorized(Refused):
+    bus_name = "NotAuthorized"
+
+
+class RuntimeFailure(CageError):
+    """The runtime itself failed or this host lacks what it needs (exit status 125)."""
+
+    exit_status = 125
+    bus_name = "RuntimeFailure"
+
+
+class HostUnsupported(RuntimeFailure):
+    """The host does not offer something that the request requires; the sentence names it and how to get it."""
+
+    bus_name = "HostUnsupported"
+
+
+class SpawnerUnavailable(RuntimeFailure):
+    bus_name = "SpawnerUnavailable"
+
+
+class NoSystemBus(RuntimeFailure):
+    bus_name = "NoSystemBus"
+
+
+def _subclasses(kind: type[CageError]) -> list[type[CageError]]:
+    found = [kind]
+    for child in kind.__subclasses__():
+        found.extend(_subclasses(child))
+    return found
+
+
+BY_BUS_NAME: dict[str, type[CageError]] = {kind.bus_name: kind for kind in _subclasses(CageError)}
+"""Every error by the last part of its D-Bus name, for whoever receives one."""
+
+
+def from_bus(error_name: str, sentence: str) -> CageError:
+    """The error that `error_name` stands for; one that is not ours is a failure of the runtime."""
+    kind = BY_BUS_NAME.get(error_name.removeprefix(BUS_ERROR_PREFIX)) if error_name.startswith(BUS_ERROR_PREFIX) else None
+    return kind(sentence) if kind else RuntimeFailure(sentence or error_name)

@@ -1,0 +1,199 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The words of the project as types, and every bound that a caller can move (style rule 11).
+
+Data flows between the rooms as these frozen values; nothing here reads a file or calls the kernel.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cage_runtime.errors import InvalidName, UnknownLevel, UsageError
+
+# --- bounds ----------------------------------------------------------------------------------------------------
+NAME_MAX = 31
+"""Characters in a cage's name."""
+CAGES_MAX = 1000
+"""Cages that may be defined on one host; the pool of id ranges holds 4 094."""
+COMPARTMENTS_MAX = 16
+"""Compartments of one cage."""
+DESCRIPTION_MAX = 200
+"""Characters in a definition's description."""
+DEFINITION_BYTES_MAX = 64 * 1024
+"""Bytes in a cage.toml."""
+POLICY_BYTES_MAX = 1024 * 1024
+"""Bytes in one policy file (M6)."""
+POLICY_LINE_MAX = 4096
+"""Bytes in one line of policy (M6)."""
+POLICY_RULES_MAX = 100_000
+"""Rules in force at once, over all files."""
+POLICY_INCLUDE_DEPTH = 8
+"""Nesting of `!include`."""
+ARGV_MAX = 256
+"""Arguments of a command started in a cage."""
+ARGV_BYTES_MAX = 64 * 1024
+"""Bytes of all arguments of a command started in a cage."""
+PROCESSES_MAX = 256
+"""Commands of `enter` and `run` that a cage may have going at once, counting the bus and mediators."""
+SPAWNER_MESSAGE_MAX = 128 * 1024
+"""Bytes in one message between caged, cage-spawner and cage-init."""
+LOG_BYTES = 64 * 1024
+"""Bytes of output of detached programs that a cage keeps for `cagectl logs`."""
+STOP_SECONDS = 5.0
+"""Time that `stop` gives a cage's processes after SIGTERM before they are killed."""
+TRANSFER_BYTES_MAX = 64 * 1024**3
+"""Bytes in one transfer, whatever the policy says."""
+TRANSFERS_PER_CAGE = 8
+"""Transfers of one source cage that are under way at once (M13); one more is refused."""
+TRANSFER_SECONDS = 900.0
+"""Deadline of one transfer's copy; the worker is killed at it."""
+FILE_NAME_BYTES = 255
+"""Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
+RENAMES_MAX = 1000
+"""Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
+DEFAULT_TASKS = 4096
+"""Processes and threads of a cage whose definition says nothing; enforced where the host can."""
+DEFAULT_TMP_BYTES = 256 * 1024**2
+"""Size of each writable tmpfs of a cage (/tmp, /run, /dev/shm)."""
+DEFAULT_EPHEMERAL_BYTES = 1024**3
+"""Size of the home of an ephemeral cage, which is a tmpfs, where the definition gives no `disk`."""
+
+# --- ids -------------------------------------------------------------------------------------------------------
+ID_RANGE = 65536
+"""Ids in a cage's range: uid 0 to 65535 inside."""
+FIRST_RANGE, LAST_RANGE = 0x7000, 0x7FFD
+"""Range numbers (host uid / 65536): 0x70000000 up to systemd's "foreign" range at 0x7FFE0000; nobody else
+allocates there (systemd, doc/UIDS-GIDS.md), and Debian's subuids lie below."""
+USER_UID = 1000
+"""The session's uid and gid inside a cage."""
+MEDIATOR_UID = 990
+"""uid and gid of the cage halves and of the cage's bus inside a cage; apps cannot signal or trace it."""
+
+CORE_BUS_NAME = "org.cageruntime.Core1"
+CORE_PATH = "/org/cageruntime/Core1"
+
+_NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
+RESERVED_NAMES = frozenset({"core", "host", "all"})
+
+
+def check_cage_name(untrusted_name: str) -> str:
+    """The name, if it may be a cage's: 1 to 31 of `a-z 0-9 -`, first a letter, not reserved; else InvalidName."""
+    from cage_runtime.text import escape
+
+    if len(untrusted_name) > NAME_MAX or not _NAME.match(untrusted_name):
+        raise InvalidName(
+            f'"{escape(untrusted_name, limit=40)}" cannot be a cage\'s name: use 1 to {NAME_MAX} of a-z, 0-9 and "-", first a letter'
+        )
+    if untrusted_name in RESERVED_NAMES:
+        raise InvalidName(f'"{untrusted_name}" is reserved and cannot be a cage\'s name; choose another')
+    return untrusted_name
+
+
+_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)\Z")
+
+
+def parse_size(untrusted_size: str) -> int:
+    """Bytes in `untrusted_size`, a whole number with an optional K, M, G or T (powers of 1024); else UsageError."""
+    from cage_runtime.text import escape
+
+    match = _SIZE.match(untrusted_size)
+    if not match or int(match[1]) == 0:
+        raise UsageError(f'"{escape(untrusted_size, limit=40)}" is not a size: write a number with K, M, G or T, such as 512M')
+    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
+
+
+class CageState(StrEnum):
+    STOPPED = "stopped"
+    STARTING = "starting"
+    RUNNING = "running"
+    PAUSED = "paused"
+    STOPPING = "stopping"
+    FAILED = "failed"
+
+
+class Action(StrEnum):
+    """What a rule says, and so what a decision is."""
+
+    ALLOW = "allow"
+    ASK = "ask"
+    DENY = "deny"
+
+
+class Flow(StrEnum):
+    """The direction of data between two labels."""
+
+    UP = "up"
+    LEVEL = "level"
+    DOWN = "down"
+    INCOMPARABLE = "incomparable"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Label:
+    """A level's rank and a set of compartments.  `rank` counts from the lowest level, which is 0."""
+
+    level: str
+    rank: int
+    compartments: frozenset[str] = frozenset()
+
+    def dominates(self, other: Label) -> bool:
+        return self.rank >= other.rank and self.compartments >= other.compartments
+
+    def flow_to(self, target: Label) -> Flow:
+        if self.rank == target.rank and self.compartments == target.compartments:
+            return Flow.LEVEL
+        if target.dominates(self):
+            return Flow.UP
+        return Flow.DOWN if self.dominates(target) else Flow.INCOMPARABLE
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Levels:
+    """The host's levels from lowest to highest, and its compartments (levels.toml)."""
+
+    names: tuple[str, ...]
+    compartments: frozenset[str] = frozenset()
+
+    def label(self, level: str, compartments: Iterable[str] = ()) -> Label:
+        """The label of `level` and `compartments`; UnknownLevel or UsageError names what the host does not know."""
+        from cage_runtime.text import escape
+
+        if level not in self.names:
+            raise UnknownLevel(f'there is no level "{escape(level, limit=40)}"; this host has {", ".join(self.names)}')
+        wanted = frozenset(compartments)
+        if unknown := sorted(wanted - self.compartments):
+            raise UsageError(f'there is no compartment "{escape(unknown[0], limit=40)}"; levels.toml names them')
+        return Label(level=level, rank=self.names.index(level), compartments=wanted)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Instance:
+    """One life of a cage: the name may come again after `destroy`, the uuid never does."""
+
+    name: str
+    uuid: str
+    label: Label
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Request:
+    """What policy is asked.  The source is who the gateway says it is; the target is only a name."""
+
+    service: str
+    argument: str
+    source: Instance
+    target_name: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decision:
+    """The answer: `rule` is FILE:LINE of the rule that decided, empty where none matched; `reason` one clause."""
+
+    action: Action
+    rule: str
+    reason: str
+    flow: Flow | None = None
+    """None where the target is not a cage of this host."""

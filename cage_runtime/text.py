@@ -1,0 +1,28 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Untrusted text on its way to a person or a log: the one escaping function (law 12, attacks M80 and M81)."""
+
+from __future__ import annotations
+
+import unicodedata
+
+_HIDDEN = {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
+"""Unicode general categories that move the cursor, change direction, or cannot be seen."""
+
+
+def escape(untrusted: str | bytes, *, limit: int = 400) -> str:
+    """`untrusted` as visible characters on one line, at most `limit` of them before a mark that says it was cut.
+
+    Control characters (C0, C1, ESC), bidirectional overrides and every other invisible code point become
+    backslash escapes, so that what a person sees is what was sent.
+    """
+    text = untrusted.decode("utf-8", "backslashreplace") if isinstance(untrusted, bytes) else untrusted
+    shown = [_visible(character) for character in text[:limit]]
+    return "".join(shown) + ("…" if len(text) > limit else "")
+
+
+def _visible(character: str) -> str:
+    if character == "\\":
+        return "\\\\"
+    if unicodedata.category(character) in _HIDDEN:
+        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
+    return character
