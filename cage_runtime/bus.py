@@ -1,0 +1,338 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""D-Bus for the core's processes and the cage halves: the one module that knows the library (dbus-fast).
+
+Law of this room: what arrives is checked against the interface description before any of our code sees it; a
+descriptor that no member expects is closed, one that is expected is close-on-exec from here on and closed when its
+handler ends (a handler that keeps one duplicates it); who calls is what the bus daemon says, never the message.
+
+`@method` services of the library hide the sender, answer with tracebacks and keep every descriptor, so messages
+are dispatched here, from the XML of cage_runtime/resources.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+from collections import OrderedDict
+from collections.abc import Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+from importlib import resources
+from typing import Any
+from xml.etree import ElementTree as ET
+
+from dbus_fast import AuthError, BusType, DBusError, Message, MessageType, RequestNameReply, Variant
+from dbus_fast.aio import MessageBus
+from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
+from dbus_fast.constants import MessageFlag, NameFlag
+
+from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NoSystemBus, RuntimeFailure, UsageError, from_bus
+
+LOG = logging.getLogger(__name__)
+
+DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+CALLS_AT_ONCE = 512
+"""Calls that are being answered at the same time, over all callers; one more is refused (law 11)."""
+KNOWN_CALLERS = 1024
+"""Callers whose uid is remembered; unique names never come again during a bus's life."""
+INTROSPECTION_TYPE = '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n' \
+    '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
+
+Value = Any
+"""A D-Bus value as the library gives it: the adapter is the one place where it has no narrower type."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Call:
+    """One method call: `arguments` match the member's signature, `h` being indices into `descriptors`."""
+
+    sender: str
+    path: str
+    member: str
+    arguments: list[Value]
+    descriptors: tuple[int, ...]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Answer:
+    """What a handler returns: values in order of the member's results; `h` are indices into `descriptors`, which
+    are closed once they have been sent."""
+
+    values: tuple[Value, ...] = ()
+    descriptors: tuple[int, ...] = ()
+
+
+Handler = Callable[[Call], Awaitable[Answer]]
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Service:
+    """One interface of one object: a handler for each method of `interface`, and a reader of its properties."""
+
+    interface: ET.Element
+    handlers: Mapping[str, Handler] = field(default_factory=dict)
+    properties: Callable[[], dict[str, Variant]] = dict
+
+    def signature(self, member: str, direction: str) -> str:
+        method = self.interface.find(f"method[@name='{member}']")
+        arguments = method.findall("arg") if method is not None else []
+        return "".join(a.attrib["type"] for a in arguments if a.attrib["direction"] == direction)
+
+
+def described(resource: str, interface: str) -> ET.Element:
+    """The description of `interface` in the XML file `resource` of cage_runtime.resources."""
+    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
+    found = ET.fromstring(text).find(f"interface[@name='{interface}']")  # noqa: S314 - our own file
+    if found is None:
+        raise KeyError(interface)
+    return found
+
+
+_STANDARD = ET.fromstring(  # noqa: S314 - the literal below
+    """<node>
+  <interface name="org.freedesktop.DBus.Peer"><method name="Ping"/>
+    <method name="GetMachineId"><arg type="s" direction="out"/></method></interface>
+  <interface name="org.freedesktop.DBus.Introspectable">
+    <method name="Introspect"><arg name="data" type="s" direction="out"/></method></interface>
+  <interface name="org.freedesktop.DBus.Properties">
+    <method name="Get"><arg name="interface" type="s" direction="in"/><arg name="name" type="s" direction="in"/>
+      <arg name="value" type="v" direction="out"/></method>
+    <method name="GetAll"><arg name="interface" type="s" direction="in"/>
+      <arg name="properties" type="a{sv}" direction="out"/></method>
+    <signal name="PropertiesChanged"><arg type="s"/><arg type="a{sv}"/><arg type="as"/></signal></interface>
+  <interface name="org.freedesktop.DBus.ObjectManager">
+    <method name="GetManagedObjects"><arg name="objects" type="a{oa{sa{sv}}}" direction="out"/></method></interface>
+</node>"""
+)
+
+
+class Bus:
+    """One connection; objects are served by path, calls are made by `call`."""
+
+    def __init__(self, connection: MessageBus) -> None:
+        self._connection = connection
+        self._objects: dict[str, dict[str, Service]] = {}
+        self._uids: OrderedDict[str, int] = OrderedDict()
+        self._tasks: set[asyncio.Task[None]] = set()
+        self._listeners: list[Callable[[Message], None]] = []
+        connection.add_message_handler(self._on_message)
+
+    @classmethod
+    async def connect(cls, address: str | None = None) -> Bus:
+        """A connection to the bus at `address`, None for the system bus; NoSystemBus where none answers.
+
+        The kernel's credentials alone say who we are, so that it works from inside a user namespace too.
+        """
+        auth = AuthExternal(uid=UID_NOT_SPECIFIED)
+        connection = MessageBus(bus_address=address, bus_type=BusType.SYSTEM, auth=auth, negotiate_unix_fd=True)
+        try:
+            await connection.connect()
+        except (OSError, AuthError, EOFError) as error:
+            where = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket")
+            raise NoSystemBus(f"no bus answers at {where} ({error}); start it: dbus-daemon --system") from error
+        return cls(connection)
+
+    def disconnect(self) -> None:
+        self._connection.disconnect()
+
+    async def closed(self) -> None:
+        """Returns when the connection has ended, for whatever reason."""
+        try:
+            await self._connection.wait_for_disconnect()
+        except (OSError, EOFError) as error:
+            LOG.debug("bus connection ended: %s", error)
+
+    async def own(self, name: str) -> None:
+        """Take the well-known `name`; RuntimeFailure where the bus refuses it or another process has it."""
+        try:
+            reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
+        except DBusError as error:
+            raise RuntimeFailure(f"the bus refuses {name} to this process: {error.text}; install its policy") from error
+        if reply not in (RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER):
+            raise RuntimeFailure(f"{name} is owned by another process; only one can run on a bus")
+
+    # --- calling ---------------------------------------------------------------------------------------------
+    async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "",
+                   arguments: tuple[Value, ...] = (), descriptors: tuple[int, ...] = (),
+                   seconds: float | None = 60.0) -> Answer:
+        """Call a method and return its results; the caller owns the descriptors among them.
+
+        An error reply is raised as the CageError that its name stands for; RuntimeFailure where none comes in time.
+        """
+        message = Message(destination=destination, path=path, interface=interface, member=member,
+                          signature=signature, body=list(arguments), unix_fds=list(descriptors))
+        try:
+            async with asyncio.timeout(seconds):
+                reply = await self._connection.call(message)
+        except TimeoutError as error:
+            raise RuntimeFailure(f"{destination} did not answer {member} within {seconds:.0f} s") from error
+        except (OSError, EOFError) as error:
+            raise RuntimeFailure(f"the bus went away while {destination} was asked for {member}") from error
+        if reply is None:
+            raise RuntimeFailure(f"{destination} gave no reply to {member}")
+        received = _take(reply)
+        if reply.message_type is MessageType.ERROR:
+            _close(received)
+            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)
+            raise from_bus(str(reply.error_name), text)
+        return Answer(values=tuple(reply.body), descriptors=received)
+
+    def emit(self, path: str, interface: str, member: str, signature: str, arguments: tuple[Value, ...]) -> None:
+        self._connection.send(Message.new_signal(path, interface, member, signature, list(arguments)))
+
+    def listen(self, listener: Callable[[Message], None]) -> None:
+        """`listener` is given every signal that arrives; `match` asks the bus for them."""
+        self._listeners.append(listener)
+
+    async def match(self, rule: str) -> None:
+        await self.call(*DBUS, "AddMatch", "s", (rule,))
+
+    async def uid_of(self, sender: str) -> int:
+        """The uid of the connection `sender`, as the bus daemon has it from the kernel."""
+        if sender not in self._uids:
+            answer = await self.call(*DBUS, "GetConnectionUnixUser", "s", (sender,))
+            self._uids[sender] = int(answer.values[0])
+            if len(self._uids) > KNOWN_CALLERS:
+                self._uids.popitem(last=False)
+        return self._uids[sender]
+
+    # --- serving ---------------------------------------------------------------------------------------------
+    def serve(self, path: str, *services: Service) -> None:
+        """Answer calls to the object `path` from now on."""
+        self._objects[path] = {service.interface.attrib["name"]: service for service in services}
+
+    def withdraw(self, path: str) -> None:
+        self._objects.pop(path, None)
+
+    def _on_message(self, message: Message) -> bool | None:
+        if message.message_type is MessageType.SIGNAL:
+            _close(_take(message))
+            for listener in self._listeners:
+                listener(message)
+            return None
+        if message.message_type is not MessageType.METHOD_CALL:
+            return None
+        received = _take(message)
+        if len(self._tasks) >= CALLS_AT_ONCE:
+            _close(received)
+            self._refuse(message, RuntimeFailure("too many calls are being answered; try again"))
+            return True
+        task = asyncio.get_running_loop().create_task(self._answer(message, received))
+        self._tasks.add(task)
+        task.add_done_callback(lambda done: self._answered(done, message))
+        return True
+
+    async def _answer(self, message: Message, received: tuple[int, ...]) -> None:
+        try:
+            service, handler = self._find(message, received)
+            call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
+                        arguments=message.body, descriptors=received)
+            answer = await handler(call)
+        except CageError as error:
+            self._refuse(message, error)
+            return
+        finally:
+            _close(received)
+        await self._reply(message, service.signature(str(message.member), "out"), answer)
+
+    def _answered(self, task: asyncio.Task[None], message: Message) -> None:
+        self._tasks.discard(task)
+        if not task.cancelled() and (error := task.exception()) is not None:
+            LOG.critical("%s.%s failed", message.interface, message.member, exc_info=error)
+            self._refuse(message, RuntimeFailure(f"{message.member} failed inside the runtime; see its journal"))
+
+    def _find(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Handler]:
+        path, member = str(message.path), str(message.member)
+        offered = {**self._objects.get(path, {}), **self._standard(path)}
+        named = [offered[message.interface]] if message.interface in offered else []
+        candidates = named if message.interface else list(offered.values())
+        for service in candidates:
+            handler = service.handlers.get(member)
+            if handler is None:
+                continue
+            expected = service.signature(member, "in")
+            if message.signature != expected or len(received) != expected.count("h"):
+                raise UsageError(f'{member} takes the signature "{expected}", not "{message.signature}"')
+            return service, handler
+        raise UsageError(f"{path} has no method {message.interface}.{member}")
+
+    async def _reply(self, message: Message, signature: str, answer: Answer) -> None:
+        try:
+            if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+                reply = Message.new_method_return(message, signature, list(answer.values), list(answer.descriptors))
+                await self._connection.send(reply)
+        finally:
+            _close(answer.descriptors)
+
+    def _refuse(self, message: Message, error: CageError) -> None:
+        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            self._connection.send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
+
+    # --- what every object has -------------------------------------------------------------------------------
+    def _standard(self, path: str) -> dict[str, Service]:
+        below = path.rstrip("/") + "/"
+        if path not in self._objects and not any(known.startswith(below) for known in self._objects):
+            return {}
+        handlers: dict[str, Handler] = {
+            "Ping": self._ping, "GetMachineId": self._machine_id, "Introspect": self._introspect,
+            "Get": self._get, "GetAll": self._get_all, "GetManagedObjects": self._managed,
+        }
+        return {
+            interface.attrib["name"]: Service(
+                interface=interface,
+                handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
+            )
+            for interface in _STANDARD
+        }
+
+    async def _ping(self, _call: Call) -> Answer:
+        return Answer()
+
+    async def _machine_id(self, _call: Call) -> Answer:
+        raise UsageError("the machine's id is not given out")
+
+    async def _introspect(self, call: Call) -> Answer:
+        node = ET.Element("node")
+        node.extend(_STANDARD)
+        node.extend(service.interface for service in self._objects.get(call.path, {}).values())
+        below = call.path.rstrip("/") + "/"
+        for name in sorted({p[len(below):].split("/")[0] for p in self._objects if p.startswith(below)}):
+            ET.SubElement(node, "node", name=name)
+        return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
+
+    async def _get(self, call: Call) -> Answer:
+        interface, name = call.arguments
+        values = self._properties(call.path, interface)
+        if name not in values:
+            raise UsageError(f"{call.path} has no property {interface}.{name}")
+        return Answer(values=(values[name],))
+
+    async def _get_all(self, call: Call) -> Answer:
+        return Answer(values=(self._properties(call.path, call.arguments[0]),))
+
+    def _properties(self, path: str, interface: str) -> dict[str, Variant]:
+        service = self._objects.get(path, {}).get(interface)
+        return service.properties() if service else {}
+
+    async def _managed(self, call: Call) -> Answer:
+        below = call.path.rstrip("/") + "/"
+        managed = {
+            path: {name: service.properties() for name, service in services.items()}
+            for path, services in self._objects.items()
+            if path.startswith(below)
+        }
+        return Answer(values=(managed,))
+
+
+def _take(message: Message) -> tuple[int, ...]:
+    """The descriptors that came with `message`, ours to close, and close-on-exec: the library leaves both undone."""
+    received = tuple(message.unix_fds)
+    message.unix_fds = []
+    for descriptor in received:
+        os.set_inheritable(descriptor, False)
+    return received
+
+
+def _close(descriptors: tuple[int, ...]) -> None:
+    for descriptor in descriptors:
+        os.close(descriptor)
