@@ -1,0 +1,64 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+# What the scripts of this folder share; sourced, never run.  Law: each step looks before it works, so that a second
+# run is quick and needs no network.
+# shellcheck shell=bash
+
+readonly PYTHON=/usr/bin/python3
+
+say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
+
+die() {
+  say "$*"
+  exit 1
+}
+
+# need_packages NAME...: installs those of the distribution's packages that are not here yet.
+need_packages() {
+  local missing=() name
+  command -v dpkg-query >/dev/null || die "there is no dpkg here; this script knows Debian and its descendants"
+  for name in "$@"; do
+    [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+  done
+  [ ${#missing[@]} -gt 0 ] || return 0
+  [ "$(id -u)" -eq 0 ] || die "packages are missing and only root can install them: ${missing[*]}"
+  say "installing from the distribution: ${missing[*]}"
+  local log
+  log=$(mktemp)
+  if ! { apt-get update --quiet=2 &&
+    DEBIAN_FRONTEND=noninteractive apt-get install --yes --quiet=2 --no-install-recommends "${missing[@]}"; } \
+    </dev/null >"$log" 2>&1; then
+    cat "$log" >&2
+    rm -f "$log"
+    die "the distribution's packages could not be installed; apt's words are above"
+  fi
+  rm -f "$log"
+}
+
+# make_venv DIR [EXTRA...]: a virtual environment on the distribution's Python with what pyproject.toml asks of PyPI, whole
+# in itself (a package that the distribution has too is installed all the same), and the distribution's beside it.
+make_venv() {
+  local venv=$1 requirements wanted
+  shift
+  mapfile -t requirements < <("$PYTHON" -c '
+import sys, tomllib
+with open("pyproject.toml", "rb") as file:
+    project = tomllib.load(file)["project"]
+print(*project["dependencies"], *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]), sep="\n")
+' "$@")
+  [ ${#requirements[@]} -gt 0 ] || die "the requirements in pyproject.toml could not be read"
+  wanted=$(printf '%s\n' "$("$PYTHON" -VV)" "${requirements[@]}" | sha256sum)
+  [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+  say "installing from PyPI into $venv"
+  rm -rf "$venv"
+  "$PYTHON" -m venv --system-site-packages "$venv"
+  # From 70.1 on setuptools builds a wheel by itself, so that the project installs without the network.
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=70.1"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --ignore-installed "${requirements[@]}"
+  printf '%s\n' "$wanted" >"$venv/.stamp"
+}
+
+# one_at_a_time FILE: waits until no other script holds FILE; the lock ends with this script.
+one_at_a_time() {
+  exec {lock}>"$1"
+  flock "$lock"
+}
