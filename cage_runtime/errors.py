@@ -130,5 +130,6 @@ BY_BUS_NAME: dict[str, type[CageError]] = {kind.bus_name: kind for kind in _subc
 
 def from_bus(error_name: str, sentence: str) -> CageError:
     """The error that `error_name` stands for; one that is not ours is a failure of the runtime."""
-    kind = BY_BUS_NAME.get(error_name.removeprefix(BUS_ERROR_PREFIX)) if error_name.startswith(BUS_ERROR_PREFIX) else None
+    ours = error_name.startswith(BUS_ERROR_PREFIX)
+    kind = BY_BUS_NAME.get(error_name.removeprefix(BUS_ERROR_PREFIX)) if ours else None
     return kind(sentence) if kind else RuntimeFailure(sentence or error_name)

@@ -85,24 +85,27 @@ def check_cage_name(untrusted_name: str) -> str:
 
     if len(untrusted_name) > NAME_MAX or not _NAME.match(untrusted_name):
         raise InvalidName(
-            f'"{escape(untrusted_name, limit=40)}" cannot be a cage\'s name: use 1 to {NAME_MAX} of a-z, 0-9 and "-", first a letter'
+            f'"{escape(untrusted_name, limit=40)}" cannot be a cage\'s name: '
+            f'use 1 to {NAME_MAX} of a-z, 0-9 and "-", first a letter'
         )
     if untrusted_name in RESERVED_NAMES:
         raise InvalidName(f'"{untrusted_name}" is reserved and cannot be a cage\'s name; choose another')
     return untrusted_name
 
 
-_SIZE = re.compile(r"([0-9]{1,12})([KMGT]?)\Z")
+SIZE_PATTERN = r"^(?=[0-9]*[1-9])(?:[0-9]{1,12}[KM]?|[0-9]{1,9}G|[0-9]{1,6}T)\Z"
+"""A size as people write it: not 0, and small enough (2**60) that no kernel interface wraps it around."""
+_SIZE = re.compile(SIZE_PATTERN)
 
 
 def parse_size(untrusted_size: str) -> int:
     """Bytes in `untrusted_size`, a whole number with an optional K, M, G or T (powers of 1024); else UsageError."""
     from cage_runtime.text import escape
 
-    match = _SIZE.match(untrusted_size)
-    if not match or int(match[1]) == 0:
-        raise UsageError(f'"{escape(untrusted_size, limit=40)}" is not a size: write a number with K, M, G or T, such as 512M')
-    return int(match[1]) << {"": 0, "K": 10, "M": 20, "G": 30, "T": 40}[match[2]]
+    if not _SIZE.match(untrusted_size):
+        shown = escape(untrusted_size, limit=40)
+        raise UsageError(f'"{shown}" is not a size: write a number, perhaps with K, M, G or T, such as 512M')
+    return int(untrusted_size.rstrip("KMGT")) << {"K": 10, "M": 20, "G": 30, "T": 40}.get(untrusted_size[-1], 0)
 
 
 class CageState(StrEnum):
@@ -197,3 +200,5 @@ class Decision:
     reason: str
     flow: Flow | None = None
     """None where the target is not a cage of this host."""
+    max_size: int | None = None
+    """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
