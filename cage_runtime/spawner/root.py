@@ -1,0 +1,203 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a cage sees as `/`: the plan of its root, and the part of /etc that all cages are given.
+
+The root is assembled in a mount namespace of the host's user namespace, so that every mount in it is locked for
+the cage (mount_namespaces(7)).  Law 7: what is writable here is noexec, what is executable is read-only.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass
+from pathlib import Path
+
+from cage_runtime.model import DEFAULT_TMP_BYTES, MEDIATOR_UID, USER_UID
+from cage_runtime.spawner import syscall
+from cage_runtime.spawner.mount import (
+    PROGRAMS,
+    SEALED,
+    Bind,
+    Device,
+    Directory,
+    File,
+    Link,
+    Operation,
+    Overlay,
+    ReadOnly,
+    Tmpfs,
+)
+
+PROGRAMS_IN_CAGE = "/opt/cage-runtime"
+HOME_IN_CAGE = "/home/user"
+DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "urandom": (1, 9), "tty": (5, 0)}
+
+USER_DIRECTORIES = {"DOCUMENTS": "Documents", "DOWNLOAD": "Downloads", "PICTURES": "Pictures"}
+"""XDG user directories that a new home has; flatpak's `xdg-documents` permission needs them (xdg-user-dirs)."""
+
+ETC_FROM_HOST = (
+    "alternatives", "bash.bashrc", "ca-certificates", "dbus-1", "debian_version", "fonts", "inputrc", "ld.so.cache",
+    "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "os-release", "profile", "protocols", "services",
+    "shells", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
+)
+"""The only parts of the host's /etc that a cage sees: what programs need and nobody keeps secret."""
+
+ETC_GENERATED = {
+    "passwd": (
+        f"root:x:0:0:root:/root:/bin/sh\nmediator:x:{MEDIATOR_UID}:{MEDIATOR_UID}:mediator:/nonexistent:/bin/false\n"
+        f"user:x:{USER_UID}:{USER_UID}:user:{HOME_IN_CAGE}:/bin/bash\nnobody:x:65534:65534:nobody:/nonexistent:/bin/false\n"
+    ),
+    "group": f"root:x:0:\nmediator:x:{MEDIATOR_UID}:\nuser:x:{USER_UID}:\nnogroup:x:65534:\n",
+    "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
+    "hosts": "127.0.0.1 localhost\n::1 localhost\n",
+    "resolv.conf": "",
+}
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class RootSpec:
+    """What the plan depends on; host ids are `base` + the id inside."""
+
+    name: str
+    machine_id: str
+    identity: str
+    """The text of /run/cage/identity.json: what the cage may know of itself."""
+    base: int
+    home: str | None
+    """The storage to bind; None gives a home in memory of `home_bytes` and `home_files`."""
+    home_bytes: int
+    home_files: int
+    exec_home: bool
+    programs: str
+    etc: str
+    empty: str
+    gateway: str
+
+
+def plan(spec: RootSpec) -> list[Operation]:
+    """The root of a cage, step by step, on an empty directory."""
+    return [*_skeleton(spec), *_programs(spec), *_devices(), *_writable(spec), *_home(spec),
+            ReadOnly(target="/dev"), ReadOnly(target="")]
+
+
+def _skeleton(spec: RootSpec) -> list[Operation]:
+    directories = ("/usr", "/etc", "/.etc", "/opt", PROGRAMS_IN_CAGE, "/home", HOME_IN_CAGE, "/root", "/proc", "/dev",
+                   "/tmp", "/run", "/var", "/var/lib", "/var/lib/flatpak", "/var/tmp", "/var/cache", "/mnt",  # noqa: S108
+                   "/sys", "/sys/block", "/sys/bus", "/sys/class", "/sys/dev", "/sys/devices")
+    return [
+        Tmpfs(target="", flags=SEALED, size=1 << 20, files=256),
+        *(Directory(path=path) for path in directories),
+        *(Link(path=f"/{name}", to=f"usr/{name}") for name in ("bin", "sbin", "lib", "lib32", "lib64", "libx32")),
+        Link(path="/var/run", to="/run"),
+        File(path="/.etc/hostname", content=f"{spec.name}\n"),
+        File(path="/.etc/machine-id", content=f"{spec.machine_id}\n"),
+    ]
+
+
+def _programs(spec: RootSpec) -> list[Operation]:
+    return [
+        Overlay(target="/usr", layers=("/usr", spec.empty)),
+        Overlay(target="/etc", layers=("@/.etc", spec.etc), flags=PROGRAMS | syscall.MS_NOEXEC),
+        Overlay(target=PROGRAMS_IN_CAGE, layers=(spec.programs, spec.empty)),
+        # A tmpfs of the cage's root: cage-init attaches the applications here, one directory each.
+        Tmpfs(target="/var/lib/flatpak", flags=SEALED, size=1 << 16, files=512, owner=spec.base),
+    ]
+
+
+def _devices() -> list[Operation]:
+    return [
+        Tmpfs(target="/dev", flags=syscall.MS_NOSUID | syscall.MS_NOEXEC, size=1 << 16, files=64),
+        *(Device(path=f"/dev/{name}", major=major, minor=minor) for name, (major, minor) in DEVICES.items()),
+        *(Link(path=f"/dev/std{name}", to=f"/proc/self/fd/{n}") for n, name in enumerate(("in", "out", "err"))),
+        Link(path="/dev/fd", to="/proc/self/fd"),
+        Link(path="/dev/ptmx", to="pts/ptmx"),
+        Directory(path="/dev/pts"),
+        Directory(path="/dev/shm"),  # noqa: S108 - in the cage
+        Tmpfs(target="/dev/shm", flags=SEALED, size=DEFAULT_TMP_BYTES, mode=0o1777),  # noqa: S108
+    ]
+
+
+def _writable(spec: RootSpec) -> list[Operation]:
+    user, mediator = spec.base + USER_UID, spec.base + MEDIATOR_UID
+    return [
+        Tmpfs(target="/tmp", flags=SEALED, size=DEFAULT_TMP_BYTES, files=65536, mode=0o1777),  # noqa: S108
+        Tmpfs(target="/var/tmp", flags=SEALED, size=DEFAULT_TMP_BYTES, files=65536, mode=0o1777),  # noqa: S108
+        Tmpfs(target="/run", flags=SEALED, size=DEFAULT_TMP_BYTES // 4, files=16384, owner=spec.base),
+        Directory(path="/run/user", owner=spec.base),
+        Directory(path=f"/run/user/{USER_UID}", mode=0o700, owner=user),
+        Directory(path="/run/dbus", owner=spec.base),
+        Directory(path="/run/cage", owner=spec.base),
+        File(path="/run/cage/identity.json", content=spec.identity, owner=spec.base),
+        Directory(path="/run/cage/gate", mode=0o700, owner=mediator),
+        Directory(path="/run/cage/gate/way", owner=mediator),
+        Link(path="/run/cage/gateway", to="gate/way"),
+        Bind(source=spec.gateway, target="/run/cage/gate/way", attributes=PROGRAMS | syscall.MOUNT_ATTR_NOEXEC),
+    ]
+
+
+def _home(spec: RootSpec) -> list[Operation]:
+    noexec = 0 if spec.exec_home else syscall.MS_NOEXEC
+    flags = syscall.MS_NOSUID | syscall.MS_NODEV | noexec
+    if spec.home is not None:
+        return [Bind(source=spec.home, target=HOME_IN_CAGE, attributes=flags)]
+    user = spec.base + USER_UID
+    home = Tmpfs(target=HOME_IN_CAGE, flags=flags, size=spec.home_bytes, files=spec.home_files, mode=0o700, owner=user)
+    return [home, *new_home(HOME_IN_CAGE, user)]
+
+
+def new_home(prefix: str, owner: int) -> list[Operation]:
+    """What a home holds when it is new, at `prefix` of whatever root the steps are carried out in."""
+    lines = "".join(f'XDG_{key}_DIR="$HOME/{name}"\n' for key, name in USER_DIRECTORIES.items())
+    return [
+        *(Directory(path=f"{prefix}/{name}", owner=owner) for name in USER_DIRECTORIES.values()),
+        Directory(path=f"{prefix}/.config", mode=0o700, owner=owner),
+        File(path=f"{prefix}/.config/user-dirs.dirs", content=lines, owner=owner),
+    ]
+
+
+class SharedEtc:
+    """The layer under every cage's /etc, copied from the host once and again when the host's has changed."""
+
+    def __init__(self, directory: Path) -> None:
+        self._parent = directory
+        self._stamp: tuple[int, ...] = ()
+        self._current: Path | None = None
+
+    def path(self) -> str:
+        """The layer's directory, made anew first where /etc has changed; the old one stays for cages that use it."""
+        stamp = tuple(_modified(Path("/etc", name)) for name in ("ld.so.cache", "alternatives", "localtime"))
+        if self._current is None or stamp != self._stamp:
+            self._current, self._stamp = self._copy(stamp), stamp
+        return str(self._current)
+
+    def _copy(self, stamp: tuple[int, ...]) -> Path:
+        target = self._parent / f"etc-{abs(hash(stamp)):x}"
+        if target.exists():
+            shutil.rmtree(target)
+        target.mkdir(parents=True)
+        for name in ETC_FROM_HOST:
+            _copy_public(Path("/etc", name), target / name)
+        for name, content in ETC_GENERATED.items():
+            (target / name).write_text(content, encoding="utf-8")
+        (target / "mtab").symlink_to("../proc/self/mounts")
+        return target
+
+
+def _modified(path: Path) -> int:
+    try:
+        return path.stat().st_mtime_ns
+    except FileNotFoundError:
+        return 0
+
+
+def _copy_public(source: Path, target: Path) -> None:
+    """Copy what everybody may read; what is missing or private is left out."""
+    target.parent.mkdir(parents=True, exist_ok=True)
+    if source.is_symlink():
+        target.symlink_to(os.readlink(source))
+    elif source.is_dir():
+        target.mkdir()
+        for entry in source.iterdir():
+            _copy_public(entry, target / entry.name)
+    elif source.is_file() and source.stat().st_mode & 0o004:
+        shutil.copyfile(source, target)

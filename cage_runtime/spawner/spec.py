@@ -1,0 +1,194 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What caged may ask of the spawner, and the spawner of cage-init: typed, bounded, decoded strictly.
+
+One SOCK_SEQPACKET message is one request or one reply, JSON; descriptors ride beside it.  A message that does not
+decode is a fault of the sender: the connection is closed.
+"""
+
+from __future__ import annotations
+
+from typing import Annotated, Literal
+
+import msgspec
+
+from cage_runtime.model import ARGV_MAX
+
+Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
+Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
+Tree = Annotated[str, msgspec.Meta(pattern=r"^(app|runtime)/[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", max_length=300)]
+Text = Annotated[str, msgspec.Meta(max_length=65536, pattern=r"^[^\x00]*\Z")]
+Term = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9+.-]{0,31}\Z")]
+Bytes = Annotated[int, msgspec.Meta(ge=4096, le=2**60)]
+Cells = Annotated[int, msgspec.Meta(ge=1, le=9999)]
+
+
+class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the cgroup of a cage is to enforce; None leaves the kernel's default.  Sizes in bytes."""
+
+    memory: Bytes | None = None
+    memory_guarantee: Bytes | None = None
+    cpus: Annotated[float, msgspec.Meta(gt=0, le=4096)] | None = None
+    cpu_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] | None = None
+    tasks: Annotated[int, msgspec.Meta(ge=16, le=4194304)] | None = None
+    io_weight: Annotated[int, msgspec.Meta(ge=1, le=10000)] | None = None
+
+
+class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op"):
+    id: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
+
+
+class Describe(Request, tag="describe"):
+    """What does this host offer?"""
+
+
+class Standing(Request, tag="standing"):
+    """Which cages run, and which have storage?"""
+
+
+class MakeStorage(Request, tag="make-storage"):
+    """An id range and a home for a new cage; an ephemeral one has neither on disk."""
+
+    uuid: Uuid
+    ephemeral: bool
+
+
+class Birth(Request, tag="birth"):
+    """Start the cage: its namespaces, root, cgroup and cage-init."""
+
+    uuid: Uuid
+    name: Name
+    level: Name
+    compartments: list[Name]
+    exec_home: bool
+    limits: Limits
+    processes: Annotated[int, msgspec.Meta(ge=16, le=4194304)]
+    home_bytes: Bytes
+    """Size of the home of an ephemeral cage."""
+    home_files: Annotated[int, msgspec.Meta(ge=16, le=2**40)]
+
+
+class Expose(Request, tag="expose"):
+    """Show these directories of the applications' installation in the running cage, read-only."""
+
+    uuid: Uuid
+    trees: Annotated[list[Tree], msgspec.Meta(max_length=64)]
+
+
+class Conceal(Request, tag="conceal"):
+    """Take them away again; what runs from them keeps them until it ends."""
+
+    uuid: Uuid
+    trees: Annotated[list[Tree], msgspec.Meta(max_length=64)]
+
+
+class Terminal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    term: Term
+    rows: Cells
+    columns: Cells
+
+
+class Spawn(Request, tag="spawn"):
+    """Run a command in the cage.  Descriptors: the channel, and the standard input where `own_input`."""
+
+    uuid: Uuid
+    argv: Annotated[list[Text], msgspec.Meta(min_length=1, max_length=ARGV_MAX)]
+    user: Literal["user", "root"] = "user"
+    cwd: Text = ""
+    """Empty for the user's home."""
+    terminal: Terminal | None = None
+    detached: bool = False
+    """Output goes to the cage's log; the channel says whether the command started, and then ends."""
+    own_input: bool = False
+
+
+class Logs(Request, tag="logs"):
+    """The last output of what runs detached in the cage."""
+
+    uuid: Uuid
+
+
+class Freeze(Request, tag="freeze"):
+    uuid: Uuid
+    frozen: bool
+
+
+class Stop(Request, tag="stop"):
+    """SIGTERM to all, SIGKILL to what is left after `seconds`; the reply comes when nothing is left."""
+
+    uuid: Uuid
+    seconds: Annotated[float, msgspec.Meta(ge=0, le=600)]
+
+
+class Remove(Request, tag="remove"):
+    """Delete the storage of a cage that does not run and give its id range back."""
+
+    uuid: Uuid
+
+
+AnyRequest = (
+    Describe | Standing | MakeStorage | Birth | Expose | Conceal | Spawn | Logs | Freeze | Stop | Remove
+)
+
+
+class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """Why a request failed: `kind` is the bus_name of an error of cage_runtime.errors."""
+
+    kind: Annotated[str, msgspec.Meta(max_length=64)]
+    sentence: Annotated[str, msgspec.Meta(max_length=4000)]
+
+
+class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    running: list[Uuid]
+    paused: list[Uuid]
+    stored: list[Uuid]
+
+
+class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What the host offers to cages, for `doctor` and for refusing limits that cannot be enforced."""
+
+    kernel: str
+    cgroup: str
+    controllers: list[str]
+    landlock_abi: int
+    lsm: list[str]
+    user_namespaces: int
+    memfd_noexec: bool
+    ranges: int
+    ranges_free: int
+
+
+class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="reply"):
+    id: int
+    fault: Fault | None = None
+    host: Host | None = None
+    standings: Standings | None = None
+    unenforced: list[str] = []
+    """Limits of a born cage that the host does not enforce, a sentence each."""
+    log: str = ""
+    processes: int = 0
+
+
+class Ended(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="ended"):
+    """A cage ended without having been asked to stop."""
+
+    uuid: Uuid
+
+
+AnyReply = Reply | Ended
+
+_ENCODER = msgspec.json.Encoder()
+_REQUESTS = msgspec.json.Decoder(AnyRequest)
+_REPLIES = msgspec.json.Decoder(AnyReply)
+
+
+def encode(message: AnyRequest | AnyReply) -> bytes:
+    return _ENCODER.encode(message)
+
+
+def decode_request(untrusted_message: bytes) -> AnyRequest:
+    """The request, or msgspec.DecodeError (of which a validation error is one)."""
+    return _REQUESTS.decode(untrusted_message)
+
+
+def decode_reply(untrusted_message: bytes) -> AnyReply:
+    return _REPLIES.decode(untrusted_message)
