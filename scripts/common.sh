@@ -57,8 +57,10 @@ print(*project["dependencies"], *(line for extra in sys.argv[1:] for line in pro
   printf '%s\n' "$wanted" >"$venv/.stamp"
 }
 
-# one_at_a_time FILE: waits until no other script holds FILE; the lock ends with this script.
+# one_at_a_time FILE ARGUMENT...: this script, from its start, with FILE locked; what it leaves running holds no lock.
 one_at_a_time() {
-  exec {lock}>"$1"
-  flock "$lock"
+  local file=$1
+  shift
+  [ "${CAGE_RUNTIME_LOCK:-}" = "$file" ] ||
+    CAGE_RUNTIME_LOCK=$file exec flock --close "$file" "scripts/${0##*/}" "$@"
 }
