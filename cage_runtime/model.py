@@ -32,6 +32,16 @@ POLICY_RULES_MAX = 100_000
 """Rules in force at once, over all files."""
 POLICY_INCLUDE_DEPTH = 8
 """Nesting of `!include`."""
+AUDIT_FIELDS_MAX = 32
+"""Fields of one audit record; further ones are counted and left out."""
+AUDIT_VALUE_MAX = 400
+"""Characters of one value in an audit record, before escaping."""
+AUDIT_RECORD_BYTES_MAX = 256 * 1024
+"""Bytes of one audit record as written: 32 fields, every character of them escaped, fit."""
+AUDIT_FILE_BYTES = 16 * 1024**2
+"""Size at which the audit chain goes on in the next file."""
+AUDIT_TAIL_MAX = 10_000
+"""Audit records given out at once."""
 ARGV_MAX = 256
 """Arguments of a command started in a cage."""
 ARGV_BYTES_MAX = 64 * 1024

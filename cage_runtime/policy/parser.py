@@ -23,7 +23,7 @@ _LATER_PARAMETERS = frozenset({"target", "default-target", "user", "notify", "au
 _LATER_PARAMETERS |= {"types", "limit", "for", "until", "transform", "require", "log"}
 
 
-class _Fault(Exception):  # noqa: N818 - never leaves this file
+class _Fault(Exception):
     """What is wrong with a line; `parse` adds where."""
 
 

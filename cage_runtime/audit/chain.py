@@ -1,0 +1,321 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The chain on disk: numbered files of one record a line, held by one writer.
+
+A record is one write(2) at the end of a file.  What a kill or a power loss left half written is cut off when the
+chain is opened next, and a record says how much it was.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import hashlib
+import mmap
+import os
+import re
+import stat
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+from types import TracebackType
+from typing import BinaryIO
+
+from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record, decode
+from cage_runtime.errors import RuntimeFailure
+from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_TAIL_MAX
+
+_FILE_NAME = re.compile(r"[0-9]{6}\.jsonl\Z")
+
+
+def _file_name(number: int) -> str:
+    return f"{number:06}.jsonl"
+
+
+def _now() -> datetime:
+    return datetime.now(UTC)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Head:
+    """The record that the next one follows: its number and hash."""
+
+    sequence: int = 0
+    hash: str = FIRST_PREVIOUS
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _End:
+    """Where the chain ends: in which file, at which byte of it, and with which record.  Replaced as one value, so
+    that `verify` may run in a thread beside the writer."""
+
+    number: int = 0
+    size: int = 0
+    head: _Head = _Head()
+
+
+class Chain:
+    """The audit chain of one core, open for appending; made by `Chain.open`."""
+
+    def __init__(self, directory: Path, directory_fd: int, file_bytes: int, clock: Callable[[], datetime]) -> None:
+        self._directory = directory
+        self._directory_fd = directory_fd
+        self._file_bytes = file_bytes
+        self._clock = clock
+        self._end = _End()
+        self._fd = -1
+        self._broken = False
+
+    @classmethod
+    def open(
+        cls, directory: Path, *, file_bytes: int = AUDIT_FILE_BYTES, clock: Callable[[], datetime] = _now
+    ) -> Chain:
+        """The chain in `directory`, made with mode 0700 if it is missing; RuntimeFailure where it cannot be held.
+
+        `file_bytes` is the size at which the next file begins.
+        """
+        try:
+            chain = cls(directory, _hold(directory), file_bytes, clock)
+            try:
+                chain._continue()
+            except BaseException:
+                chain.close()
+                raise
+        except OSError as error:
+            raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}") from error
+        return chain
+
+    def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> None:
+        """Adds one record; RuntimeFailure where it could not be written, and then nothing of it is left.
+
+        `fields` may come from a cage: they are escaped and cut here.  `durable` waits until the disk has it.
+        """
+        if self._broken or self._fd < 0:
+            raise RuntimeFailure(f"the audit chain in {self._directory} takes no more records: start the core again")
+        event = Event.at(self._clock(), kind, fields)
+        head = self._end.head
+        record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
+        line = record.encode()
+        try:
+            if self._end.size >= self._file_bytes:
+                self._rotate()
+            self._write(line, durable)
+        except OSError as error:
+            raise RuntimeFailure(f"no audit record can be written in {self._directory}: {error.strerror}") from error
+        new_head = _Head(sequence=record.sequence, hash=record.hash)
+        self._end = replace(self._end, size=self._end.size + len(line), head=new_head)
+
+    def tail(self, count: int) -> list[str]:
+        """The last `count` records, at most AUDIT_TAIL_MAX, oldest first, as the lines that were written."""
+        count = max(0, min(count, AUDIT_TAIL_MAX))
+        lines: list[bytes] = []
+        for name in reversed(_files(self._directory_fd)):
+            if len(lines) >= count:
+                break
+            with _reading(self._directory_fd, name) as file:
+                lines = _last_lines(file, count - len(lines)) + lines
+        return [line.decode("utf-8", "backslashreplace") for line in lines]
+
+    def verify(self) -> str | None:
+        """The first fault in the whole chain, one sentence; None where it is sound.
+
+        Reads every record up to the end that the chain had when it was called.
+        """
+        end, head = self._end, _Head()
+        for number in range(1, end.number + 1):
+            path = self._directory / _file_name(number)
+            try:
+                with _reading(self._directory_fd, path.name) as file:
+                    head, fault = _verify_file(file, end.size if number == end.number else None, str(path), head)
+            except OSError as error:
+                return f"{path}: cannot be read: {error.strerror}"
+            if fault:
+                return fault
+        if head != end.head:
+            return f"{self._directory}: ends with record {head.sequence}, but record {end.head.sequence} was written"
+        return None
+
+    def close(self) -> None:
+        """Gives the chain free for the next writer; may be called again."""
+        for descriptor in (self._fd, self._directory_fd):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self._fd = self._directory_fd = -1
+
+    def __enter__(self) -> Chain:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self.close()
+
+    # --- opening -----------------------------------------------------------------------------------------------
+
+    def _continue(self) -> None:
+        """Finds the end of the chain, cuts a torn record off it, and makes ready to append."""
+        names = _files(self._directory_fd)
+        if not names:
+            self._begin_file(1)
+            return
+        self._fd = _open_file(self._directory_fd, names[-1], os.O_RDWR | os.O_APPEND)
+        torn = self._cut_torn_end(names[-1])
+        damaged = self._find_end(names)
+        if damaged:
+            # Evidence stays as it is, for `verify` to point at; the chain goes on beside it.
+            self._begin_file(self._end.number + 1)
+        if torn or damaged:
+            what = {"bytes-cut": str(torn)} | ({"damaged-file": damaged} if damaged else {})
+            self.append(Kind.RECOVERED, what)
+
+    def _cut_torn_end(self, name: str) -> int:
+        """Cuts off what follows the last newline of the open file, and says how many bytes that was."""
+        with _reading(self._directory_fd, name) as file:
+            size = file.seek(0, os.SEEK_END)
+            whole = _end_of_last_line(file, size)
+        if whole < size:
+            os.ftruncate(self._fd, whole)
+            os.fdatasync(self._fd)
+        self._end = _End(number=int(name.split(".")[0]), size=whole)
+        return size - whole
+
+    def _find_end(self, names: list[str]) -> str:
+        """Takes the chain up behind its last record, and says which file that is in if it is damaged, else nothing."""
+        for name in reversed(names):
+            with _reading(self._directory_fd, name) as file:
+                head, sound = _find_head(file)
+            if head:
+                self._end = replace(self._end, head=head)
+                return "" if sound else name
+        return ""
+
+    # --- appending ---------------------------------------------------------------------------------------------
+
+    def _begin_file(self, number: int) -> None:
+        flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
+        descriptor = _open_file(self._directory_fd, _file_name(number), flags)
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd, self._end = descriptor, replace(self._end, number=number, size=0)
+        os.fsync(self._directory_fd)
+
+    def _rotate(self) -> None:
+        # The old file must be whole before a next one exists: only the last file is ever searched for a torn end.
+        os.fdatasync(self._fd)
+        self._begin_file(self._end.number + 1)
+
+    def _write(self, line: bytes, durable: bool) -> None:
+        try:
+            written = os.write(self._fd, line)
+            if written != len(line):
+                raise OSError(0, f"only {written} of {len(line)} bytes were taken")
+            if durable:
+                os.fdatasync(self._fd)
+        except OSError:
+            self._broken = True
+            os.ftruncate(self._fd, self._end.size)
+            self._broken = False
+            raise
+
+
+def _hold(directory: Path) -> int:
+    """A locked descriptor of `directory`, which must be ours alone."""
+    with contextlib.suppress(FileExistsError):
+        directory.mkdir(mode=0o700)
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        found = os.fstat(descriptor)
+        if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
+            raise RuntimeFailure(f"{directory} must belong to the core's user alone: chown it to that user, chmod 0700")
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError as error:
+            raise RuntimeFailure(f"the audit chain in {directory} is in use by another core; stop it first") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _files(directory_fd: int) -> list[str]:
+    """The chain's files, oldest first; others in the directory do not count."""
+    return sorted(name for name in os.listdir(directory_fd) if _FILE_NAME.match(name))
+
+
+def _open_file(directory_fd: int, name: str, flags: int) -> int:
+    return os.open(name, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600, dir_fd=directory_fd)
+
+
+def _reading(directory_fd: int, name: str) -> BinaryIO:
+    return os.fdopen(_open_file(directory_fd, name, os.O_RDONLY), "rb")
+
+
+def _end_of_last_line(file: BinaryIO, size: int) -> int:
+    """The offset behind the last newline in the first `size` bytes; 0 where there is none."""
+    if size == 0:
+        return 0
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+        return content.rfind(b"\n") + 1
+
+
+def _last_lines(file: BinaryIO, count: int) -> list[bytes]:
+    """The last `count` whole lines of a file, without their newlines."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0 or count == 0:
+        return []
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+        end = content.rfind(b"\n")
+        start = end + 1
+        for _ in range(count):
+            if start <= 0:
+                break
+            start = content.rfind(b"\n", 0, start - 1) + 1
+        return content[start:end].split(b"\n") if end > 0 else []
+
+
+def _find_head(file: BinaryIO) -> tuple[_Head | None, bool]:
+    """The end of the chain as a file has it, None for an empty one; and whether its last line is a sound record."""
+    last = _last_lines(file, 1)
+    if not last:
+        return None, True
+    try:
+        record = decode(last[0] + b"\n")
+    except ValueError:
+        return _head_after_damage(file), False
+    return _Head(sequence=record.sequence, hash=record.hash), True
+
+
+def _head_after_damage(file: BinaryIO) -> _Head:
+    """A head to go on from where the last line is no sound record: `verify` will stop before it."""
+    file.seek(0)
+    sequence, line = 0, b""
+    for line in file:
+        try:
+            sequence = decode(line).sequence
+        except ValueError:
+            sequence += 1
+    return _Head(sequence=sequence, hash=hashlib.sha256(line).hexdigest())
+
+
+def _lines(file: BinaryIO, size: int | None) -> Iterator[bytes]:
+    """The lines of a file, of its first `size` bytes where that is given; a line too long to be a record in parts."""
+    left = os.fstat(file.fileno()).st_size if size is None else size
+    while left > 0 and (line := file.readline(min(left, AUDIT_RECORD_BYTES_MAX + 1))):
+        yield line
+        left -= len(line)
+
+
+def _verify_file(file: BinaryIO, size: int | None, path: str, head: _Head) -> tuple[_Head, str | None]:
+    """The head after the file's records, which are to follow `head`; and the first fault among them."""
+    for number, line in enumerate(_lines(file, size), start=1):
+        place = f"{path}:{number}"
+        try:
+            record = decode(line)
+        except ValueError as error:
+            return head, f"{place}: the record {error}"
+        if record.sequence != head.sequence + 1:
+            return head, f"{place}: record {record.sequence} stands where record {head.sequence + 1} should"
+        if record.previous != head.hash:
+            return head, f"{place}: record {record.sequence} does not follow from the record before it"
+        head = _Head(sequence=record.sequence, hash=record.hash)
+    return head, None
