@@ -9,20 +9,32 @@ from __future__ import annotations
 import os
 import re
 import tomllib
+from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Literal, TypeVar
+from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
 from cage_runtime.errors import DefinitionError
-from cage_runtime.model import COMPARTMENTS_MAX, DEFINITION_BYTES_MAX, DESCRIPTION_MAX, Levels
+from cage_runtime.model import COMPARTMENTS_MAX, DEFINITION_BYTES_MAX, DESCRIPTION_MAX, SIZE_PATTERN, Levels
 from cage_runtime.text import escape
 
 SYSTEM_CONFIG = Path("/etc/cage-runtime/caged.conf")
 
-_Word = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
-_Size = Annotated[str, msgspec.Meta(pattern=r"^[0-9]{1,12}[KMGT]?\Z")]
-_AppId = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\Z", max_length=255)]
+# A description completes "must be …" for whoever wrote something else.
+_Word = Annotated[
+    str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z", description='1 to 31 of a-z, 0-9 and "-", first a letter')
+]
+_Size = Annotated[str, msgspec.Meta(pattern=SIZE_PATTERN, description='a size such as "512M" or "2G"')]
+_AppId = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\Z",
+        max_length=255,
+        description='an application id such as "org.gnome.TextEditor"',
+    ),
+]
+_Colour = Annotated[str, msgspec.Meta(pattern=r"^#[0-9a-f]{6}\Z", description='a colour such as "#2e7d32"')]
 
 
 class Limits(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -103,7 +115,7 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
 class _LevelsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     levels: Annotated[list[_Word], msgspec.Meta(min_length=1, max_length=32)]
     compartments: Annotated[list[_Word], msgspec.Meta(max_length=256)] = []
-    colours: dict[_Word, Annotated[str, msgspec.Meta(pattern=r"^#[0-9a-f]{6}\Z")]] = {}
+    colours: dict[_Word, _Colour] = {}
 
 
 _Table = TypeVar("_Table", bound=msgspec.Struct)
@@ -115,55 +127,168 @@ def parse_table(text: str, kind: type[_Table], file: str) -> _Table:
         raise DefinitionError(f"{file}: more than {DEFINITION_BYTES_MAX} bytes")
     try:
         table = tomllib.loads(text)
-    except tomllib.TOMLDecodeError as error:
-        raise DefinitionError(f"{file}: {error}") from error
+    except RecursionError as error:
+        raise DefinitionError(f"{file}:1: nested too deeply") from error
+    except ValueError as error:  # also what int() says of a number with too many digits
+        raise DefinitionError(_not_toml(text, file, str(error))) from error
     try:
         return msgspec.convert(table, kind)
     except msgspec.ValidationError as error:
-        message = str(error)
-        line = _line_of(text, message)
-        raise DefinitionError(f"{file}:{line}: {_plain(message)}") from error
+        fault = _Fault.of(str(error))
+        raise DefinitionError(f"{file}:{line_of(text, fault.keys)}: {fault.sentence(kind)}") from error
 
 
-def _plain(message: str) -> str:
-    """msgspec's sentence in the words of the file: a key rather than an object's field, a place rather than `$`."""
-    place = re.search(r" - at `\$\.?([^`]*)`\Z", message)
-    text = message[: place.start()] if place else message
-    text = re.sub(r"Object contains unknown field `(.*)`", lambda found: f'unknown key "{escape(found[1])}"', text)
-    where = place[1] if place else ""
-    return f"{where}: {text}" if where else text
+def _not_toml(text: str, file: str, message: str) -> str:
+    """tomllib's sentence with its line where files have theirs."""
+    place = re.search(r" \(at (?:line (\d+), (column \d+)|end of document)\)\Z", message)
+    if place is None:
+        return f"{file}:1: not TOML: {message[:200]}"
+    line = int(place[1]) if place[1] else max(1, len(text.rstrip("\n").split("\n")))
+    column = f" at {place[2]}" if place[2] else ""
+    # What tomllib quotes of the file is already in Python's own escaped form.
+    return f"{file}:{line}: not TOML{column}: {message[: place.start()][:200]}"
 
 
-def _line_of(text: str, message: str) -> int:
-    """The line on which the key stands that msgspec complains of; 1 where it is missing altogether."""
-    place = re.search(r" - at `\$\.?([^`]*)`\Z", message)
-    keys = [re.sub(r"\[.*\]\Z", "", part) for part in place[1].split(".")] if place and place[1] else []
-    if unknown := re.match(r"Object contains unknown field `(.*?)`", message):
-        keys.append(unknown[1])
-    if not keys:
-        return 1
-    section, table = "", ".".join(keys[:-1])
-    for number, line in enumerate(text.splitlines(), start=1):
-        if header := re.match(r"\s*\[\s*([^\]]*?)\s*\]", line):
-            section = header[1]
-            if section == ".".join(keys):
-                return number
-        written = re.match(r"""\s*["']?([^"'=\s]+)["']?\s*=""", line)
-        if written and section == table and written[1] == keys[-1]:
-            return number
-        if written and not section and written[1] == ".".join(keys):
-            return number
-    return 1
+_TYPES = {"str": "text", "int": "a whole number", "float": "a number", "bool": "true or false", "array": "a list"}
+_TYPES |= {"object": "a table"}
+_BOUNDS = {"<=": "at most", ">=": "at least", "<": "less than", ">": "more than"}
+
+
+class _Fault(msgspec.Struct, frozen=True, kw_only=True):
+    """What msgspec found wrong.  It has only a sentence to say so; where that is one we do not know, it is shown."""
+
+    message: str
+    place: str
+    keys: tuple[str, ...]
+    unknown: str | None
+    of_a_key: bool
+
+    @classmethod
+    def of(cls, message: str) -> _Fault:
+        found = re.search(r" - at (`key` in )?`\$\.?([^`]*)`\Z", message)
+        place = found[2].replace("[...]", "") if found else ""
+        if found:
+            message = message[: found.start()]
+        keys = tuple(part for part in re.sub(r"\[[0-9]+\]", "", place).split(".") if part)
+        lacking = re.fullmatch(r"Object (contains unknown|missing required) field `(.*)`", message, re.DOTALL)
+        return cls(
+            message=message,
+            place=place,
+            keys=(*keys, lacking[2]) if lacking else keys,
+            unknown=lacking[2] if lacking and lacking[1] == "contains unknown" else None,
+            of_a_key=bool(found and found[1]),
+        )
+
+    def sentence(self, kind: type[msgspec.Struct]) -> str:
+        """The fault in the words of the file, with the place in it."""
+        place = f"{self.place}: " if self.place else ""
+        if self.of_a_key:
+            place += "a key in it "
+        if self.unknown is not None:
+            return f'{place}unknown key "{escape(self.unknown, limit=60)}"'
+        return place + (self._in_words(kind) or escape(self.message))
+
+    def _in_words(self, kind: type[msgspec.Struct]) -> str | None:
+        wanted = _described(_Word) if self.of_a_key else _wanted(kind, self.keys)
+        if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", self.message):
+            plain = _TYPES.get(found[1].removesuffix(" | null"), found[1])
+            return f"must be {wanted or plain}, not {_TYPES.get(found[2], found[2])}"
+        if found := re.fullmatch(r"Expected `(str|array)` of length (<=|>=) (\d+)", self.message):
+            what = "characters" if found[1] == "str" else "entries"
+            return f"must have {_BOUNDS[found[2]]} {found[3]} {what}"
+        if found := re.fullmatch(r"Expected `\w+` (<=|>=|<|>) ([\d.]+?)(?:\.0)?", self.message):
+            return f"must be {_BOUNDS[found[1]]} {found[2]}"
+        if wanted and self.message.startswith(("Expected `str` matching regex ", "Invalid enum value ")):
+            return f"must be {wanted}"
+        missing = self.message.startswith("Object missing required field")
+        return f'the key "{self.keys[-1]}" is missing' if missing else None
+
+
+def _wanted(kind: type[msgspec.Struct], keys: tuple[str, ...]) -> str | None:
+    """What may be written for the key at `keys`, if its type says so."""
+    hint: object = kind
+    for key in keys:
+        if not (isinstance(hint, type) and issubclass(hint, msgspec.Struct)):
+            return None
+        types = {field.encode_name: field.type for field in msgspec.structs.fields(hint)}
+        hint = types.get(key)
+    return _described(hint)
+
+
+def _described(hint: object) -> str | None:
+    if get_origin(hint) is Literal:
+        return " or ".join(f'"{choice}"' for choice in get_args(hint))
+    for meta in getattr(hint, "__metadata__", ()):
+        if isinstance(meta, msgspec.Meta) and meta.description:
+            return meta.description
+    # Of a table or a list, what is written in it comes last: dict[key, value], list[entry].
+    return next(filter(None, map(_described, reversed(get_args(hint)))), None)
+
+
+_TOML_TOKEN = re.compile(
+    r'''"""(?:\\.|[^\\])*?"""(?:"{0,2})'''
+    r"""|'''.*?'''(?:'{0,2})"""
+    r'''|"(?:\\.|[^"\\\n])*"|'[^'\n]*'|\#[^\n]*|[][{}\n]''',
+    re.DOTALL,
+)
+_TOML_KEY = re.compile(r"""(?:"(?:\\.|[^"\\])*"|'[^']*'|[^"'=])+""")
+
+
+def line_of(text: str, keys: tuple[str, ...]) -> int:
+    """The line of `text`, valid TOML, where the statement begins that sets `keys`, or the nearest table around it."""
+    best, length, table = 1, 0, ()  # type: tuple[int, int, tuple[str, ...]]
+    for line, statement in _statements(text):
+        if statement.startswith("["):
+            path = table = _path(tomllib.loads(statement))
+        else:
+            key = _TOML_KEY.match(statement)
+            path = table + _path(tomllib.loads(f"{key[0]}= 0")) if key else table
+        common = min(len(path), len(keys))
+        if common > length and path[:common] == keys[:common]:
+            best, length = line, common
+    return best
+
+
+def _statements(text: str) -> Iterator[tuple[int, str]]:
+    """Each key with its value and each header of valid TOML, with the line on which it begins."""
+    begin, first, line, depth = 0, 1, 1, 0
+    for token in _TOML_TOKEN.finditer(text + "\n"):
+        line += token[0].count("\n")
+        if token[0] in ("[", "{"):
+            depth += 1
+        elif token[0] in ("]", "}"):
+            depth -= 1
+        elif token[0] == "\n" and depth == 0:
+            statement = text[begin : token.start()].strip()
+            if statement and not statement.startswith("#"):
+                yield first, statement
+            begin, first = token.end(), line
+
+
+def _path(table: object) -> tuple[str, ...]:
+    """The keys that lead to the innermost value of a table with one value."""
+    if isinstance(table, list):
+        return _path(table[0])
+    if isinstance(table, dict) and table:
+        key, inner = next(iter(table.items()))
+        return (key, *_path(inner))
+    return ()
 
 
 def read_text(path: Path) -> str:
-    """The text of a file that the administrator or the product wrote, at most DEFINITION_BYTES_MAX bytes."""
-    with path.open("rb") as file:
-        content = file.read(DEFINITION_BYTES_MAX + 1)
+    """The text of a file that the administrator or the product wrote; DefinitionError where it cannot be read."""
+    try:
+        with path.open("rb") as file:
+            content = file.read(DEFINITION_BYTES_MAX + 1)
+    except OSError as error:
+        raise DefinitionError(f"{path}: cannot be read: {error.strerror}") from error
+    if len(content) > DEFINITION_BYTES_MAX:
+        raise DefinitionError(f"{path}: more than {DEFINITION_BYTES_MAX} bytes")
     try:
         return content.decode()
     except UnicodeDecodeError as error:
-        raise DefinitionError(f"{path}: not UTF-8 at byte {error.start}") from error
+        line = content.count(b"\n", 0, error.start) + 1
+        raise DefinitionError(f"{path}:{line}: not UTF-8 at byte {error.start} of the file") from error
 
 
 def load_runtime(path: Path | None) -> RuntimeConfig:
@@ -216,7 +341,8 @@ def _render(table: msgspec.Struct, default: msgspec.Struct, prefix: str, lines: 
         if isinstance(value, msgspec.Struct):
             nested.append((f"{prefix}{key}", value, usual))
         elif value is not None and (value != usual or key == "level"):
-            lines.append(f"{key} = {msgspec.json.encode(value).decode()}")
+            # JSON is TOML for these values, but for DEL, which TOML has only escaped.
+            lines.append(f"{key} = {msgspec.json.encode(value).decode()}".replace("\x7f", "\\u007f"))
     for name, inner, usual in nested:
         if inner != usual:
             lines.append(f"[{name}]")
