@@ -30,23 +30,29 @@ LAST = last_capability()
 
 
 class _Header(ctypes.Structure):
-    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]  # noqa: RUF012
+    _fields_ = [("version", ctypes.c_uint32), ("pid", ctypes.c_int)]
 
 
 class _Data(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint32) for name in ("effective", "permitted", "inheritable")]
 
 
-def keep(capabilities: frozenset[int]) -> None:
-    """Drop everything else from the bounding, permitted, effective and inheritable sets, for good."""
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+def bound(capabilities: frozenset[int]) -> None:
+    """Drop everything else from the bounding set, for good; needs CAP_SETPCAP."""
     for capability in range(LAST + 1):
         if capability not in capabilities:
             syscall.capbset_drop(capability)
+
+
+def hold(capabilities: frozenset[int]) -> None:
+    """Drop everything else from the permitted, effective, inheritable and (so) ambient sets."""
     mask = sum(1 << capability for capability in capabilities)
     header = _Header(version=0x20080522)  # _LINUX_CAPABILITY_VERSION_3
     data = (_Data * 2)(*(_Data(effective=part, permitted=part) for part in (mask & 0xFFFFFFFF, mask >> 32)))
-    libc = ctypes.CDLL(None, use_errno=True)
-    if libc.capset(ctypes.byref(header), data) < 0:
+    if _LIBC.capset(ctypes.byref(header), data) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "capset")
 

@@ -63,7 +63,7 @@ def _bytes(text: str | None) -> bytes | None:
 
 
 class _CloneArgs(ctypes.Structure):
-    _fields_ = [  # noqa: RUF012 - ctypes takes it so
+    _fields_ = [
         (name, ctypes.c_uint64)
         for name in ("flags", "pidfd", "child_tid", "parent_tid", "exit_signal", "stack", "stack_size", "tls",
                      "set_tid", "set_tid_size", "cgroup")
@@ -99,7 +99,7 @@ def pivot_root(new: str, old: str) -> None:
 
 
 class _MountAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("attr_set", "attr_clr", "propagation", "userns_fd")]
 
 
 def mount_setattr(directory: int, path: str, flags: int, attributes: int) -> None:
@@ -119,7 +119,7 @@ def move_mount(tree: int, target: str) -> None:
 
 
 class _OpenHow(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("flags", "mode", "resolve")]
 
 
 def openat2(directory: int, path: str, flags: int, resolve: int) -> int:
@@ -133,7 +133,7 @@ def keyctl_join_session_keyring() -> None:
 
 
 class _SockFprog(ctypes.Structure):
-    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]  # noqa: RUF012
+    _fields_ = [("len", ctypes.c_ushort), ("filter", ctypes.c_char_p)]
 
 
 def seccomp_filter(program: bytes) -> None:
@@ -143,7 +143,7 @@ def seccomp_filter(program: bytes) -> None:
 
 
 class _LandlockRulesetAttr(ctypes.Structure):
-    _fields_ = [(name, ctypes.c_uint64) for name in ("handled_access_fs", "handled_access_net", "scoped")]  # noqa: RUF012
+    _fields_ = [(name, ctypes.c_uint64) for name in ("handled_access_fs", "handled_access_net", "scoped")]
 
 
 def landlock_abi() -> int:
@@ -154,8 +154,8 @@ def landlock_abi() -> int:
 
 def landlock_create_ruleset(*, scoped: int) -> int:
     attr = _LandlockRulesetAttr(scoped=scoped)
-    return _check(_SYSCALL(NUMBERS["landlock_create_ruleset"], ctypes.byref(attr), ctypes.c_size_t(ctypes.sizeof(attr)), 0),
-                  "landlock ruleset")
+    size = ctypes.c_size_t(ctypes.sizeof(attr))
+    return _check(_SYSCALL(NUMBERS["landlock_create_ruleset"], ctypes.byref(attr), size, 0), "landlock ruleset")
 
 
 def landlock_restrict_self(ruleset: int) -> None:

@@ -1,0 +1,212 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From cage-init to a running command: streams, the fork, the last rights dropped, exec.
+
+Law of this room: between fork and exec the process is not dumpable, holds no descriptor but its own streams, and
+nothing that the cage controls has run; afterwards it has no capability, no way to gain one, and the session's filter.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import resource
+import signal
+import termios
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from cage_runtime.model import USER_UID
+from cage_runtime.spawner import capability
+from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.spec import Spawn, Terminal
+
+HOME = "/home/user"
+PATH = "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games"
+SHELL = ("/bin/bash", "/bin/sh")
+ACTIVATION_DESCRIPTOR = 3
+"""Where a socket-activated program finds its socket (sd_listen_fds(3))."""
+
+
+class NotStarted(Exception):
+    """The command did not start; `status` as a shell has it: 126 not executable, 127 not found, 125 otherwise."""
+
+    def __init__(self, status: int, sentence: str) -> None:
+        super().__init__(sentence)
+        self.status = status
+        self.sentence = sentence
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Command:
+    argv: tuple[str, ...]
+    uid: int
+    cwd: str
+    terminal: Terminal | None = None
+    activation: int | None = None
+    """A listening socket for it, as systemd hands one over."""
+
+    @staticmethod
+    def of(request: Spawn) -> Command:
+        uid = 0 if request.user == "root" else USER_UID
+        home = "/root" if uid == 0 else HOME
+        return Command(argv=tuple(request.argv), uid=uid, cwd=request.cwd or home, terminal=request.terminal)
+
+    def environment(self) -> Mapping[str, str]:
+        home, name = ("/root", "root") if self.uid == 0 else (HOME, "user")
+        environment = {
+            "HOME": home, "USER": name, "LOGNAME": name, "SHELL": "/bin/bash", "PATH": PATH, "LANG": "C.UTF-8",
+        }
+        if self.uid == USER_UID:
+            environment["XDG_RUNTIME_DIR"] = f"/run/user/{USER_UID}"
+            environment["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path=/run/user/{USER_UID}/bus"
+        if self.terminal is not None:
+            environment["TERM"] = self.terminal.term
+        if self.activation is not None:
+            environment["LISTEN_FDS"] = "1"
+        return environment
+
+
+@dataclass(kw_only=True, slots=True)
+class Streams:
+    """A command's three standard streams: `inner` ends for it, `outer` ends for whoever asked."""
+
+    inner: tuple[int, int, int]
+    outer: list[int] = field(default_factory=list)
+    owned: list[int] = field(default_factory=list)
+    """Inner ends that are closed once the command has them."""
+
+    @staticmethod
+    def open(request: Spawn, given: int | None, log: int) -> Streams:
+        """As `request` wants them: a terminal of the cage, the log, or pipes; `given` is its standard input."""
+        if request.terminal is not None:
+            return Streams._terminal(request.terminal)
+        if request.detached:
+            return Streams.to_log(log)
+        output_pipes = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
+        inner, outer = [write for _, write in output_pipes], [read for read, _ in output_pipes]
+        if given is None:
+            read, write = os.pipe2(os.O_CLOEXEC)
+            inner.insert(0, read)
+            outer.insert(0, write)
+        for descriptor in inner:
+            os.fchown(descriptor, USER_UID, USER_UID)
+        first = [given] if given is not None else []
+        zero, one, two = [*first, *inner]
+        return Streams(inner=(zero, one, two), outer=outer, owned=inner)
+
+    @staticmethod
+    def _terminal(terminal: Terminal) -> Streams:
+        master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        fcntl.ioctl(master, termios.TIOCSPTLCK, b"\0\0\0\0")
+        slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
+        termios.tcsetwinsize(slave, (terminal.rows, terminal.columns))
+        os.fchown(slave, USER_UID, USER_UID)
+        return Streams(inner=(slave, slave, slave), outer=[master], owned=[slave])
+
+    @staticmethod
+    def to_log(log: int) -> Streams:
+        null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+        return Streams(inner=(null, log, log), owned=[null])
+
+    def close_inner(self) -> None:
+        while self.owned:
+            os.close(self.owned.pop())
+
+    def close_outer(self) -> None:
+        while self.outer:
+            os.close(self.outer.pop())
+
+
+_TIOCGPTPEER = 0x5441
+"""Opens the other end of a pty without a path that could be swapped (ioctl_tty(2), Linux 4.13)."""
+
+
+def start(command: Command, streams: Streams, session_filter: Filter, processes: int) -> int:
+    """The pid of `command`, started; NotStarted says why it was not."""
+    trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
+    pid = os.fork()
+    if pid == 0:
+        _become(command, streams, session_filter, processes, trouble_write)
+    os.close(trouble_write)
+    with os.fdopen(trouble_read, "rb") as trouble:
+        told = trouble.read(4096)
+    if not told:
+        return pid
+    os.waitpid(pid, 0)
+    number, _, subject = told.decode("utf-8", "backslashreplace").partition(" ")
+    raise _not_started(int(number), subject, command.argv[0])
+
+
+def _not_started(number: int, subject: str, program: str) -> NotStarted:
+    if subject == "exec" and number in (errno.ENOENT, errno.ENOTDIR):
+        return NotStarted(127, f"there is no command {program!r} in the cage")
+    if subject == "exec":
+        return NotStarted(126, f"{program!r} in the cage cannot be executed: {os.strerror(number)}")
+    if subject == "cwd":
+        return NotStarted(125, f"the directory cannot be entered in the cage: {os.strerror(number)}")
+    return NotStarted(125, f"the command could not be started: {subject}: {os.strerror(number)}")
+
+
+def _become(command: Command, streams: Streams, session_filter: Filter, processes: int, trouble: int) -> None:
+    """In the child: never returns; tells `trouble` the errno and the step that failed."""
+    step = "set-up"
+    try:
+        _reset_signals()
+        os.setsid()
+        trouble = _place(streams.inner, command.activation, trouble)
+        if command.terminal is not None:
+            fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
+        _limit_processes(processes)
+        capability.bound(frozenset())
+        os.setgroups([])
+        os.setresgid(command.uid, command.uid, command.uid)
+        os.setresuid(command.uid, command.uid, command.uid)
+        capability.hold(frozenset())
+        os.umask(0o022)
+        step = "cwd"
+        os.chdir(command.cwd)
+        step = "filter"
+        session_filter.load()
+        step = "exec"
+        _execute(command)
+    except OSError as error:
+        os.write(trouble, f"{error.errno} {step}".encode())
+    os._exit(127)
+
+
+def _reset_signals() -> None:
+    signal.set_wakeup_fd(-1)
+    for number in (signal.SIGCHLD, signal.SIGPIPE, signal.SIGINT, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
+
+
+def _place(inner: tuple[int, int, int], activation: int | None, trouble: int) -> int:
+    """Put the streams at 0 to 2 and the activation socket at 3, close everything else but `trouble`, which moves."""
+    # First out of the way of the numbers that are about to be taken.
+    high = [fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 16) for descriptor in inner]
+    listener = fcntl.fcntl(activation, fcntl.F_DUPFD_CLOEXEC, 16) if activation is not None else None
+    told = fcntl.fcntl(trouble, fcntl.F_DUPFD_CLOEXEC, 16)
+    for number in range(3):
+        os.dup2(high[number], number, inheritable=True)
+    if listener is not None:
+        os.dup2(listener, ACTIVATION_DESCRIPTOR, inheritable=True)
+    os.closerange(3 if listener is None else ACTIVATION_DESCRIPTOR + 1, told)
+    os.closerange(told + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    return told
+
+
+def _limit_processes(processes: int) -> None:
+    """A bound on the user's processes in this cage, which holds without a pids controller too (RLIMIT_NPROC)."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
+    limit = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
+    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+
+
+def _execute(command: Command) -> None:
+    environment = dict(command.environment())
+    if command.activation is not None:
+        environment["LISTEN_PID"] = str(os.getpid())
+    os.execvpe(command.argv[0], list(command.argv), environment)

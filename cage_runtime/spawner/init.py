@@ -1,0 +1,355 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""cage-init: PID 1 of a cage, born inside, sealed before it serves.
+
+Law of this room: it is the only way into the cage.  It takes requests from whoever connects to the socket it was
+born with, which lies where only the host's root can reach it; it starts what is asked with a rebuilt environment
+and every other descriptor closed; it opens terminals and pipes itself, so that no descriptor of the host goes in.
+"""
+
+from __future__ import annotations
+
+import os
+import selectors
+import signal
+import socket
+import time
+from collections import deque
+from collections.abc import Callable
+from dataclasses import dataclass, field
+
+import msgspec
+
+from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, USER_UID
+from cage_runtime.spawner import syscall, wire
+from cage_runtime.spawner.channel import MESSAGE_MAX
+from cage_runtime.spawner.child import Command, NotStarted, Streams, start
+from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.spec import (
+    Conceal,
+    Expose,
+    Fault,
+    Logs,
+    Reply,
+    Request,
+    Spawn,
+    Stop,
+    decode_request,
+    encode,
+)
+
+APPLICATIONS = "/var/lib/flatpak"
+SYSTEM_BUS = "/run/dbus/system_bus_socket"
+SESSION_BUS = f"/run/user/{USER_UID}/bus"
+BUS_STARTS, BUS_SECONDS = 5, 60.0
+"""A bus that ends is started again on the next connection, this often in this time; then the cage goes without."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Running:
+    """A started command: its channel is None when nobody waits for it."""
+
+    channel: socket.socket | None
+    terminal: int | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class LazyBus:
+    """A bus of the cage: its socket is there from birth, its daemon from the first connection on."""
+
+    listener: socket.socket
+    argv: tuple[str, ...]
+    uid: int
+    starts: deque[float] = field(default_factory=deque)
+    pid: int = 0
+
+
+class Init:
+    """The event loop of PID 1."""
+
+    def __init__(self, listener: socket.socket, session_filter: Filter, processes: int) -> None:
+        self._selector = selectors.DefaultSelector()
+        self._listener = listener
+        self._connection: socket.socket | None = None
+        self._filter = session_filter
+        self._processes = processes
+        self._running: dict[int, Running] = {}
+        self._log = bytearray()
+        self._stopping = False
+        self._log_read, self._log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+        os.fchown(self._log_write, USER_UID, USER_UID)
+        os.set_blocking(self._log_write, True)
+        self._buses = [
+            LazyBus(listener=_listen(SYSTEM_BUS, 0o666, 0), uid=MEDIATOR_UID,
+                    argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+                          "--config-file=/opt/cage-runtime/share/cage-bus/bus.conf")),
+            LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID,
+                    argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
+                          "--address=systemd:")),
+        ]
+
+    def serve(self) -> None:
+        """Until the cage is told to stop and nothing is left in it."""
+        wake_read, wake_write = socket.socketpair()
+        wake_write.setblocking(False)
+        wake_read.setblocking(False)
+        signal.signal(signal.SIGCHLD, lambda *_: None)
+        signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
+        self._watch(wake_read, lambda: self._reap(wake_read))
+        self._watch(self._listener, self._accept)
+        self._watch(self._log_read, self._collect)
+        for bus in self._buses:
+            self._watch(bus.listener, lambda bus=bus: self._start_bus(bus))
+        while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
+            for key, _ in self._selector.select():
+                key.data()
+
+    def _watch(self, source: socket.socket | int, handler: Callable[[], None]) -> None:
+        self._selector.register(source, selectors.EVENT_READ, handler)
+
+    # --- requests --------------------------------------------------------------------------------------------
+    def _accept(self) -> None:
+        connection, _ = self._listener.accept()
+        if self._connection is not None:
+            self._hang_up()
+        self._connection = connection
+        self._watch(connection, self._request)
+
+    def _hang_up(self) -> None:
+        if self._connection is not None:
+            self._selector.unregister(self._connection)
+            self._connection.close()
+            self._connection = None
+
+    def _request(self) -> None:
+        connection = self._connection
+        if connection is None:
+            return
+        try:
+            received = wire.receive(connection)
+        except (OSError, wire.PeerError):
+            received = None
+        if received is None:
+            self._hang_up()
+            return
+        message, descriptors = received
+        try:
+            reply = self._obey(decode_request(message), descriptors)
+        except msgspec.DecodeError:
+            self._hang_up()
+            return
+        finally:
+            wire.close_all(descriptors)
+        wire.send(connection, encode(reply))
+
+    def _obey(self, request: Request, descriptors: list[int]) -> Reply:
+        match request:
+            case Spawn():
+                return self._spawn(request, descriptors)
+            case Expose():
+                return _expose(request, descriptors)
+            case Conceal():
+                return _conceal(request)
+            case Logs():
+                return Reply(id=request.id, log=self._log.decode("utf-8", "backslashreplace"),
+                             processes=len(self._running))
+            case Stop():
+                self._stopping = True
+                signal_all(signal.SIGTERM)
+                signal_all(signal.SIGCONT)
+                return Reply(id=request.id)
+            case _:
+                return Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence="not a request for cage-init"))
+
+    # --- processes -------------------------------------------------------------------------------------------
+    def _spawn(self, request: Spawn, descriptors: list[int]) -> Reply:
+        if len(descriptors) != 1 + request.own_input:
+            return _fault(request, "RuntimeFailure", "a spawn request without its channel")
+        channel = socket.socket(fileno=os.dup(descriptors[0]))
+        channel.setblocking(False)
+        if self._stopping or len(self._running) >= PROCESSES_MAX:
+            why = "the cage is stopping" if self._stopping else f"{PROCESSES_MAX} commands are running in the cage"
+            _tell(channel, {"event": "refused", "status": 125, "sentence": why})
+            channel.close()
+            return Reply(id=request.id)
+        given = descriptors[1] if request.own_input else None
+        streams = Streams.open(request, given, self._log_write)
+        try:
+            pid = start(Command.of(request), streams, self._filter, self._processes)
+        except NotStarted as error:
+            _tell(channel, {"event": "refused", "status": error.status, "sentence": error.sentence})
+            channel.close()
+            streams.close_outer()
+            return Reply(id=request.id)
+        finally:
+            streams.close_inner()
+        self._started(request, pid, channel, streams)
+        return Reply(id=request.id)
+
+    def _started(self, request: Spawn, pid: int, channel: socket.socket, streams: Streams) -> None:
+        told = _tell(channel, {"event": "started"}, streams.outer)
+        terminal = os.dup(streams.outer[0]) if request.terminal and told else None
+        streams.close_outer()
+        if request.detached:
+            channel.close()
+            self._running[pid] = Running(channel=None)
+            return
+        self._running[pid] = Running(channel=channel, terminal=terminal)
+        self._watch(channel, lambda: self._on_channel(pid))
+
+    def _on_channel(self, pid: int) -> None:
+        running = self._running[pid]
+        if running.channel is None:
+            return
+        try:
+            message = running.channel.recv(MESSAGE_MAX)
+            wish = msgspec.json.decode(message, type=dict[str, int]) if message else None
+        except (OSError, msgspec.DecodeError):
+            wish = None
+        if wish is None:
+            # The client is gone: as when a terminal is closed, what it ran is told so.
+            self._close_channel(running)
+            _signal_group(pid, signal.SIGHUP)
+        elif "signal" in wish:
+            _signal_group(pid, wish["signal"])
+        elif running.terminal is not None and {"rows", "columns"} <= wish.keys():
+            os_size = (max(1, min(9999, wish["rows"])), max(1, min(9999, wish["columns"])))
+            _resize(running.terminal, os_size)
+
+    def _close_channel(self, running: Running) -> None:
+        if running.channel is not None:
+            self._selector.unregister(running.channel)
+            running.channel.close()
+            running.channel = None
+        if running.terminal is not None:
+            os.close(running.terminal)
+            running.terminal = None
+
+    def _reap(self, wake: socket.socket) -> None:
+        try:
+            wake.recv(4096)
+        except BlockingIOError:
+            pass
+        while True:
+            try:
+                pid, status = os.waitpid(-1, os.WNOHANG)
+            except ChildProcessError:
+                return
+            if pid == 0:
+                return
+            self._ended(pid, os.waitstatus_to_exitcode(status))
+
+    def _ended(self, pid: int, code: int) -> None:
+        for bus in self._buses:
+            if bus.pid == pid:
+                bus.pid = 0
+                self._watch(bus.listener, lambda bus=bus: self._start_bus(bus))
+        running = self._running.pop(pid, None)
+        if running is None:
+            return
+        if running.channel is not None:
+            _tell(running.channel, {"event": "exit", "status": code if code >= 0 else 128 - code})
+        self._close_channel(running)
+
+    # --- buses and log ---------------------------------------------------------------------------------------
+    def _start_bus(self, bus: LazyBus) -> None:
+        self._selector.unregister(bus.listener)
+        now = time.monotonic()
+        while bus.starts and bus.starts[0] < now - BUS_SECONDS:
+            bus.starts.popleft()
+        if self._stopping or len(bus.starts) >= BUS_STARTS:
+            bus.listener.close()
+            return
+        bus.starts.append(now)
+        command = Command(argv=bus.argv, uid=bus.uid, cwd="/", activation=bus.listener.fileno())
+        streams = Streams.to_log(self._log_write)
+        try:
+            bus.pid = start(command, streams, self._filter, self._processes)
+        except NotStarted as error:
+            self._append(f"{bus.argv[0]}: {error.sentence}\n".encode())
+            bus.listener.close()
+        finally:
+            streams.close_inner()
+
+    def _collect(self) -> None:
+        try:
+            self._append(os.read(self._log_read, 65536))
+        except BlockingIOError:
+            return
+
+    def _append(self, output: bytes) -> None:
+        self._log += output
+        del self._log[: max(0, len(self._log) - LOG_BYTES)]
+
+
+def _fault(request: Request, kind: str, sentence: str) -> Reply:
+    return Reply(id=request.id, fault=Fault(kind=kind, sentence=sentence))
+
+
+def _tell(channel: socket.socket, event: dict[str, object], descriptors: list[int] | None = None) -> bool:
+    """Send on a session's channel; a client that is gone or does not read loses the message, nobody else does."""
+    try:
+        wire.send(channel, msgspec.json.encode(event), descriptors or [])
+    except OSError:
+        return False
+    return True
+
+
+def _listen(path: str, mode: int, owner: int) -> socket.socket:
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
+    listener.bind(path)
+    os.chmod(path, mode)
+    os.chown(path, owner, owner)
+    listener.listen(64)
+    listener.setblocking(False)
+    return listener
+
+
+def _resize(terminal: int, size: tuple[int, int]) -> None:
+    import termios
+
+    try:
+        termios.tcsetwinsize(terminal, size)
+    except (OSError, termios.error):
+        return
+
+
+def _signal_group(pid: int, number: int) -> None:
+    if 0 < number < signal.NSIG:
+        try:
+            os.killpg(pid, number)
+        except (ProcessLookupError, PermissionError):
+            return
+
+
+def signal_all(number: signal.Signals) -> None:
+    """Signal everything in the cage but this process."""
+    try:
+        os.kill(-1, number)
+    except ProcessLookupError:
+        return
+
+
+def _expose(request: Expose, descriptors: list[int]) -> Reply:
+    """Attach detached mounts, one for each tree; one that is there already stays."""
+    if len(descriptors) != len(request.trees):
+        return _fault(request, "RuntimeFailure", "an expose request without its mounts")
+    for tree, descriptor in zip(request.trees, descriptors, strict=True):
+        kind, _, _name = tree.partition("/")
+        for directory in (f"{APPLICATIONS}/{kind}", f"{APPLICATIONS}/{tree}"):
+            if not os.path.isdir(directory):
+                os.mkdir(directory, 0o755)
+        if not os.path.ismount(f"{APPLICATIONS}/{tree}"):
+            syscall.move_mount(descriptor, f"{APPLICATIONS}/{tree}")
+    return Reply(id=request.id)
+
+
+def _conceal(request: Conceal) -> Reply:
+    for tree in request.trees:
+        target = f"{APPLICATIONS}/{tree}"
+        if os.path.ismount(target):
+            syscall.umount2(target, syscall.MNT_DETACH)
+        if os.path.isdir(target):
+            os.rmdir(target)
+    return Reply(id=request.id)
+
+

@@ -1,0 +1,98 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""seccomp filters: profiles (seccomp.d/*.toml) made into BPF programs by libseccomp, once, before any cage.
+
+Law of this room: an allow-list, with ENOSYS for what it does not name; a foreign architecture kills.  A profile is
+two programs, because libseccomp cannot say "all but": the second one allows everything but its refusals, and the
+kernel takes the stricter answer of both (seccomp(2)).
+"""
+
+from __future__ import annotations
+
+import errno
+import tempfile
+import tomllib
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import msgspec
+import pyseccomp
+
+from cage_runtime.errors import DefinitionError
+from cage_runtime.spawner import syscall
+
+_Condition = tuple[Annotated[int, msgspec.Meta(ge=0, le=5)], int, int]
+
+
+class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
+    call: str
+    arguments: list[_Condition]
+
+
+class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
+    extends: str | None = None
+    allow: dict[str, list[str]] = {}
+    refuse: dict[str, list[str]] = {}
+    allow_if: list[_Rule] = []
+    refuse_if: list[_Rule] = []
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filter:
+    """A profile as the kernel takes it; `unknown` are names that the installed libseccomp cannot resolve."""
+
+    programs: tuple[bytes, ...]
+    unknown: tuple[str, ...]
+
+    def load(self) -> None:
+        """Confine this thread; needs no_new_privs."""
+        for program in self.programs:
+            syscall.seccomp_filter(program)
+
+
+def build(directory: Path, name: str) -> Filter:
+    """The filter of the profile `name` in `directory`; DefinitionError names the file that is wrong."""
+    unknown: set[str] = set()
+    # One process may load libseccomp's filter; what is exported instead can be loaded by any, from memory.
+    allowing = pyseccomp.SyscallFilter(pyseccomp.ERRNO(errno.ENOSYS))
+    refusing = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    for policy in (allowing, refusing):
+        policy.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    for profile in _with_bases(directory, name):
+        for action, groups in ((pyseccomp.ALLOW, profile.allow), (pyseccomp.ERRNO(errno.EPERM), profile.refuse)):
+            for call in sorted({call for group in groups.values() for call in group}):
+                _add(allowing, action, call, [], unknown)
+        for rule in profile.allow_if:
+            _add(allowing, pyseccomp.ALLOW, rule.call, rule.arguments, unknown)
+        for rule in profile.refuse_if:
+            _add(refusing, pyseccomp.ERRNO(errno.EPERM), rule.call, rule.arguments, unknown)
+    return Filter(programs=(_export(allowing), _export(refusing)), unknown=tuple(sorted(unknown)))
+
+
+def _with_bases(directory: Path, name: str) -> list[_Profile]:
+    file = directory / f"{name}.toml"
+    try:
+        profile = msgspec.convert(tomllib.loads(file.read_text(encoding="utf-8")), _Profile)
+    except (msgspec.ValidationError, tomllib.TOMLDecodeError, OSError) as error:
+        raise DefinitionError(f"{file}: {error}") from error
+    if profile.extends is None:
+        return [profile]
+    base = _with_bases(directory, profile.extends)
+    return [*base, profile]
+
+
+def _add(policy: pyseccomp.SyscallFilter, action: int, call: str, conditions: list[_Condition],
+         unknown: set[str]) -> None:
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, call)
+    if number < 0:
+        unknown.add(call)
+        return
+    arguments = [pyseccomp.Arg(index, pyseccomp.MASKED_EQ, mask, value) for index, mask, value in conditions]
+    policy.add_rule(action, call, *arguments)
+
+
+def _export(policy: pyseccomp.SyscallFilter) -> bytes:
+    with tempfile.TemporaryFile() as file:
+        policy.export_bpf(file)
+        file.seek(0)
+        return file.read()
