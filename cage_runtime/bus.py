@@ -106,6 +106,14 @@ _STANDARD = ET.fromstring(  # noqa: S314 - the literal below
 )
 
 
+class _Anonymous(AuthExternal):
+    """ANONYMOUS, and descriptors with it, which the library's own does not negotiate."""
+
+    def _authentication_start(self, negotiate_unix_fd: bool = False) -> str:
+        self.negotiate_unix_fd = negotiate_unix_fd
+        return "AUTH ANONYMOUS"
+
+
 class Bus:
     """One connection; objects are served by path, calls are made by `call`."""
 
@@ -118,12 +126,13 @@ class Bus:
         connection.add_message_handler(self._on_message)
 
     @classmethod
-    async def connect(cls, address: str | None = None) -> Bus:
+    async def connect(cls, address: str | None = None, *, anonymous: bool = False) -> Bus:
         """A connection to the bus at `address`, None for the system bus; NoSystemBus where none answers.
 
-        The kernel's credentials alone say who we are, so that it works from inside a user namespace too.
+        The kernel's credentials alone say who we are, so that it works from inside a user namespace too.  The bus
+        daemon refuses uids that its host's passwd does not know: from a cage to its gateway, be `anonymous`.
         """
-        auth = AuthExternal(uid=UID_NOT_SPECIFIED)
+        auth = _Anonymous() if anonymous else AuthExternal(uid=UID_NOT_SPECIFIED)
         connection = MessageBus(bus_address=address, bus_type=BusType.SYSTEM, auth=auth, negotiate_unix_fd=True)
         try:
             await connection.connect()
