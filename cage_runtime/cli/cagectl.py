@@ -1,0 +1,44 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""cagectl: the command with which a person creates, uses and destroys cages."""
+
+from __future__ import annotations
+
+from cage_runtime.cli.command import Program
+
+PROGRAM = Program(
+    name="cagectl",
+    purpose="Cages hold work of different sensitivity apart on one machine.",
+    closing="See cagectl(1) for what each exit status means.",
+    verbs={
+        "create": ("verbs_cage", "define a cage, give it storage, start it"),
+        "start": ("verbs_cage", "start cages"),
+        "stop": ("verbs_cage", "stop cages; their homes stay"),
+        "pause": ("verbs_cage", "freeze every process of cages"),
+        "resume": ("verbs_cage", "let paused cages go on"),
+        "kill": ("verbs_cage", "end every process of cages at once"),
+        "destroy": ("verbs_cage", "stop cages and delete all they hold"),
+        "enter": ("verbs_session", "a shell or a command in a cage"),
+        "run": ("verbs_session", "a Flatpak application in a cage"),
+        "app remote-add": ("verbs_app", "name a signed repository of applications"),
+        "app remotes": ("verbs_app", "the repositories known here"),
+        "app install": ("verbs_app", "install an application in a cage"),
+        "app update": ("verbs_app", "bring a cage's applications up to date"),
+        "app remove": ("verbs_app", "remove an application from a cage"),
+        "app list": ("verbs_app", "the applications of a cage"),
+        "list": ("verbs_show", "the cages of this host"),
+        "status": ("verbs_show", "how a cage does, or all of them"),
+        "show": ("verbs_show", "the definition of a cage"),
+        "logs": ("verbs_show", "what detached programs of a cage have written"),
+        "policy check": ("verbs_policy", "is the policy in force sound?"),
+        "policy explain": ("verbs_policy", "what would be decided, and by which rule"),
+        "policy reload": ("verbs_policy", "read the policy files again"),
+        "audit tail": ("verbs_policy", "the last records of what was decided and done"),
+        "audit verify": ("verbs_policy", "is the record whole?"),
+        "doctor": ("verbs_show", "what this host offers, what is missing, how to fix it"),
+        "version": ("verbs_show", "the version of this command"),
+    },
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return PROGRAM.main(argv)

@@ -1,0 +1,100 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Whom the commands talk to, and what a failure to reach them is called.
+
+Law of this room: every way in which a call can fail leaves here as one error of the project's tree, with a sentence
+that says what would help.
+"""
+
+from __future__ import annotations
+
+from cage_runtime.cli.sdbus import BusError, Connection
+from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NotAuthorized, RuntimeFailure, from_bus
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
+CORE_NAME = "org.cageruntime.Core1"
+CORE_PATH = "/org/cageruntime/Core1"
+CALL_SECONDS = 120.0
+"""How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
+
+_DBUS = "org.freedesktop.DBus.Error."
+_ABSENT = {_DBUS + "ServiceUnknown", _DBUS + "NameHasNoOwner"}
+_ABSENT_PREFIX = _DBUS + "Spawn."
+"""Errors of the bus itself that mean: nobody offers this name, or its start failed."""
+_ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
+_FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
+
+
+class NotRunning(RuntimeFailure):
+    """Nobody is there to answer; asking again for the next name is useless."""
+
+
+class Peer:
+    """One object of one program on the bus."""
+
+    def __init__(self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str) -> None:
+        self._bus, self._name, self._path, self._interface = bus, name, path, interface
+        self._who, self._absent = who, absent
+
+    def call(
+        self,
+        member: str,
+        signature: str = "",
+        *values: object,
+        returns: str = "",
+        timeout: float | None = CALL_SECONDS,
+    ) -> Any:
+        """The method's result: None, the one value, or the tuple of them."""
+        try:
+            results = self._bus.call(
+                self._name,
+                self._path,
+                self._interface,
+                member,
+                signature,
+                values,
+                returns=returns,
+                timeout=timeout,
+            )
+        except BusError as error:
+            raise self._error(error) from error
+        except TimeoutError as error:
+            raise RuntimeFailure(f"{self._who} did not answer {member} within {CALL_SECONDS:.0f} seconds") from error
+        return results[0] if len(results) == 1 else results or None
+
+    def _error(self, error: BusError) -> CageError:
+        if error.name.startswith(BUS_ERROR_PREFIX):
+            return from_bus(error.name, error.sentence)
+        if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
+            return NotRunning(self._absent)
+        if error.name in _ENDED:
+            return RuntimeFailure(f"{self._who} ended before it answered; see its journal, and try again")
+        if error.name in _FORBIDDEN:
+            return NotAuthorized(f"the bus does not let this user ask that of {self._who}: {error.sentence}")
+        return RuntimeFailure(f"{self._who}: {error.sentence or error.name}")
+
+    def at(self, path: str, interface: str) -> Peer:
+        """Another object of the same program."""
+        return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent)
+
+    def close(self) -> None:
+        self._bus.close()
+
+
+def core() -> Peer:
+    """caged's manager on the system bus."""
+    absent = "caged is not running; start it with systemctl start caged or caged --standalone"
+    return Peer(Connection(), CORE_NAME, CORE_PATH, CORE_NAME + ".Manager", who="caged", absent=absent)
+
+
+def job(manager: Peer, path: str) -> Peer:
+    return manager.at(path, CORE_NAME + ".Job")
+
+
+def files() -> Peer:
+    """The cage half of the files mediator, on the cage's own system bus."""
+    name = "org.cageruntime.Files1"
+    absent = "the files mediator of this cage is not running, so nothing can be sent; ask who runs this host"
+    return Peer(Connection(), name, "/org/cageruntime/Files1", name, who="the files mediator", absent=absent)

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""incage: the command for someone inside a cage, who asks the core through its mediators."""
+
+from __future__ import annotations
+
+from cage_runtime.cli.command import Program
+
+PROGRAM = Program(
+    name="incage",
+    purpose="What this cage may ask of the core, the only way to other cages.",
+    closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
+    verbs={
+        "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
+    },
+    later=("copy", "paste", "open", "notify", "call"),
+)
+
+
+def main(argv: list[str] | None = None) -> int:
+    return PROGRAM.main(argv)

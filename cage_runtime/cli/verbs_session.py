@@ -1,0 +1,108 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands and applications in a cage: enter, run."""
+
+from __future__ import annotations
+
+import os
+
+from cage_runtime.cli.client import core
+from cage_runtime.cli.session import Session
+from cage_runtime.errors import UsageError
+
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    import argparse
+
+    from cage_runtime.cli.output import Screen
+
+CAGE_HOME = "/home/user"
+"""The home directory in every cage."""
+
+
+def _enter_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_command=True)
+    parser.usage = "%(prog)s NAME [--root] [--cwd DIR] [OPTION…] [-- COMMAND [ARGUMENT…]]"
+    parser.epilog = (
+        "Without a command: a login shell. On a terminal the command gets one of its own,\n"
+        "otherwise pipes. The exit status is the command's own; 125 to 127 and 137 may\n"
+        "also come from the runtime, see cagectl(1)."
+    )
+    parser.add_argument("name", metavar="NAME", help="a running cage")
+    _stray_argument(parser)
+    parser.add_argument("--root", action="store_true", help="as the cage's own root, who owns nothing outside")
+    parser.add_argument("--cwd", metavar="DIR", help=f"the directory to begin in, instead of {CAGE_HOME}")
+
+
+def _stray_argument(parser: argparse.ArgumentParser) -> None:
+    # Words without "--" before them: caught to say so, and not shown in help.
+    parser.add_argument("stray", nargs="*", help="==SUPPRESS==")
+
+
+def _check_stray(args: argparse.Namespace) -> None:
+    if args.stray:
+        raise UsageError(f'put "--" before what the command in the cage shall get: -- {" ".join(args.stray)}')
+
+
+def _enter(args: argparse.Namespace, screen: Screen) -> int:
+    del screen
+    _check_stray(args)
+    if args.has_command and not args.command:
+        raise UsageError('enter: no command after "--"; leave out both for a shell')
+    options: dict[str, object] = {"root": True} if args.root else {}
+    if args.cwd is not None:
+        options["cwd"] = args.cwd
+    return _session(args, "Enter", "sasa{sv}", [args.name, args.command], options)
+
+
+def _run_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.set_defaults(takes_command=True)
+    parser.usage = "%(prog)s NAME APP-ID [--detach] [OPTION…] [-- ARGUMENT…]"
+    parser.epilog = (
+        "An argument that begins with your own home directory, as ~/… does after the shell\n"
+        f"has expanded it, means the same place below the cage's home, {CAGE_HOME}.\n"
+        "The exit status is the application's own."
+    )
+    parser.add_argument("name", metavar="NAME", help="a running cage")
+    parser.add_argument("application", metavar="APP-ID", help="an application of it, such as org.cageruntime.Notes")
+    _stray_argument(parser)
+    parser.add_argument("--detach", action="store_true", help="do not wait for it; see cagectl logs NAME")
+
+
+def _run(args: argparse.Namespace, screen: Screen) -> int:
+    _check_stray(args)
+    home = os.environ.get("HOME", "")
+    arguments = [home_in_cage(argument, home) for argument in args.command]
+    values: list[object] = [args.name, args.application, arguments]
+    if not args.detach:
+        return _session(args, "Run", "ssasa{sv}", values, {})
+    channel = core().call("Run", "ssasa{sv}", *values, {"detach": True}, returns="h")
+    with Session(channel, terminal=False, program=args.program) as session:
+        status = session.wait_started()
+    if not status:
+        screen.done(f"{args.application}: started in {args.name}")
+    return status
+
+
+def home_in_cage(argument: str, home: str) -> str:
+    """`argument` with the caller's home directory at its beginning replaced by the cage's."""
+    home = home.rstrip("/")
+    if home and (argument == home or argument.startswith(home + "/")):
+        return CAGE_HOME + argument[len(home) :]
+    return argument
+
+
+def _session(
+    args: argparse.Namespace, member: str, signature: str, values: list[object], options: dict[str, object]
+) -> int:
+    terminal = os.isatty(0) and os.isatty(1)
+    if terminal:
+        size = os.get_terminal_size(1)
+        options |= {"tty": True, "rows": ("q", size.lines), "columns": ("q", size.columns)}
+        options["term"] = os.environ.get("TERM", "dumb")
+    manager = core()
+    channel = manager.call(member, signature, *values, options, returns="h")
+    with Session(channel, terminal=terminal, program=args.program) as session:
+        return session.run()
+
+
+VERBS = {"enter": (_enter_arguments, _enter), "run": (_run_arguments, _run)}
