@@ -74,10 +74,14 @@ def _read(path: Path) -> bytes | None:
     """The file's bytes, one more than it may have at most; None where it is a link to /dev/null, which disables it."""
     try:
         # Without O_NONBLOCK a FIFO of this name would hold up the core.
-        with os.fdopen(os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
-            if not stat.S_ISREG(os.fstat(file.fileno()).st_mode):
+        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+        try:
+            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
                 raise PolicySyntaxError(f"{path}:1: not a regular file")
-            return file.read(POLICY_BYTES_MAX + 1)
+            with os.fdopen(descriptor, "rb", closefd=False) as file:
+                return file.read(POLICY_BYTES_MAX + 1)
+        finally:
+            os.close(descriptor)
     except OSError as error:
         if error.errno != errno.ELOOP:
             raise PolicySyntaxError(f"{path}:1: cannot be read: {error.strerror}") from error

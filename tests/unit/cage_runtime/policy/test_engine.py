@@ -1,0 +1,282 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Verdicts: a table, a naive evaluator beside the engine, and what a cage may learn from a refusal."""
+
+from __future__ import annotations
+
+import statistics
+import time
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cage_runtime.errors import PolicySyntaxError
+from cage_runtime.model import Action, Decision, Flow, Instance, Levels, Request
+from cage_runtime.policy.engine import NO_POLICY, NO_RULE, Policy, mismatch, refusal_sentence
+from cage_runtime.policy.parser import parse
+
+LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "medical"}))
+
+
+def cage(name: str, level: str, *compartments: str) -> Instance:
+    return Instance(name=name, uuid=f"uuid-of-{name}", label=LEVELS.label(level, compartments))
+
+
+CAGES = {
+    found.name: found
+    for found in (
+        cage("web", "public"),
+        cage("work", "internal"),
+        cage("mail", "internal"),
+        cage("vault", "secret"),
+        cage("books", "internal", "finance"),
+        cage("clinic", "internal", "medical"),
+        cage("archive", "secret", "finance", "medical"),
+    )
+}
+
+
+def policy(*lines: str) -> Policy:
+    return Policy(rules=parse("\n".join(lines).encode(), file="p", levels=LEVELS))
+
+
+def ask(source: str, target: str, service: str = "files.Send", argument: str = "") -> Request:
+    return Request(service=service, argument=argument, source=CAGES[source], target_name=target)
+
+
+def decide(rules: Policy, request: Request) -> Decision:
+    return rules.decide(request, CAGES.get(request.target_name), LEVELS)
+
+
+SHIPPED = ("files.Send * * @same-label allow", "files.Send * * @dominates allow", "* * * * deny")
+TABLE = [
+    # rules, source, target: action, line of the rule that decided or 0, flow
+    (SHIPPED, "work", "vault", Action.ALLOW, 2, Flow.UP),
+    (SHIPPED, "work", "mail", Action.ALLOW, 1, Flow.LEVEL),
+    (SHIPPED, "vault", "work", Action.DENY, 3, Flow.DOWN),
+    (SHIPPED, "books", "clinic", Action.DENY, 3, Flow.INCOMPARABLE),
+    (SHIPPED, "books", "archive", Action.ALLOW, 2, Flow.UP),
+    (SHIPPED, "vault", "archive", Action.ALLOW, 2, Flow.UP),
+    (SHIPPED, "books", "vault", Action.DENY, 3, Flow.INCOMPARABLE),
+    (SHIPPED, "work", "ghost", Action.DENY, 3, None),
+    (SHIPPED, "work", "work", Action.DENY, 0, Flow.LEVEL),
+    ((), "work", "vault", Action.DENY, 0, Flow.UP),
+    (("* * * * allow",), "work", "vault", Action.ALLOW, 1, Flow.UP),
+    (("* * * * allow",), "vault", "work", Action.DENY, 1, Flow.DOWN),
+    (("* * * * allow",), "books", "clinic", Action.DENY, 1, Flow.INCOMPARABLE),
+    (("* * * * allow",), "work", "ghost", Action.DENY, 1, None),
+    (("* * * * allow declassify",), "vault", "work", Action.ALLOW, 1, Flow.DOWN),
+    (("* * * * allow declassify",), "books", "clinic", Action.ALLOW, 1, Flow.INCOMPARABLE),
+    (("* * * * allow declassify",), "work", "ghost", Action.DENY, 1, None),
+    (("* * * * allow declassify",), "work", "work", Action.DENY, 0, Flow.LEVEL),
+    # The first rule decides, also where a later one would allow what it cannot.
+    (("* * vault work allow", "* * * * allow declassify"), "vault", "work", Action.DENY, 1, Flow.DOWN),
+    (("* * web * deny", "* * * * allow"), "web", "work", Action.DENY, 1, Flow.UP),
+    (("* * * * allow", "* * web * deny"), "web", "work", Action.ALLOW, 1, Flow.UP),
+    (("* * @level:public * deny", "* * web work allow"), "web", "work", Action.DENY, 1, Flow.UP),
+    (("* * @level:secret * deny", "* * * * allow"), "web", "work", Action.ALLOW, 2, Flow.UP),
+    (("* * * @level:internal allow",), "web", "books", Action.ALLOW, 1, Flow.UP),
+    (("* * * @level:internal allow",), "web", "vault", Action.DENY, 0, Flow.UP),
+    (("* * * @same-label allow",), "work", "books", Action.DENY, 0, Flow.UP),
+    (("clipboard.Paste * * * deny", "files.Send * * * allow"), "web", "work", Action.ALLOW, 2, Flow.UP),
+    (("files.Send +x * * deny", "files.Send * * * allow"), "web", "work", Action.ALLOW, 2, Flow.UP),
+]
+
+
+@pytest.mark.parametrize(("lines", "source", "target", "action", "line", "flow"), TABLE)
+def test_table(
+    lines: tuple[str, ...], source: str, target: str, action: Action, line: int, flow: Flow | None
+) -> None:
+    found = decide(policy(*lines), ask(source, target))
+    assert (found.action, found.rule, found.flow) == (action, f"p:{line}" if line else "", flow)
+
+
+@pytest.mark.parametrize(("argument", "line"), [("sign", 1), ("list", 2), ("", 2), ("*", 2), ("+sign", 2), ("sig", 2)])
+def test_arguments(argument: str, line: int) -> None:
+    rules = policy("call.Agent +sign * * deny", "call.Agent * * * allow")
+    assert decide(rules, ask("web", "work", "call.Agent", argument)).rule == f"p:{line}"
+
+
+@pytest.mark.parametrize("name", ["*", "@dominates", "@same-label", "@level:secret", "=vault", "", "vault\n", "Vault"])
+def test_a_target_that_looks_like_a_token_is_a_name_of_no_cage(name: str) -> None:
+    rules = policy("* * * vault deny", "* * * @level:secret deny", "* * * @dominates deny", "* * * @same-label deny")
+    assert decide(rules, ask("work", name)).reason == NO_RULE
+
+
+@pytest.mark.parametrize("service", ["*", "", "files.send", "files.Send ", "files"])
+def test_a_service_is_matched_whole(service: str) -> None:
+    rules = policy("files.Send * * * deny", "* * * * allow")
+    assert decide(rules, ask("work", "vault", service)).rule == "p:2"
+
+
+def test_without_declassify_the_reason_says_what_would_flow_where() -> None:
+    found = decide(policy("* * * * allow"), ask("archive", "books"))
+    assert found.reason == (
+        'the rule allows it, but for this flow would need "declassify": '
+        "data would go from secret+finance+medical to internal+finance"
+    )
+
+
+def test_what_the_rule_adds_is_in_the_decision() -> None:
+    rules = policy("files.Send * work * allow max-size=2M", "* * * * allow")
+    assert decide(rules, ask("work", "vault")).max_size == 2 * 1024**2
+    assert decide(rules, ask("web", "vault")).max_size is None
+
+
+def test_a_policy_that_could_not_be_read_denies_and_says_why() -> None:
+    rules = Policy.refusing(PolicySyntaxError('x/50-a.policy:3: "alow" is not an action'))
+    found = decide(rules, ask("work", "vault"))
+    assert (found.action, found.reason) == (Action.DENY, 'x/50-a.policy:3: "alow" is not an action')
+    # The text of the policy may name other cages, so a cage hears less.
+    assert rules.public_refusal(ask("work", "vault")).reason == NO_POLICY
+
+
+def test_a_label_from_before_the_levels_changed_is_refused() -> None:
+    levels = Levels(names=("public", "restricted", "internal", "secret"))
+    rules = Policy(rules=parse(b"* * * * allow", file="p", levels=levels))
+    found = rules.decide(ask("work", "vault"), CAGES["vault"], levels)
+    assert found.action is Action.DENY
+    assert found.reason == 'the label of cage "work" is none of this host\'s levels.toml'
+
+
+def test_another_target_than_the_one_asked_for_is_refused() -> None:
+    found = policy("* * * * allow").decide(ask("work", "vault"), CAGES["archive"], LEVELS)
+    assert found.action is Action.DENY
+
+
+def test_the_same_instance_under_another_name_is_itself() -> None:
+    twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label)
+    assert policy("* * * * allow").decide(ask("work", "other"), twin, LEVELS).action is Action.DENY
+
+
+PUBLIC = [
+    (SHIPPED, "the rule denies it, and only an allowing rule before that one would change it", "p:3"),
+    ((), NO_RULE, ""),
+    (("* * * * allow",), 'the rule allows it, but for this flow would need "declassify"', "p:1"),
+    (("* * * @level:internal deny", "* * * * allow declassify"), "no cage of that name can be reached from here", ""),
+    (("* * * @level:internal deny", "* * * @dominates allow"), NO_RULE, ""),
+]
+
+
+@pytest.mark.parametrize(("lines", "reason", "rule"), PUBLIC)
+def test_forbidden_and_unknown_read_alike(lines: tuple[str, ...], reason: str, rule: str) -> None:
+    """M3: the sentence is the same, byte for byte, whether the cage that may not be reached exists or not."""
+    rules, request = policy(*lines), ask("vault", "work")
+    forbidden = rules.decide(request, CAGES["work"], LEVELS)
+    unknown = rules.decide(request, None, LEVELS)
+    assert forbidden.action is unknown.action is Action.DENY
+    public = rules.public_refusal(request)
+    assert (public.action, public.reason, public.rule, public.flow) == (Action.DENY, reason, rule, None)
+
+
+def test_the_sentence_names_the_rule_and_hides_nothing_hostile() -> None:
+    rules = policy(*SHIPPED)
+    request = ask("vault", "wo\x1b[2Jrk\n")
+    assert refusal_sentence(request, rules.public_refusal(request)) == (
+        'files.Send to "wo\\x1b[2Jrk\\n" is refused: the rule denies it, and only an allowing rule before that one '
+        "would change it (rule p:3)"
+    )
+
+
+def test_explain_gives_each_rule_that_was_passed_over_and_why() -> None:
+    rules = policy(
+        "clipboard.Paste * * * allow", "files.Send +x * * deny", "files.Send * web * deny",
+        "files.Send * * @same-label allow", "files.Send * * work deny", "* * * @dominates allow", "* * * * deny",
+    )  # fmt: skip
+    explained = rules.explain(ask("work", "vault"), CAGES["vault"])
+    assert [why for _, why in explained] == [
+        "it is about clipboard.Paste", "it is about the argument +x", "the source is not web",
+        "the target is not @same-label of the source", "the target is not work", "",
+    ]  # fmt: skip
+
+
+# --- beside a naive evaluator -----------------------------------------------------------------------------------
+
+SERVICES = ["*", "files.Send", "call.Agent"]
+NAMES = [*CAGES, "ghost"]
+TOKENS = ["*", *NAMES, "@level:public", "@level:internal", "@level:secret"]
+LINES = st.builds(
+    lambda service, argument, source, target, action: " ".join(
+        [service, argument if service != "*" else "*", source, target, action]
+    ),
+    st.sampled_from(SERVICES),
+    st.sampled_from(["*", "+a", "+b"]),
+    st.sampled_from(TOKENS),
+    st.sampled_from([*TOKENS, "@dominates", "@same-label"]),
+    st.sampled_from(["allow", "deny", "allow declassify"]),
+)
+REQUESTS = st.builds(
+    ask,
+    st.sampled_from(list(CAGES)),
+    st.sampled_from(NAMES),
+    st.sampled_from(SERVICES[1:]),
+    st.sampled_from(["", "a", "b"]),
+)
+
+
+def naive_matches(line: str, request: Request, target: Instance | None) -> bool:
+    service, argument, source, wanted = line.split()[:4]
+    ours = request.source.label
+    cages = {"*": True, request.source.name: True, f"@level:{ours.level}": True}
+    targets = {"*": True, request.target_name: True}
+    if target:
+        higher = LEVELS.names.index(target.label.level) >= LEVELS.names.index(ours.level)
+        targets[f"@level:{target.label.level}"] = True
+        targets["@dominates"] = higher and ours.compartments <= target.label.compartments
+        targets["@same-label"] = (ours.level, ours.compartments) == (target.label.level, target.label.compartments)
+    return (
+        service in ("*", request.service)
+        and argument in ("*", "+" + request.argument)
+        and cages.get(source, False)
+        and targets.get(wanted, False)
+    )
+
+
+def naive(lines: list[str], request: Request, target: Instance | None) -> tuple[bool, int]:
+    """Whether it is allowed, and the number of the line that decided; 0 where none matched."""
+    for number, line in enumerate(lines, start=1):
+        if naive_matches(line, request, target):
+            ours = request.source.label
+            safe = target is not None and naive_matches("* * * @dominates", request, target)
+            allowed = "allow" in line and target is not None and (safe or "declassify" in line)
+            return allowed, number
+    return False, 0
+
+
+@given(lines=st.lists(LINES, max_size=12), request=REQUESTS)
+def test_the_engine_agrees_with_the_naive_evaluator(lines: list[str], request: Request) -> None:
+    target = CAGES.get(request.target_name)
+    found = decide(policy(*lines), request)
+    if request.target_name == request.source.name:
+        assert found.action is Action.DENY
+        return
+    allowed, line = naive(lines, request, target)
+    assert found.action is (Action.ALLOW if allowed else Action.DENY)
+    assert found.rule == (f"p:{line}" if line else "")
+
+
+@given(lines=st.lists(LINES, max_size=12), request=REQUESTS)
+def test_explanations_agree_with_the_engine(lines: list[str], request: Request) -> None:
+    rules, target = policy(*lines), CAGES.get(request.target_name)
+    matching = [rule.place for rule in rules.rules if not mismatch(rule, request, target)]
+    if request.target_name != request.source.name:
+        assert decide(rules, request).rule == (matching[0] if matching else "")
+
+
+@given(lines=st.lists(LINES, max_size=12), request=REQUESTS)
+def test_nothing_goes_down_without_declassify(lines: list[str], request: Request) -> None:
+    rules = policy(*(line.removesuffix(" declassify") for line in lines))
+    found = decide(rules, request)
+    assert found.action is Action.DENY or found.flow in (Flow.UP, Flow.LEVEL)
+
+
+def test_ten_thousand_rules_answer_at_once() -> None:
+    """P9 is < 20 µs median, measured by scripts/bench; here a bound that only a scan of the rules would miss."""
+    rules = policy(*(f"files.Send * cage{n} cage{n + 1} deny" for n in range(9_999)), "* * * * allow")
+    request, target, times = ask("work", "vault"), CAGES["vault"], []
+    for _ in range(501):
+        begin = time.perf_counter()
+        found = rules.decide(request, target, LEVELS)
+        times.append(time.perf_counter() - begin)
+    assert found.rule == "p:10000"
+    assert statistics.median(times) < 100e-6
