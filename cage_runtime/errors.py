@@ -67,6 +67,12 @@ class UntrustedSource(CageError):
     bus_name = "UntrustedSource"
 
 
+class RemoteUnavailable(CageError):
+    """A source of applications that does not answer; nothing is known against it."""
+
+    bus_name = "RemoteUnavailable"
+
+
 class TransferFailed(CageError):
     """A transfer was permitted and could not be completed; nothing of it is visible in the target."""
 
