@@ -28,7 +28,8 @@ class Subtree:
         self._mount = mount_point
         mount_point.mkdir(parents=True, exist_ok=True)
         try:
-            syscall.mount("cgroup2", str(mount_point), "cgroup2", syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC)
+            flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
+            syscall.mount("cgroup2", str(mount_point), "cgroup2", flags)
         except OSError as error:
             raise HostUnsupported(f"cgroup v2 cannot be mounted on this host: {error.strerror}") from error
         self.path = self._delegated(name) if Path("/run/systemd/system").is_dir() else mount_point / name
@@ -42,7 +43,8 @@ class Subtree:
             subprocess.run(
                 ["/usr/bin/systemd-run", "--quiet", "--collect", "--slice=cages.slice", f"--unit={SCOPE}", "--scope",
                  "--property=Delegate=yes", "/bin/sh", "-c", "sleep infinity & echo"],
-                check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=30, env={"PATH": "/usr/bin:/bin"},
+                check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=30,
+                env={"PATH": "/usr/bin:/bin"},
             )
         holder = scope / "holder"
         holder.mkdir(exist_ok=True)

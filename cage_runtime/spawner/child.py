@@ -79,8 +79,9 @@ class Streams:
     @staticmethod
     def open(request: Spawn, given: int | None, log: int) -> Streams:
         """As `request` wants them: a terminal of the cage, the log, or pipes; `given` is its standard input."""
+        owner = 0 if request.user == "root" else USER_UID
         if request.terminal is not None:
-            return Streams._terminal(request.terminal)
+            return Streams._terminal(request.terminal, owner)
         if request.detached:
             return Streams.to_log(log)
         output_pipes = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
@@ -90,18 +91,18 @@ class Streams:
             inner.insert(0, read)
             outer.insert(0, write)
         for descriptor in inner:
-            os.fchown(descriptor, USER_UID, USER_UID)
+            os.fchown(descriptor, owner, owner)
         first = [given] if given is not None else []
         zero, one, two = [*first, *inner]
         return Streams(inner=(zero, one, two), outer=outer, owned=inner)
 
     @staticmethod
-    def _terminal(terminal: Terminal) -> Streams:
+    def _terminal(terminal: Terminal, owner: int) -> Streams:
         master = os.open("/dev/ptmx", os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
-        fcntl.ioctl(master, termios.TIOCSPTLCK, b"\0\0\0\0")
+        fcntl.ioctl(master, _TIOCSPTLCK, b"\0\0\0\0")
         slave = fcntl.ioctl(master, _TIOCGPTPEER, os.O_RDWR | os.O_NOCTTY | os.O_CLOEXEC)
         termios.tcsetwinsize(slave, (terminal.rows, terminal.columns))
-        os.fchown(slave, USER_UID, USER_UID)
+        os.fchown(slave, owner, owner)
         return Streams(inner=(slave, slave, slave), outer=[master], owned=[slave])
 
     @staticmethod
@@ -118,6 +119,7 @@ class Streams:
             os.close(self.outer.pop())
 
 
+_TIOCSPTLCK = 0x40045431
 _TIOCGPTPEER = 0x5441
 """Opens the other end of a pty without a path that could be swapped (ioctl_tty(2), Linux 4.13)."""
 
@@ -209,4 +211,4 @@ def _execute(command: Command) -> None:
     environment = dict(command.environment())
     if command.activation is not None:
         environment["LISTEN_PID"] = str(os.getpid())
-    os.execvpe(command.argv[0], list(command.argv), environment)
+    os.execvpe(command.argv[0], list(command.argv), environment)  # noqa: S606 - a shell is what we do not want

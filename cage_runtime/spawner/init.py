@@ -8,6 +8,7 @@ and every other descriptor closed; it opens terminals and pipes itself, so that 
 
 from __future__ import annotations
 
+import contextlib
 import os
 import selectors
 import signal
@@ -98,7 +99,7 @@ class Init:
         self._watch(self._listener, self._accept)
         self._watch(self._log_read, self._collect)
         for bus in self._buses:
-            self._watch(bus.listener, lambda bus=bus: self._start_bus(bus))
+            self._await_first(bus)
         while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
             for key, _ in self._selector.select():
                 key.data()
@@ -225,10 +226,8 @@ class Init:
             running.terminal = None
 
     def _reap(self, wake: socket.socket) -> None:
-        try:
+        with contextlib.suppress(BlockingIOError):
             wake.recv(4096)
-        except BlockingIOError:
-            pass
         while True:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
@@ -242,7 +241,7 @@ class Init:
         for bus in self._buses:
             if bus.pid == pid:
                 bus.pid = 0
-                self._watch(bus.listener, lambda bus=bus: self._start_bus(bus))
+                self._await_first(bus)
         running = self._running.pop(pid, None)
         if running is None:
             return
@@ -251,6 +250,10 @@ class Init:
         self._close_channel(running)
 
     # --- buses and log ---------------------------------------------------------------------------------------
+    def _await_first(self, bus: LazyBus) -> None:
+        """Start the bus when somebody connects to its socket."""
+        self._watch(bus.listener, lambda: self._start_bus(bus))
+
     def _start_bus(self, bus: LazyBus) -> None:
         self._selector.unregister(bus.listener)
         now = time.monotonic()

@@ -37,22 +37,22 @@ class Request(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     id: Annotated[int, msgspec.Meta(ge=0, le=2**62)]
 
 
-class Describe(Request, tag="describe"):
+class Describe(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="describe"):
     """What does this host offer?"""
 
 
-class Standing(Request, tag="standing"):
+class Standing(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="standing"):
     """Which cages run, and which have storage?"""
 
 
-class MakeStorage(Request, tag="make-storage"):
+class MakeStorage(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="make-storage"):
     """An id range and a home for a new cage; an ephemeral one has neither on disk."""
 
     uuid: Uuid
     ephemeral: bool
 
 
-class Birth(Request, tag="birth"):
+class Birth(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="birth"):
     """Start the cage: its namespaces, root, cgroup and cage-init."""
 
     uuid: Uuid
@@ -67,14 +67,14 @@ class Birth(Request, tag="birth"):
     home_files: Annotated[int, msgspec.Meta(ge=16, le=2**40)]
 
 
-class Expose(Request, tag="expose"):
+class Expose(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="expose"):
     """Show these directories of the applications' installation in the running cage, read-only."""
 
     uuid: Uuid
     trees: Annotated[list[Tree], msgspec.Meta(max_length=64)]
 
 
-class Conceal(Request, tag="conceal"):
+class Conceal(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="conceal"):
     """Take them away again; what runs from them keeps them until it ends."""
 
     uuid: Uuid
@@ -87,7 +87,7 @@ class Terminal(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     columns: Cells
 
 
-class Spawn(Request, tag="spawn"):
+class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="spawn"):
     """Run a command in the cage.  Descriptors: the channel, and the standard input where `own_input`."""
 
     uuid: Uuid
@@ -101,25 +101,25 @@ class Spawn(Request, tag="spawn"):
     own_input: bool = False
 
 
-class Logs(Request, tag="logs"):
+class Logs(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="logs"):
     """The last output of what runs detached in the cage."""
 
     uuid: Uuid
 
 
-class Freeze(Request, tag="freeze"):
+class Freeze(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="freeze"):
     uuid: Uuid
     frozen: bool
 
 
-class Stop(Request, tag="stop"):
+class Stop(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="stop"):
     """SIGTERM to all, SIGKILL to what is left after `seconds`; the reply comes when nothing is left."""
 
     uuid: Uuid
     seconds: Annotated[float, msgspec.Meta(ge=0, le=600)]
 
 
-class Remove(Request, tag="remove"):
+class Remove(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="remove"):
     """Delete the storage of a cage that does not run and give its id range back."""
 
     uuid: Uuid
@@ -187,8 +187,10 @@ def encode(message: AnyRequest | AnyReply) -> bytes:
 
 def decode_request(untrusted_message: bytes) -> AnyRequest:
     """The request, or msgspec.DecodeError (of which a validation error is one)."""
-    return _REQUESTS.decode(untrusted_message)
+    request: AnyRequest = _REQUESTS.decode(untrusted_message)
+    return request
 
 
 def decode_reply(untrusted_message: bytes) -> AnyReply:
-    return _REPLIES.decode(untrusted_message)
+    reply: AnyReply = _REPLIES.decode(untrusted_message)
+    return reply

@@ -14,7 +14,8 @@ from pathlib import Path
 
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
-from cage_runtime.spawner import root
+from cage_runtime.spawner.mount import Directory
+from cage_runtime.spawner.root import new_home
 
 _NEW, _GONE = ".new-", ".gone-"
 
@@ -34,7 +35,7 @@ class Storage:
         for directory in self._directories.values():
             for entry in directory.iterdir():
                 if entry.name.startswith((_NEW, _GONE)):
-                    _delete(entry)
+                    _delete(entry).wait()
                 else:
                     self._ranges[entry.name] = int((entry / "range").read_text(encoding="ascii"))
 
@@ -65,8 +66,8 @@ class Storage:
         (fresh / "range").write_text(str(number), encoding="ascii")
         if not ephemeral:
             owner = number * ID_RANGE + USER_UID
-            root.Directory(path="/home", mode=0o700, owner=owner).execute(str(fresh))
-            for step in root.new_home("/home", owner):
+            Directory(path="/home", mode=0o700, owner=owner).execute(str(fresh))
+            for step in new_home("/home", owner):
                 step.execute(str(fresh))
             _sync(fresh / "range")
             _sync(fresh)
@@ -75,14 +76,24 @@ class Storage:
             _sync(parent)
         self._ranges[uuid] = number
 
-    def remove(self, uuid: str) -> None:
-        """Delete the storage and give the range back; nothing happens where there is none."""
-        for directory in self._directories.values():
-            entry, gone = directory / uuid, directory / (_GONE + uuid)
-            if entry.is_dir():
-                entry.rename(gone)
-                _delete(gone)
-        self._ranges.pop(uuid, None)
+    def remove(self, uuid: str) -> subprocess.Popen[bytes] | None:
+        """Delete the storage and give the range back; the process that is still deleting a home, if there is one.
+
+        The home's old name is free at once; a deletion that is cut off is finished at the next start.
+        """
+        if uuid not in self._ranges:
+            return None
+        ephemeral, persistent = self._directories[True] / uuid, self._directories[False] / uuid
+        deleting = None
+        if ephemeral.is_dir():
+            (ephemeral / "range").unlink()
+            ephemeral.rmdir()
+        else:
+            gone = persistent.with_name(_GONE + uuid)
+            persistent.rename(gone)
+            deleting = _delete(gone)
+        del self._ranges[uuid]
+        return deleting
 
     def _lowest_free(self) -> int:
         used = set(self._ranges.values()) | self._reserved
@@ -116,6 +127,6 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def _delete(path: Path) -> None:
+def _delete(path: Path) -> subprocess.Popen[bytes]:
     """Delete a tree of a cage's making: rm(1) copes with any depth, follows no link and stays on the file system."""
-    subprocess.run(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], check=True, stdin=subprocess.DEVNULL)
+    return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], stdin=subprocess.DEVNULL)

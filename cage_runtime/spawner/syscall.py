@@ -148,7 +148,7 @@ class _LandlockRulesetAttr(ctypes.Structure):
 
 def landlock_abi() -> int:
     """The kernel's Landlock ABI, 0 where it has none."""
-    version = _SYSCALL(NUMBERS["landlock_create_ruleset"], None, ctypes.c_size_t(0), 1)
+    version: int = _SYSCALL(NUMBERS["landlock_create_ruleset"], None, ctypes.c_size_t(0), 1)
     return max(0, version)
 
 

@@ -1,0 +1,279 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The birth of a cage: root assembled, namespaces cloned, ids mapped, sealed, served (wall.md, "Birth of a cage").
+
+The parent's side is `bear`, the child's `_inside`; what fails on either side leaves nothing behind.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import select
+import signal
+import socket
+import struct
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+
+from cage_runtime.errors import HostUnsupported, RuntimeFailure
+from cage_runtime.model import ID_RANGE
+from cage_runtime.spawner import capability, landlock, root, syscall
+from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.init import Init
+from cage_runtime.spawner.mount import Operation
+from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.spec import Birth
+
+NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
+              | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWTIME)
+"""The cgroup namespace is entered afterwards: made by clone it would show the spawner's cgroup as its root."""
+
+BIRTH_SECONDS = 10.0
+"""A birth takes some milliseconds; one that takes this long is ended."""
+
+NAMESPACE_LIMITS = {
+    "max_user_namespaces": 256, "max_mnt_namespaces": 256, "max_pid_namespaces": 256, "max_net_namespaces": 64,
+    "max_ipc_namespaces": 64, "max_uts_namespaces": 64, "max_cgroup_namespaces": 64, "max_time_namespaces": 64,
+    "max_inotify_instances": 512, "max_inotify_watches": 65536,
+}
+"""/proc/sys/user of the cage: flatpak makes 3 user namespaces an application; nothing here needs more."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Place:
+    """What all births have in common."""
+
+    programs: str
+    empty: str
+    etc: root.SharedEtc
+    init_filter: Filter
+    session_filter: Filter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cradle:
+    """One cage's directory under /run/cage-runtime/cages: RUN/UUID/{root,init.sock,record.json}, root's alone."""
+
+    directory: Path
+    gateway: Path
+
+    @property
+    def root(self) -> str:
+        return str(self.directory / "root")
+
+    @property
+    def socket(self) -> str:
+        return str(self.directory / "init.sock")
+
+
+def root_spec(request: Birth, base: int, home: Path | None, place: Place, cradle: Cradle) -> root.RootSpec:
+    identity = {"name": request.name, "level": request.level, "compartments": request.compartments}
+    return root.RootSpec(
+        name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base,
+        home=None if home is None else str(home), home_bytes=request.home_bytes, home_files=request.home_files,
+        exec_home=request.exec_home, programs=place.programs, etc=place.etc.path(), empty=place.empty,
+        gateway=str(cradle.gateway),
+    )
+
+
+def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
+    """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
+    os.mkdir(cradle.root, 0o700)
+    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    try:
+        listener.bind(cradle.socket)
+        steps = root.plan(spec)
+        _assemble(steps, cradle.root)
+        try:
+            return _clone(request, spec, place, cradle, cgroup, listener)
+        finally:
+            syscall.umount2(cradle.root, syscall.MNT_DETACH)
+    finally:
+        listener.close()
+
+
+def _assemble(steps: list[Operation], directory: str) -> None:
+    for number, step in enumerate(steps):
+        try:
+            step.execute(directory)
+        except OSError as error:
+            if number:
+                syscall.umount2(directory, syscall.MNT_DETACH)
+            raise RuntimeFailure(f"the cage's root could not be assembled: {step.describe()}: {error}") from error
+
+
+def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+           listener: socket.socket) -> tuple[int, int]:
+    go_read, go_write = os.pipe2(os.O_CLOEXEC)
+    told_read, told_write = os.pipe2(os.O_CLOEXEC)
+    directory = cgroup.open()
+    try:
+        pid, pidfd = syscall.clone3(NAMESPACES, cgroup=directory)
+        if pid == 0:
+            _inside(request, spec, place, cradle.root, listener, go_read, told_write)
+        os.close(told_write)
+        told_write = -1
+        try:
+            _map_ids(pid, spec.base)
+            os.write(go_write, b"!")
+            _hear(told_read)
+        except (OSError, RuntimeFailure):
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+            os.close(pidfd)
+            raise
+        return pid, pidfd
+    except OSError as error:
+        raise _not_cloned(error) from error
+    finally:
+        for descriptor in (go_read, go_write, told_read, told_write, directory):
+            if descriptor >= 0:
+                os.close(descriptor)
+
+
+def _not_cloned(error: OSError) -> RuntimeFailure:
+    if error.filename == "clone3":
+        return HostUnsupported(
+            f"this host gives no new user namespace ({error.strerror}); see sysctl user.max_user_namespaces and "
+            "kernel.unprivileged_userns_clone"
+        )
+    return RuntimeFailure(f"the cage could not be started: {error}")
+
+
+def _map_ids(pid: int, base: int) -> None:
+    line = f"0 {base} {ID_RANGE}\n".encode()
+    for kind in ("uid_map", "gid_map"):
+        descriptor = os.open(f"/proc/{pid}/{kind}", os.O_WRONLY | os.O_CLOEXEC)
+        try:
+            os.write(descriptor, line)
+        finally:
+            os.close(descriptor)
+
+
+def _hear(told: int) -> None:
+    """Wait until the child serves; RuntimeFailure carries the step that it says has failed."""
+    ready, _, _ = select.select([told], [], [], BIRTH_SECONDS)
+    said = os.read(told, 4096).decode("utf-8", "backslashreplace") if ready else "no answer"
+    if said != "ok":
+        raise RuntimeFailure(f"the cage could not be started: {said or 'cage-init ended'}")
+
+
+# --- the child's side ------------------------------------------------------------------------------------------
+def _inside(request: Birth, spec: root.RootSpec, place: Place, directory: str, listener: socket.socket, go: int,
+            told: int) -> None:
+    """In the new namespaces: never returns."""
+    step = "waiting for ids"
+    status = 1
+    try:
+        if os.read(go, 1) == b"!":
+            step = "becoming its root"
+            _become_root(spec.name)
+            step = "entering its root"
+            _enter_root(directory)
+            step = "its limits"
+            _limit_namespaces()
+            _raise_loopback()
+            step = "its descriptors"
+            told = _only(listener, told)
+            step = "its buses"
+            listener.listen(4)
+            init = Init(listener, place.session_filter, request.processes)
+            step = "the seal"
+            _seal(place.init_filter)
+            os.write(told, b"ok")
+            os.close(told)
+            step = "serving"
+            init.serve()
+            status = 0
+    except OSError as error:
+        _report(told, f"{step}: {error}")
+    finally:
+        # Whatever else is raised is our own fault: the parent sees the pipe close, and nothing runs on.
+        os._exit(status)
+
+
+def _report(told: int, sentence: str) -> None:
+    try:
+        os.write(told, sentence.encode("utf-8", "backslashreplace")[:4000])
+    except OSError:
+        return
+
+
+def _become_root(name: str) -> None:
+    os.setgroups([])
+    os.setresgid(0, 0, 0)
+    os.setresuid(0, 0, 0)
+    os.setsid()
+    syscall.unshare(syscall.CLONE_NEWCGROUP)
+    syscall.keyctl_join_session_keyring()
+    syscall.sethostname(name)
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, signal.SIG_IGN)
+    signal.set_wakeup_fd(-1)
+
+
+def _enter_root(directory: str) -> None:
+    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
+    # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
+    syscall.mount(directory, directory, None, syscall.MS_BIND | syscall.MS_REC)
+    options = "newinstance,ptmxmode=0666,mode=0620,gid=0"
+    syscall.mount("devpts", f"{directory}/dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
+    flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
+    syscall.mount("proc", f"{directory}/proc", "proc", flags, "hidepid=2")
+    os.chdir(directory)
+    syscall.pivot_root(".", ".")
+    syscall.umount2(".", syscall.MNT_DETACH)
+    os.chdir("/")
+
+
+def _limit_namespaces() -> None:
+    for name, limit in NAMESPACE_LIMITS.items():
+        _set(f"/proc/sys/user/{name}", str(limit))
+    _set("/proc/sys/vm/memfd_noexec", "1")
+
+
+def _set(file: str, value: str) -> None:
+    """Write a sysctl; one that this kernel lacks is left to `doctor` to tell."""
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
+    try:
+        os.write(descriptor, value.encode())
+    finally:
+        os.close(descriptor)
+
+
+def _raise_loopback() -> None:
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as control:
+        request = struct.pack("16sh14x", b"lo", 0x1 | 0x40)  # IFF_UP | IFF_RUNNING
+        fcntl.ioctl(control, 0x8914, request)  # SIOCSIFFLAGS
+
+
+def _only(listener: socket.socket, told: int) -> int:
+    """Close every descriptor but `listener` and `told` (which moves), and see to 0, 1 and 2 being the cage's null."""
+    null = os.open(os.devnull, os.O_RDWR | os.O_CLOEXEC)
+    for number in range(3):
+        os.dup2(null, number, inheritable=False)
+    kept = fcntl.fcntl(told, fcntl.F_DUPFD_CLOEXEC, 64)
+    low = listener.fileno()
+    os.closerange(3, low)
+    os.closerange(low + 1, kept)
+    os.closerange(kept + 1, 1 << 20)
+    return kept
+
+
+def _seal(init_filter: Filter) -> None:
+    """From here on this process and all it starts can only lose rights (law 6)."""
+    capability.bound(capability.INIT_CEILING)
+    capability.lock_securebits()
+    capability.hold(capability.INIT_CEILING)
+    capability.one_way()
+    landlock.enter_scope()
+    # What Python might still import would come from the cage's files.
+    sys.path.clear()
+    sys.meta_path.clear()
+    os.environ.clear()
+    init_filter.load()

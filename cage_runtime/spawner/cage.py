@@ -1,0 +1,174 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One running cage as the spawner sees it: its cage-init, its cgroup, and its end.
+
+Teardown is the same whether it was asked for, happened, or was found half done at a start (law 10): kill the cgroup,
+wait for the kernel to say that it is empty, reap, remove.  Every step can be repeated.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import socket
+from collections.abc import Callable
+
+import msgspec
+
+from cage_runtime.errors import RuntimeFailure, WrongState
+from cage_runtime.model import STOP_SECONDS
+from cage_runtime.spawner import wire
+from cage_runtime.spawner.birth import Cradle
+from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.loop import PRIORITY, Loop
+from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
+
+PENDING_MAX = 256
+"""Requests that one cage-init may owe an answer."""
+
+Answered = Callable[[Reply], None]
+
+
+class Cage:
+    def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None]) -> None:
+        self.uuid = uuid
+        self.cgroup = cgroup
+        self._loop = loop
+        self._cradle = cradle
+        self._ended = ended
+        self._connection: socket.socket | None = None
+        self._pid, self._pidfd = 0, -1
+        self._events = -1
+        self._pending: dict[int, tuple[int, Answered]] = {}
+        self._next = 0
+        self.waiting: list[Callable[[], None]] = []
+        """Whom to tell when nothing is left of the cage."""
+        self.ending = False
+
+    # --- cage-init -------------------------------------------------------------------------------------------
+    def born(self, pid: int, pidfd: int) -> None:
+        """Own the new cage's PID 1, which serves already."""
+        self._pid, self._pidfd = pid, pidfd
+        self._loop.watch(pidfd, self._reap)
+        self.adopt()
+
+    def adopt(self) -> None:
+        """Connect to cage-init; OSError where none listens."""
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        try:
+            connection.connect(self._cradle.socket)
+        except OSError:
+            connection.close()
+            raise
+        connection.setblocking(False)
+        self._connection = connection
+        self._loop.watch(connection.fileno(), self._hear)
+
+    def ask(self, request: AnyRequest, descriptors: list[int], answered: Answered) -> None:
+        """Pass `request` on to cage-init, under a number of our own."""
+        if self._connection is None or self.ending:
+            raise WrongState("the cage is stopping")
+        if len(self._pending) >= PENDING_MAX:
+            raise RuntimeFailure("the cage does not answer")
+        self._next += 1
+        message = encode(msgspec.structs.replace(request, id=self._next))
+        try:
+            wire.send(self._connection, message, descriptors)
+        except BlockingIOError as error:
+            raise RuntimeFailure("the cage does not answer") from error
+        except OSError as error:
+            raise WrongState("the cage has just ended") from error
+        self._pending[self._next] = (request.id, answered)
+
+    def _hear(self) -> None:
+        if self._connection is None:
+            return
+        try:
+            received = wire.receive(self._connection)
+            if received is None:
+                self.end()
+                return
+            message, descriptors = received
+            # A cage-init has nothing to hand to us.
+            wire.close_all(descriptors)
+            reply = decode_reply(message)
+        except BlockingIOError:
+            return
+        except (OSError, wire.PeerError, msgspec.DecodeError):
+            self.end()
+            return
+        if not isinstance(reply, Reply) or reply.id not in self._pending:
+            self.end()
+            return
+        number, answered = self._pending.pop(reply.id)
+        answered(msgspec.structs.replace(reply, id=number))
+
+    # --- the end ---------------------------------------------------------------------------------------------
+    def stop(self, seconds: float) -> None:
+        """Ask all to end, and see to it after `seconds`."""
+        if self.ending:
+            return
+        if seconds > 0 and self._connection is not None:
+            self._next += 1
+            try:
+                if self.cgroup.frozen():
+                    self.cgroup.freeze(frozen=False)
+                wire.send(self._connection, encode(Stop(id=self._next, uuid=self.uuid, seconds=seconds)))
+            except OSError:
+                self.end()
+                return
+            self._pending[self._next] = (0, lambda _reply: None)
+            self._loop.after(min(seconds, STOP_SECONDS * 12), self.end)
+        else:
+            self.end()
+
+    def end(self) -> None:
+        """Kill what is left; `waiting` and `ended` are told when the kernel says that it is gone."""
+        if self.ending:
+            return
+        self.ending = True
+        if self._connection is not None:
+            self._loop.forget(self._connection.fileno())
+            self._connection.close()
+            self._connection = None
+        if self.cgroup.path.is_dir():
+            self._events = self.cgroup.open_events()
+            self._loop.watch(self._events, self._emptied, PRIORITY)
+            self.cgroup.kill()
+        self._emptied()
+
+    def _reap(self) -> None:
+        pid, _ = os.waitpid(self._pid, os.WNOHANG)
+        if pid:
+            self._loop.forget(self._pidfd)
+            os.close(self._pidfd)
+            self._pid, self._pidfd = 0, -1
+            self.end()
+            self._emptied()
+
+    def _emptied(self) -> None:
+        if self._events >= 0:
+            os.pread(self._events, 4096, 0)
+            if self.cgroup.populated():
+                return
+        if self._pid:
+            return
+        if self._events >= 0:
+            self._loop.forget(self._events)
+            os.close(self._events)
+            self._events = -1
+        self._remove()
+
+    def _remove(self) -> None:
+        if self.cgroup.path.is_dir():
+            self.cgroup.remove()
+        remove_cradle(self._cradle)
+        pending, self._pending = self._pending, {}
+        for number, answered in pending.values():
+            answered(Reply(id=number, fault=Fault(kind="WrongState", sentence="the cage ended")))
+        self._ended(self)
+
+
+def remove_cradle(cradle: Cradle) -> None:
+    for directory in (cradle.directory, cradle.gateway):
+        if directory.is_dir():
+            shutil.rmtree(directory)

@@ -1,0 +1,45 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The spawner's event loop: epoll, because cgroup.events is polled for priority events, and timers."""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+import select
+import time
+from collections.abc import Callable
+
+Handler = Callable[[], None]
+READ = select.EPOLLIN
+PRIORITY = select.EPOLLPRI
+
+
+class Loop:
+    def __init__(self) -> None:
+        self._epoll = select.epoll(flags=select.EPOLL_CLOEXEC)
+        self._handlers: dict[int, Handler] = {}
+        self._timers: list[tuple[float, int, Handler]] = []
+        self._numbers = itertools.count()
+        self.running = True
+
+    def watch(self, descriptor: int, handler: Handler, events: int = READ) -> None:
+        self._epoll.register(descriptor, events)
+        self._handlers[descriptor] = handler
+
+    def forget(self, descriptor: int) -> None:
+        """Stop watching; call it before the descriptor is closed."""
+        self._epoll.unregister(descriptor)
+        del self._handlers[descriptor]
+
+    def after(self, seconds: float, handler: Handler) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), handler))
+
+    def run(self) -> None:
+        while self.running:
+            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for descriptor, _ in self._epoll.poll(wait):
+                # A handler before this one may have stopped watching it.
+                if handler := self._handlers.get(descriptor):
+                    handler()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()

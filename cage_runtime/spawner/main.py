@@ -1,0 +1,165 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""cage-spawner: the one process of the core that is root.
+
+It listens on RUN/spawner.sock for caged, whose uid the kernel vouches for, takes one typed request a message, and
+answers each.  A peer that breaks the protocol is hung up on.
+"""
+
+from __future__ import annotations
+
+import argparse
+import errno
+import fcntl
+import gc
+import logging
+import os
+import pwd
+import signal
+import socket
+import struct
+import sys
+from pathlib import Path
+
+import msgspec
+
+from cage_runtime.config import RuntimeConfig, load_runtime
+from cage_runtime.errors import CageError, HostUnsupported
+from cage_runtime.notify import notify
+from cage_runtime.spawner import capability, syscall, wire
+from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.service import Service
+from cage_runtime.spawner.spec import AnyReply, AnyRequest, Fault, Reply, decode_request, encode
+
+LOG = logging.getLogger("cage-spawner")
+
+
+class Server:
+    """The socket for caged, and the one connection that counts: the newest."""
+
+    def __init__(self, config: RuntimeConfig, loop: Loop) -> None:
+        self._loop = loop
+        self._peer: socket.socket | None = None
+        self._caged = pwd.getpwnam(config.users.caged).pw_uid
+        self.service = Service(config, loop, self._caged, self._send)
+        self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
+        loop.watch(self._listener.fileno(), self._accept)
+
+    def _listen(self, path: Path) -> socket.socket:
+        listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        path.unlink(missing_ok=True)
+        os.umask(0o077)
+        listener.bind(str(path))
+        os.chown(path, self._caged, self._caged)
+        listener.listen(4)
+        return listener
+
+    def _accept(self) -> None:
+        peer, _ = self._listener.accept()
+        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        if uid not in (self._caged, 0):
+            LOG.warning("uid %d connected and was refused", uid)
+            peer.close()
+            return
+        self._hang_up()
+        peer.setblocking(False)
+        self._peer = peer
+        self._loop.watch(peer.fileno(), self._receive)
+
+    def _hang_up(self) -> None:
+        if self._peer is not None:
+            self._loop.forget(self._peer.fileno())
+            self._peer.close()
+            self._peer = None
+
+    def _receive(self) -> None:
+        if self._peer is None:
+            return
+        try:
+            received = wire.receive(self._peer)
+            if received is None:
+                self._hang_up()
+                return
+        except BlockingIOError:
+            return
+        except (OSError, wire.PeerError) as error:
+            LOG.warning("caged: %s", error)
+            self._hang_up()
+            return
+        message, descriptors = received
+        try:
+            self._obey(decode_request(message), descriptors)
+        except msgspec.DecodeError as error:
+            LOG.warning("caged sent what is no request: %s", error)
+            self._hang_up()
+        finally:
+            wire.close_all(descriptors)
+
+    def _obey(self, request: AnyRequest, descriptors: list[int]) -> None:
+        try:
+            self.service.obey(request, descriptors, self._send)
+        except CageError as error:
+            self._send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            what = "no space left on the device" if full else type(request).__name__
+            sentence = f"{what}: {error}"
+            self._send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
+
+    def _send(self, message: AnyReply) -> None:
+        """Answer caged; a caged that went away or does not read asks again when it is back."""
+        if self._peer is None:
+            return
+        try:
+            wire.send(self._peer, encode(message))
+        except OSError as error:
+            LOG.warning("caged does not take an answer: %s", error)
+            self._hang_up()
+
+
+def _single(run: Path) -> int:
+    """A lock that two spawners cannot both have."""
+    run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    lock = os.open(run / "spawner.lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600)
+    try:
+        fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise HostUnsupported(f"another cage-spawner runs with {run}; end it first") from error
+    return lock
+
+
+def _prepare(config: RuntimeConfig) -> None:
+    if os.geteuid() != 0:
+        raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
+    _single(Path(config.paths.run))
+    syscall.unshare(syscall.CLONE_NEWNS)
+    # What the host unmounts is to go here too; what is mounted here is nobody else's business.
+    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
+    syscall.keyctl_join_session_keyring()
+    capability.one_way()
+    os.umask(0o022)
+    os.chdir("/")
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="cage-spawner", description="makes cages, for caged alone")
+    parser.add_argument("--config", type=Path, help="a caged.conf other than the system's")
+    options = parser.parse_args()
+    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
+    loop = Loop()
+    try:
+        config = load_runtime(options.config)
+        _prepare(config)
+        Server(config, loop)
+    except CageError as error:
+        LOG.critical("%s", error.sentence)
+        return error.exit_status
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    gc.collect()
+    gc.freeze()
+    notify("READY=1")
+    loop.run()
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,242 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the spawner does for caged: one handler a request, and the state that a restart finds again.
+
+State is what is there: a directory under RUN/cages for every cage that runs, a directory under storage for every
+cage that exists.  Nothing else is remembered, so nothing can disagree with the kernel.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+from cage_runtime.config import RuntimeConfig
+from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
+from cage_runtime.model import FIRST_RANGE, LAST_RANGE
+from cage_runtime.spawner import birth, root, seccomp, syscall
+from cage_runtime.spawner.cage import Cage, remove_cradle
+from cage_runtime.spawner.cgroup import Cgroup, Subtree
+from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.spec import (
+    AnyRequest,
+    Birth,
+    Conceal,
+    Describe,
+    Ended,
+    Expose,
+    Fault,
+    Freeze,
+    Host,
+    Limits,
+    Logs,
+    MakeStorage,
+    Remove,
+    Reply,
+    Spawn,
+    Standing,
+    Standings,
+    Stop,
+)
+from cage_runtime.spawner.storage import Storage
+
+Respond = Callable[[Reply], None]
+
+
+class Service:
+    def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Ended], None]) -> None:
+        paths = config.paths
+        self._loop, self._tell, self._caged = loop, tell, caged_uid
+        run = Path(paths.run)
+        self._cradles, self._gateways = run / "cages", run / "gateways"
+        for directory, mode in ((run, 0o755), (self._cradles, 0o700), (self._gateways, 0o711)):
+            directory.mkdir(mode=mode, parents=True, exist_ok=True)
+            directory.chmod(mode)
+        empty = run / "empty"
+        empty.mkdir(mode=0o555, exist_ok=True)
+        Path(paths.state).mkdir(mode=0o755, parents=True, exist_ok=True)
+        self._installation = Path(paths.state, "flatpak")
+        self._storage = Storage(Path(paths.state, "storage"), run / "storage")
+        self._subtree = Subtree(run / "cgroup", paths.cgroup)
+        profiles = _profiles(config)
+        self._place = birth.Place(
+            programs=paths.runtime, empty=str(empty), etc=root.SharedEtc(run / "etc"),
+            init_filter=seccomp.build(profiles, "init"), session_filter=seccomp.build(profiles, "session"),
+        )
+        self._cages: dict[str, Cage] = {}
+        self._adopt()
+
+    # --- finding again ---------------------------------------------------------------------------------------
+    def _adopt(self) -> None:
+        """Take over what an earlier spawner left: running cages are adopted, half-dead ones ended."""
+        found = {entry.name for entry in self._cradles.iterdir()} | set(self._subtree.existing())
+        for uuid in sorted(found):
+            cage = self._cage(uuid)
+            self._cages[uuid] = cage
+            try:
+                cage.adopt()
+            except OSError:
+                cage.end()
+
+    def _cradle(self, uuid: str) -> birth.Cradle:
+        return birth.Cradle(directory=self._cradles / uuid, gateway=self._gateways / uuid)
+
+    def _cage(self, uuid: str) -> Cage:
+        return Cage(uuid, self._loop, self._cradle(uuid), Cgroup(self._subtree.path / uuid), self._gone)
+
+    def _gone(self, cage: Cage) -> None:
+        self._cages.pop(cage.uuid, None)
+        if cage.waiting:
+            for tell in cage.waiting:
+                tell()
+        else:
+            self._tell(Ended(uuid=cage.uuid))
+
+    def _running(self, uuid: str) -> Cage:
+        cage = self._cages.get(uuid)
+        if cage is None or cage.ending:
+            raise WrongState("the cage does not run; start it first")
+        return cage
+
+    # --- requests --------------------------------------------------------------------------------------------
+    def obey(self, request: AnyRequest, descriptors: list[int], respond: Respond) -> None:
+        """Do as asked and `respond`, now or when it is done; a CageError is the caller's to answer."""
+        match request:
+            case Describe():
+                respond(Reply(id=request.id, host=self._describe()))
+            case Standing():
+                respond(Reply(id=request.id, standings=self._standing()))
+            case MakeStorage():
+                self._storage.make(request.uuid, ephemeral=request.ephemeral)
+                respond(Reply(id=request.id))
+            case Birth():
+                self._bear(request)
+                respond(Reply(id=request.id))
+            case Expose():
+                self._expose(request, respond)
+            case Spawn() | Conceal() | Logs():
+                self._running(request.uuid).ask(request, descriptors, respond)
+            case Freeze():
+                self._running(request.uuid).cgroup.freeze(frozen=request.frozen)
+                respond(Reply(id=request.id))
+            case Stop():
+                self._stop(request, respond)
+            case Remove():
+                self._remove(request, respond)
+
+    def _describe(self) -> Host:
+        return Host(
+            kernel=os.uname().release, cgroup=str(self._subtree.path), controllers=sorted(self._subtree.controllers),
+            landlock_abi=syscall.landlock_abi(), lsm=_read("/sys/kernel/security/lsm").split(","),
+            user_namespaces=int(_read("/proc/sys/user/max_user_namespaces") or 0),
+            memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
+            ranges=LAST_RANGE - FIRST_RANGE + 1, ranges_free=self._storage.free,
+        )
+
+    def _standing(self) -> Standings:
+        running = [cage for cage in self._cages.values() if not cage.ending]
+        paused = [cage.uuid for cage in running if cage.cgroup.frozen()]
+        return Standings(running=[cage.uuid for cage in running], paused=paused, stored=self._storage.stored())
+
+    def _bear(self, request: Birth) -> None:
+        if request.uuid in self._cages:
+            raise WrongState(f"the cage {request.name} runs already or is still stopping")
+        try:
+            base = self._storage.base(request.uuid)
+        except KeyError as error:
+            raise NoSuchCage(f"the cage {request.name} has no storage") from error
+        cradle = self._cradle(request.uuid)
+        cradle.directory.mkdir(mode=0o700)
+        try:
+            cradle.gateway.mkdir(mode=0o755)
+            os.chown(cradle.gateway, self._caged, self._caged)
+            cgroup = self._limited(request.uuid, request.limits)
+        except (OSError, CageError):
+            remove_cradle(cradle)
+            raise
+        spec = birth.root_spec(request, base, self._storage.home(request.uuid), self._place, cradle)
+        try:
+            pid, pidfd = birth.bear(request, spec, self._place, cradle, cgroup)
+        except (OSError, CageError):
+            cgroup.remove()
+            remove_cradle(cradle)
+            raise
+        cage = self._cages[request.uuid] = self._cage(request.uuid)
+        cage.born(pid, pidfd)
+
+    def _limited(self, uuid: str, limits: Limits) -> Cgroup:
+        try:
+            return self._subtree.create(uuid, limits)
+        except OSError as error:
+            raise RuntimeFailure(f"the cage's limits cannot be put in force: {error}") from error
+
+    def _expose(self, request: Expose, respond: Respond) -> None:
+        cage = self._running(request.uuid)
+        mounts: list[int] = []
+        try:
+            for tree in request.trees:
+                mounts.append(_detached(self._installation, tree))
+            cage.ask(request, mounts, respond)
+        finally:
+            for mount in mounts:
+                os.close(mount)
+
+    def _stop(self, request: Stop, respond: Respond) -> None:
+        cage = self._cages.get(request.uuid)
+        if cage is None:
+            respond(Reply(id=request.id))
+            return
+        cage.waiting.append(lambda: respond(Reply(id=request.id)))
+        cage.stop(request.seconds)
+
+    def _remove(self, request: Remove, respond: Respond) -> None:
+        if request.uuid in self._cages:
+            raise WrongState("the cage still runs")
+        deleting = self._storage.remove(request.uuid)
+        if deleting is None:
+            respond(Reply(id=request.id))
+            return
+        pidfd = os.pidfd_open(deleting.pid)
+
+        def deleted() -> None:
+            self._loop.forget(pidfd)
+            os.close(pidfd)
+            status = deleting.wait()
+            fault = Fault(kind="RuntimeFailure", sentence="the cage's storage could not be deleted") if status else None
+            respond(Reply(id=request.id, fault=fault))
+
+        self._loop.watch(pidfd, deleted)
+
+
+def _detached(installation: Path, tree: str) -> int:
+    """The directory `tree` of the applications as a read-only mount of its own, not attached anywhere.
+
+    The installation belongs to an unprivileged user, so no link in it is followed.
+    """
+    resolve = syscall.RESOLVE_BENEATH | syscall.RESOLVE_NO_SYMLINKS | syscall.RESOLVE_NO_XDEV
+    top = os.open(installation, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        directory = syscall.openat2(top, tree, os.O_PATH | os.O_DIRECTORY, resolve)
+    except OSError as error:
+        raise NoSuchApplication(f"{tree} is not installed: {error.strerror}") from error
+    finally:
+        os.close(top)
+    try:
+        mount = syscall.open_tree(directory, "", syscall.AT_EMPTY_PATH | syscall.OPEN_TREE_CLONE)
+    finally:
+        os.close(directory)
+    attributes = syscall.MOUNT_ATTR_RDONLY | syscall.MOUNT_ATTR_NOSUID | syscall.MOUNT_ATTR_NODEV
+    syscall.mount_setattr(mount, "", syscall.AT_EMPTY_PATH, attributes)
+    return mount
+
+
+def _profiles(config: RuntimeConfig) -> Path:
+    masked = Path(config.paths.administrator, "seccomp.d")
+    return masked if masked.is_dir() else Path(config.paths.shipped, "seccomp.d")
+
+
+def _read(file: str) -> str:
+    try:
+        return Path(file).read_text(encoding="ascii").strip()
+    except FileNotFoundError:
+        return ""
