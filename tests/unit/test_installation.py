@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the units, the system users, the bus policy and scripts/install say of the same things is the same."""
+
+from __future__ import annotations
+
+import configparser
+import re
+from pathlib import Path
+from xml.etree import ElementTree as ET
+
+import msgspec
+import pytest
+
+from cage_runtime.config import Paths, Users
+
+TOP = Path(__file__).parents[2]
+UNITS = {path.name: path for path in (TOP / "systemd").glob("*.service")}
+USERS = set(msgspec.structs.asdict(Users()).values())
+
+
+def unit(name: str) -> configparser.ConfigParser:
+    parser = configparser.ConfigParser(strict=False, interpolation=None)
+    parser.optionxform = str  # type: ignore[assignment,method-assign]
+    parser.read(UNITS[name])
+    return parser
+
+
+def declared(file: str) -> list[list[str]]:
+    """The lines of a sysusers.d or tmpfiles.d file, as words."""
+    lines = (TOP / "systemd" / file).read_text().splitlines()
+    return [line.split() for line in lines if line and not line.startswith("#")]
+
+
+def bus_policy(name: str) -> ET.Element:
+    return ET.parse(TOP / "policies/dbus" / f"{name}.conf").getroot()
+
+
+def test_the_system_users_are_those_of_the_configuration() -> None:
+    assert {words[1] for words in declared("cage-runtime.sysusers.conf")} == USERS
+
+
+def test_folders_are_where_the_configuration_looks_and_belong_to_its_users() -> None:
+    folders = declared("cage-runtime.tmpfiles.conf")
+    assert {Paths().run, Paths().state} <= {words[1] for words in folders}
+    assert all(words[1].startswith((Paths().run, Paths().state)) for words in folders)
+    assert {words[3] for words in folders} <= USERS | {"root"}
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_units_start_installed_programs_as_the_configured_users(name: str) -> None:
+    service = unit(name)["Service"]
+    launchers = set(re.findall(r"^  launcher (\S+)", (TOP / "scripts/install").read_text(), re.MULTILINE))
+    program = Path(service["ExecStart"].split()[0])
+    assert program.parent == Path(Paths().runtime, "bin")
+    assert program.name in launchers
+    expected = {"cage-spawner.service": "root", "cage-mediator@.service": "cage-%i"}
+    user = service.get("User", "root")
+    assert user == expected.get(name, user)
+    assert user in USERS | set(expected.values())
+
+
+def test_cages_survive_a_restart_of_the_spawner() -> None:
+    service = unit("cage-spawner.service")["Service"]
+    assert (service["KillMode"], service["Delegate"]) == ("process", "yes")
+    assert not any("cage-spawner" in unit(name)["Unit"].get("BindsTo", "") for name in UNITS)
+
+
+@pytest.mark.parametrize("name", UNITS)
+def test_a_failed_process_comes_back(name: str) -> None:
+    assert unit(name)["Service"]["Restart"] == "on-failure"
+
+
+@pytest.mark.parametrize(
+    ("name", "owner", "callers"),
+    [
+        ("org.cageruntime.Core1", Users().caged, {"root", Users().files}),
+        ("org.cageruntime.Apps1", Users().apps, {Users().caged}),
+    ],
+)
+def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str]) -> None:
+    policy = bus_policy(name)
+    default = policy.findall("policy[@context='default']/*")
+    assert {(rule.tag, *rule.attrib.items()) for rule in default} == {
+        ("deny", ("own", name)),
+        ("deny", ("send_destination", name)),
+    }
+    owners = {each.get("user") for each in policy.findall("policy") if each.find(f"allow[@own='{name}']") is not None}
+    assert owners == {owner}
+    allowed = {
+        each.get("user") for each in policy.findall("policy") if each.find("allow[@send_destination]") is not None
+    }
+    assert allowed == callers
