@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The delivery half: runs in the target cage as its user, standard input the staged file, and ends.
+
+Law of this room: the file appears in ~/Inbox/SOURCE whole, checked and on disk, or not at all.  Whoever owns the home
+may rearrange it meanwhile, so every step holds the directory it works in and follows no link.
+"""
+
+from __future__ import annotations
+
+import errno
+import hashlib
+import os
+import sys
+
+from cage_runtime.errors import TransferFailed
+from mediators.files import protocol
+from mediators.files.protocol import CHUNK, CROWDED, DAMAGED, FULL, INBOX, Delivery
+
+_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+
+
+class Undelivered(TransferFailed):
+    """Nothing arrived; the exit status tells the core half why, in protocol.FAULTS' terms."""
+
+    def __init__(self, fault: int, detail: str = "") -> None:
+        super().__init__(protocol.FAULTS[fault] + (f" ({detail})" if detail else ""))
+        self.exit_status = fault
+
+
+def run(arguments: list[str]) -> int:
+    """`cage-mediator files --deliver SOURCE NAME SIZE SHA256`; prints which of protocol.candidate's names it took."""
+    delivery = protocol.parse_delivery(arguments)
+    os.umask(0o022)
+    ordinal = deliver(0, os.environ.get("HOME", "/home/user"), delivery)
+    sys.stdout.write(f"{ordinal}\n")
+    sys.stdout.flush()
+    return 0
+
+
+def deliver(staged: int, home: str, delivery: Delivery) -> int:
+    """Publish the file open as `staged` in the inbox below `home`; returns the ordinal of the name that was free."""
+    try:
+        with (
+            _Held(os.open(home, _DIRECTORY)) as root,
+            _Subdirectory(root, "Inbox") as inbox,
+            _Subdirectory(inbox, delivery.source) as directory,
+        ):
+            return _publish(staged, directory, delivery)
+    except OSError as error:
+        fault = FULL if error.errno in _NO_SPACE else INBOX
+        raise Undelivered(fault, os.strerror(error.errno or 0)) from error
+
+
+class _Held:
+    """A descriptor, closed at the end.  (contextlib alone would take a quarter of a delivery's time to import.)"""
+
+    def __init__(self, descriptor: int) -> None:
+        self._descriptor = descriptor
+
+    def __enter__(self) -> int:
+        return self._descriptor
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        os.close(self._descriptor)
+
+
+class _Subdirectory:
+    """The directory `name` in `parent`, made if it is missing, and removed again if the delivery fails."""
+
+    def __init__(self, parent: int, name: str) -> None:
+        self._parent, self._name, self._made = parent, name, True
+        try:
+            os.mkdir(name, 0o755, dir_fd=parent)
+        except FileExistsError:
+            self._made = False
+        self._descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+
+    def __enter__(self) -> int:
+        return self._descriptor
+
+    def __exit__(self, kind: object, error: object, trace: object) -> None:
+        os.close(self._descriptor)
+        if self._made and error is None:
+            os.fsync(self._parent)
+        elif self._made:
+            try:
+                os.rmdir(self._name, dir_fd=self._parent)
+            except OSError:  # somebody else uses it by now, or has moved it: theirs
+                return
+
+
+def _publish(staged: int, directory: int, delivery: Delivery) -> int:
+    unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+    with _Held(unnamed):
+        _copy(staged, unnamed, delivery)
+        os.fchmod(unnamed, 0o644)
+        os.fsync(unnamed)
+        ordinal = _link(unnamed, directory, delivery.name)
+    os.fsync(directory)
+    return ordinal
+
+
+def _copy(staged: int, unnamed: int, delivery: Delivery) -> None:
+    os.posix_fallocate(unnamed, 0, delivery.size)  # a full disk is known before anything is copied
+    digest = hashlib.sha256()
+    offset = 0
+    while chunk := os.pread(staged, min(CHUNK, delivery.size + 1 - offset), offset):
+        digest.update(chunk)
+        offset += len(chunk)
+        if offset > delivery.size:
+            raise Undelivered(DAMAGED, "longer than announced")
+        _write(unnamed, chunk)
+    if offset != delivery.size or digest.hexdigest() != delivery.sha256:
+        raise Undelivered(DAMAGED, "another length or digest than announced")
+
+
+def _write(descriptor: int, chunk: bytes) -> None:
+    rest = memoryview(chunk)
+    while rest:
+        rest = rest[os.write(descriptor, rest) :]
+
+
+def _link(unnamed: int, directory: int, name: str) -> int:
+    for ordinal in range(1, protocol.RENAMES_MAX + 1):
+        try:
+            os.link(f"/proc/self/fd/{unnamed}", protocol.candidate(name, ordinal), dst_dir_fd=directory)
+        except FileExistsError:
+            continue
+        return ordinal
+    raise Undelivered(CROWDED)

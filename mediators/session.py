@@ -1,0 +1,131 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The core's end of a program that runs in a cage: its channel, its output, its status.
+
+Law of this room: all of it comes from a cage.  Each read has a bound, each descriptor a kind, the whole a deadline;
+what does not fit is a failure of that program and of nothing else.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+import os
+import socket
+import stat
+from array import array
+from dataclasses import dataclass
+from typing import Annotated, Literal
+
+import msgspec
+
+from cage_runtime.errors import TransferFailed
+from cage_runtime.spawner.channel import MESSAGE_MAX
+
+DIAGNOSTICS_MAX = 1024
+"""Bytes of a program's standard error that are kept for the record; the rest is read and dropped."""
+DESCRIPTORS_MAX = 3
+"""Descriptors in one message of a channel."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Ended:
+    """How a program ended: its status as a shell has it, and what it wrote, untrusted."""
+
+    status: int
+    untrusted_output: bytes
+    untrusted_diagnostics: bytes
+
+
+class _Event(msgspec.Struct, frozen=True, kw_only=True):
+    event: Literal["started", "exit", "refused"]
+    status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+    sentence: Annotated[str, msgspec.Meta(max_length=MESSAGE_MAX)] = ""
+
+
+async def run_to_end(channel: int, *, output_max: int, seconds: float) -> Ended:
+    """Follow the program at the other end of `channel`, which is closed in every case.
+
+    TransferFailed where it could not start, wrote more than `output_max` bytes, broke the protocol, or had not ended
+    after `seconds`; then it is killed.
+    """
+    with socket.socket(fileno=channel) as near, contextlib.ExitStack() as held:
+        near.setblocking(False)
+        try:
+            async with asyncio.timeout(seconds):
+                return await _follow(near, held, output_max)
+        except TimeoutError as error:
+            with contextlib.suppress(OSError):
+                near.send(json.dumps({"signal": 9}).encode())
+            raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
+
+
+async def _follow(near: socket.socket, held: contextlib.ExitStack, output_max: int) -> Ended:
+    started, pipes = await _event(near, held)
+    if started.event == "refused":
+        raise TransferFailed("the target could not start to receive it")
+    if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
+        raise TransferFailed("the target did not answer as it should")
+    output, diagnostics, ended = await asyncio.gather(
+        _read(pipes[0], output_max + 1), _read(pipes[1], DIAGNOSTICS_MAX), _ended(near, held)
+    )
+    if len(output) > output_max:
+        raise TransferFailed("the target did not answer as it should")
+    return Ended(status=ended.status, untrusted_output=output, untrusted_diagnostics=diagnostics)
+
+
+async def _ended(near: socket.socket, held: contextlib.ExitStack) -> _Event:
+    event, descriptors = await _event(near, held)
+    if event.event != "exit" or descriptors:
+        raise TransferFailed("the target did not answer as it should")
+    return event
+
+
+async def _event(near: socket.socket, held: contextlib.ExitStack) -> tuple[_Event, list[int]]:
+    """The next message and its descriptors, which `held` closes."""
+    await _readable(near.fileno())
+    size = array("i").itemsize * DESCRIPTORS_MAX
+    untrusted, ancillary, flags, _ = near.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    descriptors = array("i")
+    for level, kind, content in ancillary:
+        if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:
+            descriptors.frombytes(content[: len(content) - len(content) % descriptors.itemsize])
+    for descriptor in descriptors:
+        held.callback(os.close, descriptor)
+    if not untrusted:
+        raise TransferFailed("the target ended before it had received it")
+    if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
+        raise TransferFailed("the target did not answer as it should")
+    try:
+        return msgspec.json.decode(untrusted, type=_Event), list(descriptors)
+    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        raise TransferFailed("the target did not answer as it should") from error
+
+
+def _is_pipe(descriptor: int) -> bool:
+    return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
+
+
+async def _read(pipe: int, limit: int) -> bytes:
+    """All that is written to `pipe`, of which the first `limit` bytes are kept."""
+    os.set_blocking(pipe, False)
+    kept = b""
+    while True:
+        await _readable(pipe)
+        try:
+            chunk = os.read(pipe, 4096)
+        except BlockingIOError:
+            continue
+        if not chunk:
+            return kept
+        kept += chunk[: limit - len(kept)]
+
+
+async def _readable(descriptor: int) -> None:
+    loop = asyncio.get_running_loop()
+    ready: asyncio.Future[None] = loop.create_future()
+    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+    try:
+        await ready
+    finally:
+        loop.remove_reader(descriptor)

@@ -1,0 +1,223 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What every mediator's halves need of their buses: caged, the gateways, and knowing whether the other side is there.
+
+Law of this room: who asks is the gateway that a call came through.  A gateway is what caged says it is, and caged is
+whoever owns its name on the system bus, never whoever sends a signal that looks like its own.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cage_runtime.bus import DBUS, Bus, Call, Value
+from cage_runtime.errors import RuntimeFailure, UsageError
+from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH
+from cage_runtime.text import escape
+
+LOG = logging.getLogger(__name__)
+
+MEDIATION = f"{CORE_BUS_NAME}.Mediation"
+EVENTS_MAX = 2 * CAGES_MAX
+"""Gateway events that wait to be handled; beyond, the whole list is asked for again instead."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gateway:
+    """The gateway of one instance: its cage's name (for people), its uuid (for decisions), its bus's address."""
+
+    name: str
+    uuid: str
+    address: str
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Decided:
+    """A permission: the instance that the target's name stands for now, and the source's name."""
+
+    target: str
+    source_name: str
+
+
+class Caged:
+    """caged, as a core half sees it."""
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+
+    async def gateways(self) -> list[Gateway]:
+        (rows,) = await self._ask("Gateways")
+        return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
+
+    async def decide(self, source: str, service: str, argument: str, target: str) -> Decided:
+        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise."""
+        uuid, source_name = await self._ask("Decide", "ssss", (source, service, argument, target))
+        return Decided(target=uuid, source_name=source_name)
+
+    async def deliver(self, target: str, arguments: list[str], descriptor: int) -> int:
+        """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
+        answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Deliver", "sash",
+                                      (target, arguments, 0), (descriptor,))
+        if len(answer.descriptors) != 1:
+            raise RuntimeFailure("caged started a delivery and gave no channel to it")
+        return answer.descriptors[0]
+
+    async def record(self, source: str, target: str, service: str, details: dict[str, str]) -> None:
+        await self._ask("Record", "sssa{ss}", (source, target, service, details))
+
+    async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = ()) -> tuple[Value, ...]:
+        answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments)
+        return answer.values
+
+
+class Presence:
+    """Whether somebody owns `name` on a bus, followed from the bus daemon's own signals."""
+
+    def __init__(self, bus: Bus, name: str) -> None:
+        self.owner = ""
+        self._bus, self._name = bus, name
+        self._present = asyncio.Event()
+        self._on_change: Callable[[], None] = lambda: None
+
+    async def follow(self, on_change: Callable[[], None] | None = None) -> None:
+        """Start to follow; `on_change` is called each time that somebody new owns the name."""
+        self._on_change = on_change or self._on_change
+        self._bus.listen(self._on_signal)
+        await self._bus.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{self._name}'")
+        if (await self._bus.call(*DBUS, "NameHasOwner", "s", (self._name,))).values[0]:
+            self._set((await self._bus.call(*DBUS, "GetNameOwner", "s", (self._name,))).values[0])
+
+    async def wait(self, seconds: float) -> bool:
+        """Whether somebody owns the name, at the latest after `seconds`."""
+        try:
+            async with asyncio.timeout(seconds):
+                await self._present.wait()
+        except TimeoutError:
+            return False
+        return True
+
+    def _on_signal(self, message: Value) -> None:
+        if message.sender == DBUS[0] and message.member == "NameOwnerChanged" and message.body[0] == self._name:
+            self._set(message.body[2])
+
+    def _set(self, owner: str) -> None:
+        changed, self.owner = owner != self.owner, owner
+        if not owner:
+            self._present.clear()
+            return
+        self._present.set()
+        if changed:
+            self._on_change()
+
+
+class Gateways:
+    """Every gateway that stands, each with its own connection that owns `name` and serves what `serve` puts there.
+
+    A gateway outlives caged's absence; when caged is back its list is asked for again.
+    """
+
+    def __init__(self, bus: Bus, *, name: str, serve: Callable[[Gateway, Bus], None]) -> None:
+        self._bus, self._name, self._serve = bus, name, serve
+        self._caged = Caged(bus)
+        self._presence = Presence(bus, CORE_BUS_NAME)
+        self._attended: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
+        self._events: asyncio.Queue[Gateway | str | None] = asyncio.Queue(EVENTS_MAX)
+        self._lost = False
+
+    async def run(self) -> None:
+        """Follows caged until the system bus ends, and then raises RuntimeFailure: nothing can be decided any more."""
+        self._bus.listen(self._on_signal)
+        await self._bus.match(f"type='signal',sender='{CORE_BUS_NAME}',interface='{MEDIATION}'")
+        await self._presence.follow(lambda: self._put(None))
+        following = asyncio.ensure_future(self._follow())
+        ended = asyncio.ensure_future(self._bus.closed())
+        try:
+            await asyncio.wait({following, ended}, return_when=asyncio.FIRST_COMPLETED)
+            if following.done():
+                following.result()
+        finally:
+            following.cancel()
+            ended.cancel()
+            for _gateway, task in self._attended.values():
+                task.cancel()
+        raise RuntimeFailure("the system bus ended; start this mediator again when it is back")
+
+    async def _follow(self) -> None:
+        while True:
+            event = await self._events.get()
+            if event is None or self._lost:
+                self._lost = False
+                await self._refresh()
+            elif isinstance(event, Gateway):
+                self._attend(event)
+            else:
+                self._leave(event)
+
+    async def _refresh(self) -> None:
+        try:
+            standing = await self._caged.gateways()
+        except RuntimeFailure as error:  # caged ended meanwhile; its return is the next event
+            LOG.warning("caged does not name its gateways: %s", escape(error.sentence))
+            return
+        for uuid in set(self._attended) - {gateway.uuid for gateway in standing}:
+            self._leave(uuid)
+        for gateway in standing:
+            self._attend(gateway)
+
+    def _attend(self, gateway: Gateway) -> None:
+        known = self._attended.get(gateway.uuid)
+        if known and known[0] == gateway and not known[1].done():
+            return
+        self._leave(gateway.uuid)
+        task = asyncio.get_running_loop().create_task(self._keep(gateway))
+        self._attended[gateway.uuid] = (gateway, task)
+
+    def _leave(self, uuid: str) -> None:
+        _gateway, task = self._attended.pop(uuid, (None, None))
+        if task:
+            task.cancel()
+
+    async def _keep(self, gateway: Gateway) -> None:
+        try:
+            bus = await Bus.connect(gateway.address)
+        except RuntimeFailure as error:
+            LOG.warning("gateway of %s: %s", escape(gateway.name), escape(error.sentence))
+            return
+        try:
+            self._serve(gateway, bus)
+            await bus.own(self._name)
+            await bus.closed()
+        except RuntimeFailure as error:
+            LOG.warning("gateway of %s: %s", escape(gateway.name), escape(error.sentence))
+        finally:
+            bus.disconnect()
+
+    def _on_signal(self, message: Value) -> None:
+        if not self._presence.owner or message.sender != self._presence.owner or message.interface != MEDIATION:
+            return
+        if message.member == "GatewayUp" and message.signature == "sss":
+            name, uuid, address = message.body
+            self._put(Gateway(name=name, uuid=uuid, address=address))
+        elif message.member == "GatewayDown" and message.signature == "s":
+            self._put(message.body[0])
+
+    def _put(self, event: Gateway | str | None) -> None:
+        try:
+            self._events.put_nowait(event)
+        except asyncio.QueueFull:
+            self._lost = True
+
+
+def only_descriptor(call: Call, position: int) -> int:
+    """The one descriptor of `call`, whose index is its argument at `position`; the bus made sure that one came."""
+    if call.arguments[position] != 0 or len(call.descriptors) != 1:
+        raise UsageError(f"{call.member} takes one descriptor, of index 0")
+    return call.descriptors[0]
+
+
+def no_options(untrusted_options: dict[str, Value]) -> None:
+    """UsageError where there is an option: none is defined yet."""
+    for name in untrusted_options:
+        raise UsageError(f'there is no option "{escape(name, limit=40)}"')
