@@ -40,7 +40,6 @@ class Ended:
 class _Event(msgspec.Struct, frozen=True, kw_only=True):
     event: Literal["started", "exit", "refused"]
     status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
-    sentence: Annotated[str, msgspec.Meta(max_length=MESSAGE_MAX)] = ""
 
 
 async def run_to_end(channel: int, *, output_max: int, seconds: float) -> Ended:
@@ -55,9 +54,17 @@ async def run_to_end(channel: int, *, output_max: int, seconds: float) -> Ended:
             async with asyncio.timeout(seconds):
                 return await _follow(near, held, output_max)
         except TimeoutError as error:
-            with contextlib.suppress(OSError):
-                near.send(json.dumps({"signal": 9}).encode())
+            _kill(near)
             raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
+        except TransferFailed:
+            _kill(near)
+            raise
+
+
+def _kill(near: socket.socket) -> None:
+    """What is reported as failed must not arrive after all."""
+    with contextlib.suppress(OSError):  # it has ended already
+        near.send(json.dumps({"signal": 9}).encode())
 
 
 async def _follow(near: socket.socket, held: contextlib.ExitStack, output_max: int) -> Ended:
@@ -66,9 +73,15 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, output_max: i
         raise TransferFailed("the target could not start to receive it")
     if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
-    output, diagnostics, ended = await asyncio.gather(
-        _read(pipes[0], output_max + 1), _read(pipes[1], DIAGNOSTICS_MAX), _ended(near, held)
-    )
+    reading = [asyncio.ensure_future(_read(*pipe)) for pipe in zip(pipes, (output_max + 1, DIAGNOSTICS_MAX), strict=True)]
+    ending = asyncio.ensure_future(_ended(near, held))
+    try:
+        await asyncio.gather(*reading, ending)
+    finally:
+        for task in (*reading, ending):
+            task.cancel()
+        await asyncio.gather(*reading, ending, return_exceptions=True)  # before their descriptors are closed
+    output, diagnostics, ended = reading[0].result(), reading[1].result(), ending.result()
     if len(output) > output_max:
         raise TransferFailed("the target did not answer as it should")
     return Ended(status=ended.status, untrusted_output=output, untrusted_diagnostics=diagnostics)
@@ -124,8 +137,13 @@ async def _read(pipe: int, limit: int) -> bytes:
 async def _readable(descriptor: int) -> None:
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, lambda: ready.done() or ready.set_result(None))
+    loop.add_reader(descriptor, _set, ready)
     try:
         await ready
     finally:
         loop.remove_reader(descriptor)
+
+
+def _set(ready: asyncio.Future[None]) -> None:
+    if not ready.done():
+        ready.set_result(None)

@@ -70,15 +70,21 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _tail(args: argparse.Namespace, screen: Screen) -> int:
-    records = core().call("TailAudit", "a{sv}", {"count": args.count}, returns="as")
-    if screen.as_json:
-        import json
+    import json
 
-        screen.document([json.loads(record) for record in records])
+    records = [json.loads(line) for line in core().call("TailAudit", "a{sv}", {"count": args.count}, returns="as")]
+    if screen.as_json:
+        screen.document(records)
         return 0
     for record in records:
-        screen.line(visible(record))
+        fields = " ".join(f"{key}={_quoted(str(value))}" for key, value in record.get("fields", {}).items())
+        # Fields were escaped when they were recorded, so that this must not do it again.
+        screen.line(visible(f"{str(record.get('time', ''))[:19]}Z {record.get('kind', '')!s:<16} {fields}".rstrip()))
     return 0
+
+
+def _quoted(value: str) -> str:
+    return f'"{value}"' if " " in value or not value else value
 
 
 def _verify(args: argparse.Namespace, screen: Screen) -> int:

@@ -35,7 +35,9 @@ def _enter_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _stray_argument(parser: argparse.ArgumentParser) -> None:
     # Words without "--" before them: caught to say so, and not shown in help.
-    parser.add_argument("stray", nargs="*", help="==SUPPRESS==")
+    from argparse import SUPPRESS
+
+    parser.add_argument("stray", nargs="*", help=SUPPRESS)
 
 
 def _check_stray(args: argparse.Namespace) -> None:

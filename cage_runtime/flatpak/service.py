@@ -22,9 +22,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dbus_fast import Message
-
-from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.errors import CageError, NotAuthorized, RuntimeFailure
 from cage_runtime.flatpak.installation import Installation
@@ -97,7 +95,7 @@ class Apps:
         self.abandon(call.sender)
         return Answer()
 
-    def on_signal(self, message: Message) -> None:
+    def on_signal(self, message: Value) -> None:
         """The bus says that a name changed hands: whoever lost a unique name has left."""
         if message.sender != "org.freedesktop.DBus" or message.member != "NameOwnerChanged":
             return

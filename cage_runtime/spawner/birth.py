@@ -109,10 +109,11 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
     go_read, go_write = os.pipe2(os.O_CLOEXEC)
     told_read, told_write = os.pipe2(os.O_CLOEXEC)
     directory = cgroup.open()
+    os.chdir(cradle.root)
     try:
         pid, pidfd = syscall.clone3(NAMESPACES, cgroup=directory)
         if pid == 0:
-            _inside(request, spec, place, cradle.root, listener, go_read, told_write)
+            _inside(request, place, listener, go_read, told_write)
         os.close(told_write)
         told_write = -1
         try:
@@ -128,6 +129,7 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
     except OSError as error:
         raise _not_cloned(error) from error
     finally:
+        os.chdir("/")
         for descriptor in (go_read, go_write, told_read, told_write, directory):
             if descriptor >= 0:
                 os.close(descriptor)
@@ -161,17 +163,16 @@ def _hear(told: int) -> None:
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
-def _inside(request: Birth, spec: root.RootSpec, place: Place, directory: str, listener: socket.socket, go: int,
-            told: int) -> None:
+def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int) -> None:
     """In the new namespaces: never returns."""
     step = "waiting for ids"
     status = 1
     try:
         if os.read(go, 1) == b"!":
             step = "becoming its root"
-            _become_root(spec.name)
+            _become_root(request.name)
             step = "entering its root"
-            _enter_root(directory)
+            _enter_root()
             step = "its limits"
             _limit_namespaces()
             _raise_loopback()
@@ -214,15 +215,20 @@ def _become_root(name: str) -> None:
     signal.set_wakeup_fd(-1)
 
 
-def _enter_root(directory: str) -> None:
+def _enter_root() -> None:
+    """Make the root that the spawner assembled, our working directory, the only one.
+
+    By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.
+    """
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
     # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
-    syscall.mount(directory, directory, None, syscall.MS_BIND | syscall.MS_REC)
+    tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
+    syscall.move_mount(tree, ".")
+    os.fchdir(tree)
     options = "newinstance,ptmxmode=0666,mode=0620,gid=0"
-    syscall.mount("devpts", f"{directory}/dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
+    syscall.mount("devpts", "dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
     flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
-    syscall.mount("proc", f"{directory}/proc", "proc", flags, "hidepid=2")
-    os.chdir(directory)
+    syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
     syscall.pivot_root(".", ".")
     syscall.umount2(".", syscall.MNT_DETACH)
     os.chdir("/")
@@ -231,7 +237,6 @@ def _enter_root(directory: str) -> None:
 def _limit_namespaces() -> None:
     for name, limit in NAMESPACE_LIMITS.items():
         _set(f"/proc/sys/user/{name}", str(limit))
-    _set("/proc/sys/vm/memfd_noexec", "1")
 
 
 def _set(file: str, value: str) -> None:

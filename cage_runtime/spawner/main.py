@@ -49,6 +49,7 @@ class Server:
         path.unlink(missing_ok=True)
         os.umask(0o077)
         listener.bind(str(path))
+        os.umask(0o022)
         os.chown(path, self._caged, self._caged)
         listener.listen(4)
         return listener

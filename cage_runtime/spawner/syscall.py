@@ -40,6 +40,7 @@ MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 16384, 1 << 18, 1 << 19
 MNT_DETACH = 2
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+AT_FDCWD = -100
 AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
 OPEN_TREE_CLONE = 1
 MOVE_MOUNT_F_EMPTY_PATH = 4
@@ -115,7 +116,7 @@ def open_tree(directory: int, path: str, flags: int) -> int:
 
 def move_mount(tree: int, target: str) -> None:
     """Attach the detached mount `tree` at `target`."""
-    _check(_SYSCALL(NUMBERS["move_mount"], tree, b"", -100, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
+    _check(_SYSCALL(NUMBERS["move_mount"], tree, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
 
 
 class _OpenHow(ctypes.Structure):

@@ -16,7 +16,7 @@ import sys
 from collections.abc import Iterator
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
-from cage_runtime.errors import CageError, RuntimeFailure, TransferFailed, UsageError
+from cage_runtime.errors import RuntimeFailure, TransferFailed, UsageError
 from cage_runtime.model import TRANSFER_SECONDS
 from mediators import wire
 from mediators.files import protocol
@@ -69,6 +69,7 @@ class FilesCage:
         while self._under_way:
             self._changed.clear()
             await self._changed.wait()
+        await bus.call(*DBUS, "NameHasOwner", "s", (protocol.BUS_NAME,))  # in order: the answers have gone out
 
     @contextlib.contextmanager
     def _work(self) -> Iterator[None]:

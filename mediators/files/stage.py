@@ -43,7 +43,7 @@ _KINDS = {
 _CHANGED = "changed while it was read; send it again when nothing writes to it"
 
 
-class Unfit(Exception):  # noqa: N818 - an outcome of the worker, not an error of ours
+class Unfit(Exception):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 

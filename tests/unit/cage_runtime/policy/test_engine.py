@@ -236,7 +236,6 @@ def naive(lines: list[str], request: Request, target: Instance | None) -> tuple[
     """Whether it is allowed, and the number of the line that decided; 0 where none matched."""
     for number, line in enumerate(lines, start=1):
         if naive_matches(line, request, target):
-            ours = request.source.label
             safe = target is not None and naive_matches("* * * @dominates", request, target)
             allowed = "allow" in line and target is not None and (safe or "declassify" in line)
             return allowed, number

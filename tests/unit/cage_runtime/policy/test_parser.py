@@ -69,7 +69,8 @@ def test_the_longest_line() -> None:
 
 
 def test_the_biggest_file() -> None:
-    text = b"* * * * deny\n".ljust(POLICY_BYTES_MAX, b"\n")
+    text = (b"#".ljust(1023, b"x") + b"\n") * (POLICY_BYTES_MAX // 1024 - 1) + b"* * * * deny".ljust(1024)
+    assert len(text) == POLICY_BYTES_MAX
     assert len(parse(text, file="f", levels=LEVELS)) == 1
     with pytest.raises(PolicySyntaxError, match=f"more than {POLICY_BYTES_MAX} bytes"):
         parse(text + b"\n", file="f", levels=LEVELS)
