@@ -73,7 +73,8 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, output_max: i
         raise TransferFailed("the target could not start to receive it")
     if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
-    reading = [asyncio.ensure_future(_read(*pipe)) for pipe in zip(pipes, (output_max + 1, DIAGNOSTICS_MAX), strict=True)]
+    kept = (output_max + 1, DIAGNOSTICS_MAX)
+    reading = [asyncio.ensure_future(_read(pipe, limit)) for pipe, limit in zip(pipes, kept, strict=True)]
     ending = asyncio.ensure_future(_ended(near, held))
     try:
         await asyncio.gather(*reading, ending)
