@@ -102,7 +102,7 @@ def test_other_files_do_not_count(paths: Paths, name: str) -> None:
     assert names(paths) == []
 
 
-@pytest.mark.parametrize("name", ["a.policy", "5-a.policy", "500-a.policy", "50-.policy", "50-a b.policy", "50-é.policy"])
+@pytest.mark.parametrize("name", ["a.policy", "5-a.policy", "500-a.policy", "50-.policy", "50-a b.policy"])
 def test_a_misnamed_policy_is_refused_rather_than_forgotten(paths: Paths, name: str) -> None:
     put(paths, "administrator", name, rule("x"))
     with pytest.raises(PolicySyntaxError, match="a policy file is named NN-name"):
