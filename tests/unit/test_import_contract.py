@@ -16,8 +16,9 @@ import pytest
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"}
 BUS = {"cage_runtime.bus", "cage_runtime.resources"}
-SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec"}
-"""What a room on the far side of the spawner's socket may know of it: the words that go over it."""
+NOTIFY = {"cage_runtime.notify"}
+SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
+"""What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
 
 ALLOWED = {
     "cage_runtime.errors": set(),
@@ -25,18 +26,20 @@ ALLOWED = {
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.bus": FOUNDATION | BUS,
+    "cage_runtime.notify": set(),
     "cage_runtime.resources": set(),
     "cage_runtime.policy": FOUNDATION,
     "cage_runtime.trust": FOUNDATION,
     "cage_runtime.audit": FOUNDATION,
-    "cage_runtime.flatpak": FOUNDATION | BUS,
-    "cage_runtime.spawner": FOUNDATION,
+    "cage_runtime.flatpak": FOUNDATION | BUS | NOTIFY,
+    "cage_runtime.spawner": FOUNDATION | NOTIFY,
     "cage_runtime.daemon": FOUNDATION
     | BUS
+    | NOTIFY
     | SPAWNER_WORDS
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.spawner.channel"},
-    "mediators": FOUNDATION | BUS | {"cage_runtime.spawner.channel"},
+    "mediators": FOUNDATION | BUS | NOTIFY | {"cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
 
