@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Names and the other things that cross the wall (M20, M26)."""
+
+from __future__ import annotations
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from cage_runtime import model
+from cage_runtime.errors import InvalidName, TransferFailed, UsageError
+from mediators.files import protocol
+from mediators.files.protocol import candidate, check_file_name, parse_arrived, parse_delivery
+
+
+def test_the_limits_are_those_of_the_model() -> None:
+    assert protocol.FILE_NAME_BYTES == model.FILE_NAME_BYTES
+    assert protocol.RENAMES_MAX == model.RENAMES_MAX
+    assert protocol.TRANSFER_BYTES_MAX == model.TRANSFER_BYTES_MAX
+
+
+GOOD = ["a", "figures.txt", "Übersicht 2026.ods", ".bashrc", "...x", "$(id)", "`id`", "a;b", "+x", "a-", "日本語"]
+GOOD.append("x" * 255)
+BAD = {
+    "": "it is empty",
+    ".": "it means a directory",
+    "..": "it means a directory",
+    "/etc/passwd": 'it has a "/"',
+    "../x": 'it has a "/"',
+    "a/../../b": 'it has a "/"',
+    "a//b": 'it has a "/"',
+    "a/": 'it has a "/"',
+    "a\0b": "cannot be seen",
+    "a\nb": "cannot be seen",
+    "a\x1b[2Jb": "cannot be seen",
+    "a\x9bb": "cannot be seen",
+    "a\u202etxt.exe": "cannot be seen",
+    "a\u2066b": "cannot be seen",
+    "a\u200bb": "cannot be seen",
+    "a\ud800b": "cannot be seen",
+    "a\u2028b": "cannot be seen",
+    "\udcff": "cannot be seen",
+    "x" * 256: "longer than 255 bytes",
+    "é" * 128: "longer than 255 bytes",
+    "x" * 16385: "longer than 255 bytes",
+    " a": "begins or ends with a space",
+    "a ": "begins or ends with a space",
+    "a\u00a0": "begins or ends with a space",
+    "a\u3000": "begins or ends with a space",
+    "-rf": 'a leading "-"',
+    "a.": "ends with a dot",
+    "....": "ends with a dot",
+}
+
+
+@pytest.mark.parametrize("name", GOOD)
+def test_a_plain_name_is_taken_as_it_is(name: str) -> None:
+    assert check_file_name(name) == name
+
+
+@pytest.mark.parametrize(("name", "reason"), BAD.items(), ids=[ascii(name)[:20] for name in BAD])
+def test_a_bad_name_is_refused_for_its_reason(name: str, reason: str) -> None:
+    with pytest.raises(InvalidName, match=reason) as refused:
+        check_file_name(name)
+    assert not set(refused.value.sentence) & set("\0\n\x1b\x9b\u202e\u2066\u200b\u2028\ud800")
+
+
+def test_twins_of_two_normal_forms_are_one_name() -> None:
+    assert check_file_name("re\u0301sume\u0301.pdf") == check_file_name("r\u00e9sum\u00e9.pdf") == "résumé.pdf"
+
+
+@given(st.text(max_size=300))
+def test_what_is_taken_is_one_safe_directory_entry(name: str) -> None:
+    try:
+        taken = check_file_name(name)
+    except InvalidName:
+        return
+    encoded = taken.encode()
+    assert 0 < len(encoded) <= 255
+    assert not set(encoded) & {0, ord("/")}
+    assert taken not in {".", ".."}
+    assert check_file_name(taken) == taken
+
+
+@pytest.mark.parametrize(
+    ("name", "ordinal", "tried"),
+    [
+        ("a.txt", 1, "a.txt"),
+        ("a.txt", 2, "a (2).txt"),
+        ("a.tar.gz", 3, "a.tar (3).gz"),
+        (".bashrc", 2, ".bashrc (2)"),
+        ("noext", 1000, "noext (1000)"),
+        ("a." + "x" * 40, 2, "a." + "x" * 40 + " (2)"),
+    ],
+)
+def test_a_taken_name_gets_a_number_before_its_extension(name: str, ordinal: int, tried: str) -> None:
+    assert candidate(name, ordinal) == tried
+
+
+@given(st.text(max_size=260), st.integers(2, 1000))
+def test_every_candidate_of_a_good_name_is_good(name: str, ordinal: int) -> None:
+    try:
+        good = check_file_name(name)
+    except InvalidName:
+        return
+    assert check_file_name(candidate(good, ordinal))
+
+
+def test_a_delivery_reads_back_what_was_asked() -> None:
+    asked = protocol.Delivery(source="work", name="a b.txt", size=7, sha256="0" * 64)
+    flag, *rest = asked.arguments()
+    read = parse_delivery(rest)
+    assert flag == "--deliver"
+    assert (read.source, read.name, read.size, read.sha256) == ("work", "a b.txt", 7, "0" * 64)
+
+
+@pytest.mark.parametrize("size", ["", "0", "-1", "1.0", "1e3", "\u0661", "68719476737", "9" * 13, " 1"])
+def test_a_size_out_of_bounds_is_refused(size: str) -> None:
+    with pytest.raises(UsageError, match="is not a size"):
+        parse_delivery(["work", "x", size, "0" * 64])
+
+
+def test_the_output_of_a_delivery_is_a_number_and_nothing_else() -> None:
+    assert parse_arrived(b"1\n", "a.txt") == "a.txt"
+    assert parse_arrived(b"12\n", "a.txt") == "a (12).txt"
+
+
+@pytest.mark.parametrize(
+    "output", [b"", b"\n", b"0\n", b"1001\n", b"-1\n", b"1\n1\n", b"secret\n", b"00001\n", b"\xff"]
+)
+def test_any_other_output_tells_the_source_nothing(output: bytes) -> None:
+    with pytest.raises(TransferFailed, match="did not say how"):
+        parse_arrived(output, "a.txt")

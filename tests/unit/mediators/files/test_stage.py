@@ -1,0 +1,234 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Staging against every descriptor of M30 and the lies of M25: refused for its reason, or survived."""
+
+from __future__ import annotations
+
+import asyncio
+import ctypes
+import errno
+import hashlib
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.errors import RuntimeFailure, TransferFailed
+from cage_runtime.model import TRANSFER_BYTES_MAX
+from mediators.files import stage
+from mediators.files.stage import Copy, Staged, Stager, copy
+
+CONTENT = b"quarterly figures\n" * 100_000
+
+
+def staged(tmp_path: Path, descriptor: int, *, copier: Copy = copy, seconds: float = 20.0) -> Staged:
+    async def run() -> Staged:
+        return await Stager(tmp_path / "staging", copier=copier, seconds=seconds).stage(descriptor)
+
+    return asyncio.run(run())
+
+
+@pytest.fixture
+def file(tmp_path: Path) -> Path:
+    path = tmp_path / "figures.txt"
+    path.write_bytes(CONTENT)
+    return path
+
+
+def test_a_file_is_copied_whole(tmp_path: Path, file: Path) -> None:
+    descriptor = os.open(file, os.O_RDONLY)
+    os.lseek(descriptor, 1000, os.SEEK_SET)
+    copied = staged(tmp_path, descriptor)
+    assert os.pread(copied.descriptor, len(CONTENT) + 1, 0) == CONTENT
+    assert (copied.size, copied.sha256) == (len(CONTENT), hashlib.sha256(CONTENT).hexdigest())
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_the_copy_cannot_be_written_through_and_has_no_name(tmp_path: Path, file: Path) -> None:
+    copied = staged(tmp_path, os.open(file, os.O_RDONLY))
+    with pytest.raises(OSError, match="Bad file descriptor"):
+        os.write(copied.descriptor, b"x")
+    status = os.fstat(copied.descriptor)
+    assert (status.st_nlink, status.st_mode & 0o777) == (0, 0o600)
+    assert not os.get_inheritable(copied.descriptor)
+    with pytest.raises(FileNotFoundError):
+        os.link(f"/proc/self/fd/{copied.descriptor}", tmp_path / "name", follow_symlinks=True, src_dir_fd=0)
+
+
+def memfd(content: bytes) -> int:
+    descriptor = os.memfd_create("m")
+    os.write(descriptor, content)
+    return descriptor
+
+
+def pipe_end(_file: Path) -> int:
+    return os.pipe()[0]
+
+
+def half_of_a_socket(_file: Path) -> int:
+    return socket.socketpair()[0].detach()
+
+
+REFUSED: dict[str, tuple[Callable[[Path], int], str]] = {
+    "directory": (lambda file: os.open(file.parent, os.O_RDONLY), "is a directory; send its files one by one"),
+    "pipe": (pipe_end, "is a pipe, not a regular file"),
+    "socket": (half_of_a_socket, "is a socket, not a regular file"),
+    "device": (lambda _file: os.open("/dev/zero", os.O_RDONLY), "is a device, not a regular file"),
+    "eventfd": (lambda _file: os.eventfd(1), "is not a regular file"),
+    "path": (lambda file: os.open(file, os.O_PATH), "was not opened for reading"),
+    "link": (lambda file: os.open(link(file), os.O_PATH | os.O_NOFOLLOW), "was not opened for reading"),
+    "write-only": (lambda file: os.open(file, os.O_WRONLY), "was not opened for reading"),
+    "memory": (lambda _file: os.open("/proc/self/mem", os.O_RDONLY), "is empty; there is nothing to send"),
+    "empty": (lambda _file: memfd(b""), "is empty; there is nothing to send"),
+    "sparse": (lambda file: sparse(file, 1 << 40), "is larger than the 64G that a transfer takes"),
+}
+
+
+def link(file: Path) -> Path:
+    name = file.parent / "link"
+    name.symlink_to(file)
+    return name
+
+
+def sparse(file: Path, size: int) -> int:
+    descriptor = os.open(file.parent / "sparse", os.O_RDWR | os.O_CREAT)
+    os.ftruncate(descriptor, size)
+    return descriptor
+
+
+@pytest.mark.parametrize("kind", REFUSED)
+def test_a_descriptor_that_is_no_plain_file_is_refused_for_its_reason(tmp_path: Path, file: Path, kind: str) -> None:
+    make, reason = REFUSED[kind]
+    with pytest.raises(TransferFailed) as refused:
+        staged(tmp_path, make(file))
+    assert refused.value.sentence == reason
+
+
+def test_the_largest_transfer_is_the_models() -> None:
+    assert f"{TRANSFER_BYTES_MAX >> 30}G" == "64G"
+
+
+def while_copying(act: Callable[[], object]) -> Copy:
+    """A copier before whose second read `act` happens, as another process would do it."""
+
+    def copier(source: int, target: int) -> tuple[int, str]:
+        pread, calls = os.pread, [0]
+
+        def acting_pread(descriptor: int, size: int, offset: int) -> bytes:
+            calls[0] += 1
+            if calls[0] == 2:
+                act()
+            return pread(descriptor, size, offset)
+
+        os.pread = acting_pread  # in the worker process alone
+        return copy(source, target)
+
+    return copier
+
+
+def test_an_unsealed_memfd_that_shrinks_is_survived(tmp_path: Path) -> None:
+    descriptor = memfd(CONTENT)
+    with pytest.raises(TransferFailed, match="changed while it was read"):
+        staged(tmp_path, descriptor, copier=while_copying(lambda: os.ftruncate(descriptor, 10)))
+
+
+def test_an_unsealed_memfd_that_stays_is_sent(tmp_path: Path) -> None:
+    assert staged(tmp_path, memfd(CONTENT)).size == len(CONTENT)
+
+
+def test_a_file_that_grows_while_it_is_read_is_refused(tmp_path: Path, file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND)
+    with pytest.raises(TransferFailed, match="changed while it was read"):
+        staged(tmp_path, descriptor, copier=while_copying(lambda: os.write(descriptor, b"more")))
+
+
+def test_a_file_that_is_written_in_place_while_it_is_read_is_refused(tmp_path: Path, file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR)
+    os.utime(descriptor, ns=(1, 1))
+    with pytest.raises(TransferFailed, match="changed while it was read"):
+        staged(tmp_path, descriptor, copier=while_copying(lambda: os.pwrite(descriptor, b"x", 0)))
+
+
+def hang(_source: int, _target: int) -> tuple[int, str]:
+    ctypes.CDLL(None).pause()
+    return 1, ""
+
+
+def test_a_file_that_never_answers_is_given_up_at_the_deadline(tmp_path: Path, file: Path) -> None:
+    async def run() -> None:
+        with pytest.raises(TransferFailed, match="could not be read within 0 s"):
+            await Stager(tmp_path / "staging", copier=hang, seconds=0.1).stage(os.open(file, os.O_RDONLY))
+        while has_children():  # its reader is killed, and reaped when it has gone
+            await asyncio.sleep(0)
+
+    asyncio.run(run())
+
+
+def has_children() -> bool:
+    try:
+        os.waitid(os.P_ALL, 0, os.WEXITED | os.WNOWAIT | os.WNOHANG)
+    except ChildProcessError:
+        return False
+    return True
+
+
+def test_a_full_core_says_so(tmp_path: Path, file: Path) -> None:
+    def full(_source: int, _target: int) -> tuple[int, str]:
+        raise OSError(errno.EDQUOT, "quota")
+
+    with pytest.raises(TransferFailed, match="the core has no space left for it"):
+        staged(tmp_path, os.open(file, os.O_RDONLY), copier=full)
+
+
+def test_a_file_larger_than_the_room_is_refused_before_it_is_copied(tmp_path: Path, file: Path) -> None:
+    room = os.statvfs(tmp_path)
+    free = room.f_bavail * room.f_frsize
+    descriptor = sparse(file, min(free - free // 1000, TRANSFER_BYTES_MAX))
+    if free <= TRANSFER_BYTES_MAX:
+        with pytest.raises(TransferFailed, match="the core has no space left for it"):
+            staged(tmp_path, descriptor)
+    with pytest.raises(OSError, match="No space left"):
+        stage._make_room(descriptor, free)
+
+
+def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Path) -> None:
+    def crash(_source: int, _target: int) -> tuple[int, str]:
+        os.kill(os.getpid(), 11)
+        return 1, ""
+
+    with pytest.raises(RuntimeFailure, match="the process that copied it failed"):
+        staged(tmp_path, os.open(file, os.O_RDONLY), copier=crash)
+
+
+def test_a_worker_holds_nothing_but_what_it_copies(tmp_path: Path, file: Path) -> None:
+    secret = os.open(file, os.O_RDONLY)
+
+    def count(_source: int, _target: int) -> tuple[int, str]:
+        return len(os.listdir("/proc/self/fd")) - 1, str(secret)
+
+    assert staged(tmp_path, os.open(file, os.O_RDONLY), copier=count).size == 3
+
+
+def test_a_worker_does_not_outlive_the_core_half(tmp_path: Path, file: Path) -> None:
+    """The core half is killed while its worker hangs: the worker's end of a pipe closes."""
+    near, far = os.pipe()
+
+    def secluded(parent: int, keep: set[int]) -> None:
+        seclude(parent, keep | {far})
+        os.write(far, b"started")
+
+    seclude, stage._seclude = stage._seclude, secluded
+    pid = os.fork()
+    if pid == 0:
+        try:
+            staged(tmp_path, os.open(file, os.O_RDONLY), copier=hang)
+        finally:
+            os._exit(1)
+    stage._seclude = seclude
+    os.close(far)
+    assert os.read(near, 7) == b"started"
+    os.kill(pid, 9)
+    os.waitpid(pid, 0)
+    assert os.read(near, 1) == b""
+    os.close(near)
