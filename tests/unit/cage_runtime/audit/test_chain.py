@@ -264,8 +264,17 @@ def test_a_durable_record_is_synchronised_before_append_returns(
 ) -> None:
     calls: list[str] = []
     real_write, real_sync = os.write, os.fdatasync
-    monkeypatch.setattr(os, "write", lambda fd, line: (calls.append("write"), real_write(fd, line))[1])
-    monkeypatch.setattr(os, "fdatasync", lambda fd: (calls.append("sync"), real_sync(fd))[1])
+
+    def write(descriptor: int, line: bytes) -> int:
+        calls.append("write")
+        return real_write(descriptor, line)
+
+    def sync(descriptor: int) -> None:
+        calls.append("sync")
+        real_sync(descriptor)
+
+    monkeypatch.setattr(os, "write", write)
+    monkeypatch.setattr(os, "fdatasync", sync)
     with Chain.open(directory) as chain:
         chain.append(Kind.DECISION, {}, durable=True)
         chain.append(Kind.DECISION, {}, durable=False)
