@@ -45,7 +45,7 @@ class Session:
         self._channel = _socket.socket(fileno=channel)
         self._terminal, self._program = terminal, program
         self._pumps: list[Pump] = []
-        self._started = False
+        self._started = self._detached = False
         self._handlers: dict[int, Any] = {}
         self._wakeup = self._wakeup_end = -1
         self._attributes: list[Any] | None = None
@@ -80,11 +80,10 @@ class Session:
 
     def wait_started(self) -> int:
         """For a detached command: waits until it has started or was refused."""
+        self._detached = True
         result = None
         while result is None and not self._started:
             result = self._message()
-        for pump in self._pumps:
-            pump.close()
         status, sentence = result or (0, "")
         if sentence:
             say(self._program, sentence)
@@ -118,8 +117,10 @@ class Session:
                 return STOPPED_STATUS, "the cage stopped" + ("" if self._started else " before the command started")
             event = message.get("event")
             if event == "started" and not self._started:
-                self._start(descriptors)
-                descriptors = []
+                if not self._detached:
+                    self._start(descriptors)
+                    descriptors = []
+                self._started = True
                 return None
             if event == "exit" and self._started:
                 return _status(message), ""
@@ -168,7 +169,6 @@ class Session:
                 raise RuntimeFailure("the cage did not hand over three pipes; the session is closed")
             inward, output, errors = descriptors
             self._pumps = [Pump(0, inward), Pump(output, 1), Pump(errors, 2)]
-        self._started = True
 
     # --- to the cage ---------------------------------------------------------------------------------------
 

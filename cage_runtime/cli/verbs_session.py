@@ -21,7 +21,7 @@ CAGE_HOME = "/home/user"
 
 def _enter_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_command=True)
-    parser.usage = "%(prog)s NAME [--root] [--cwd DIR] [OPTION…] [-- COMMAND [ARGUMENT…]]"
+    parser.usage = "%(prog)s NAME [--root] [--cwd DIR] [OPTION…] [-- COMMAND [ARG…]]"
     parser.epilog = (
         "Without a command: a login shell. On a terminal the command gets one of its own,\n"
         "otherwise pipes. The exit status is the command's own; 125 to 127 and 137 may\n"
@@ -58,10 +58,10 @@ def _enter(args: argparse.Namespace, screen: Screen) -> int:
 
 def _run_arguments(parser: argparse.ArgumentParser) -> None:
     parser.set_defaults(takes_command=True)
-    parser.usage = "%(prog)s NAME APP-ID [--detach] [OPTION…] [-- ARGUMENT…]"
+    parser.usage = "%(prog)s NAME APP-ID [--detach] [OPTION…] [-- ARG…]"
     parser.epilog = (
-        "An argument that begins with your own home directory, as ~/… does after the shell\n"
-        f"has expanded it, means the same place below the cage's home, {CAGE_HOME}.\n"
+        "An argument that begins with your own home directory, as ~/… does after the\n"
+        f"shell has expanded it, means the same place below the cage's home, {CAGE_HOME}.\n"
         "The exit status is the application's own."
     )
     parser.add_argument("name", metavar="NAME", help="a running cage")
