@@ -10,7 +10,7 @@ is still only what a stranger signed, and is parsed as such.
 What a cage sees (`flatpak run` of 1.14 refuses to start without any of the three things in `repo`):
   /var/lib/flatpak/app/ID          bound, read-only, for each application that the cage may run
   /var/lib/flatpak/runtime/ID      bound, read-only, for each runtime and extension that these need
-  /var/lib/flatpak/repo/config     "[core]\nrepo_version=1\nmode=bare-user-only\n"
+  /var/lib/flatpak/repo/config     three lines: [core], repo_version=1, mode=bare-user-only
   /var/lib/flatpak/repo/objects/   empty
   /var/lib/flatpak/repo/tmp/       empty
 Neither the objects and refs of the real repository nor `exports` or `.changed` are needed, and none is shown.

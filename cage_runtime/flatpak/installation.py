@@ -13,6 +13,7 @@ import shutil
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from datetime import datetime
 from pathlib import Path
 
 from cage_runtime.errors import CageError, NoSuchApplication, RemoteUnavailable, RuntimeFailure, UntrustedSource
@@ -28,7 +29,7 @@ from cage_runtime.flatpak.metadata import (
     parse_metadata,
     trees,
 )
-from cage_runtime.flatpak.remotes import FETCH_SECONDS, QUICK_SECONDS, Mirror, Remote, Remotes, check_url
+from cage_runtime.flatpak.remotes import FETCH_SECONDS, QUICK_SECONDS, Mirror, Remote, Remotes, check_url, commit_date
 
 USUAL_BRANCHES = ("stable", "master")
 """Branches that are taken, in this order, where an application has several."""
@@ -244,13 +245,13 @@ class Installation:
         """The ref of the application `name` for this machine: `wanted` has it, or the first remote that does."""
         arch, asked = self._architecture(), []
         for source in sources:
+            if wanted not in (None, source.mirror.remote):
+                break
             asked.append(source.mirror.remote.name)
             refs = {r.branch: r for r in source.refs if (r.kind, r.name, r.arch) == (Kind.APPLICATION, name, arch)}
             for branch in (*USUAL_BRANCHES, *sorted(refs)):
                 if branch in refs:
                     return refs[branch]
-            if wanted:
-                break
         if sources.silent:
             raise sources.silent[0]
         if not asked:
@@ -290,8 +291,18 @@ class Installation:
         deployed, mirror = self._deployed_commit(ref), source.mirror
         commit = mirror.pull_commit(ref) if deployed else mirror.pull(ref, self._repository())
         if deployed not in (None, commit):
+            self._refuse_older(ref, mirror.date(commit), mirror.remote)
             mirror.pull(ref, self._repository())
         return Step(ref=ref, commit=commit, source=source)
+
+    def _refuse_older(self, ref: Ref, offered: datetime, remote: Remote) -> None:
+        """Old signatures stay good: a remote that offers yesterday's commit would bring yesterday's faults back."""
+        deployed = commit_date(self._runner, self._repository(), self._deployed_commit(ref) or "")
+        if offered < deployed:
+            raise UntrustedSource(
+                f'the remote "{remote.name}" offers {ref} of {offered:%Y-%m-%d %H:%M:%S}, which is older than what is '
+                f"installed, of {deployed:%Y-%m-%d %H:%M:%S}; remove the application first if that is what you want"
+            )
 
     def _repository(self) -> Path:
         """The installation's own repository."""

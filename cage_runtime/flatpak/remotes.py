@@ -13,6 +13,7 @@ import re
 import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
+from datetime import datetime
 from pathlib import Path
 from typing import NoReturn
 
@@ -35,6 +36,7 @@ FETCH_SECONDS = 3600.0
 _WEB = re.compile(r"https?://[A-Za-z0-9.-]+(?::[0-9]{1,5})?(?:/[A-Za-z0-9._~%+-]*)*\Z")
 _DIRECTORY = re.compile(r"file://(?:/[A-Za-z0-9_+@~-][A-Za-z0-9._+@~-]*)+/?\Z")
 _COMMIT = re.compile(rb"[0-9a-f]{64}\n?\Z")
+_DATE = re.compile(rb"^Date:  ([0-9]{4,6}-[0-9]{2}-[0-9]{2} [0-9:]{8} [+-][0-9]{4})$", re.MULTILINE)
 _SOUND = frozenset("oqnmfu-")
 """Validity letters of `gpg --with-colons` that neither expiry nor revocation has (gnupg, doc/DETAILS)."""
 
@@ -242,6 +244,9 @@ class Mirror:
             raise RuntimeFailure(f"ostree names no commit for {ref}")
         return commit.decode("ascii").strip()
 
+    def date(self, commit: str) -> datetime:
+        return commit_date(self._runner, self.path, commit)
+
     def metadata(self, ref: Ref) -> bytes:
         """The metadata file of `ref`, which has been pulled."""
         try:
@@ -254,6 +259,15 @@ class Mirror:
         """Give the mirror the summary that flatpak asks for.  It is ours and unsigned, and its place is only ours."""
         argv = ("flatpak", "build-update-repo", "--no-update-appstream", "--", str(self.path))
         self._runner.run(*argv, seconds=FETCH_SECONDS)
+
+
+def commit_date(runner: Runner, repository: Path, commit: str) -> datetime:
+    """When `commit`, which is in `repository`, was made, as its signer says."""
+    shown = runner.run("ostree", f"--repo={repository}", "show", commit, seconds=QUICK_SECONDS)
+    found = _DATE.search(shown)
+    if found is None:
+        raise RuntimeFailure(f"ostree shows no date for the commit {commit}")
+    return datetime.strptime(found[1].decode("ascii"), "%Y-%m-%d %H:%M:%S %z")
 
 
 def _create(path: Path, remote: Remote, key: Path | None, runner: Runner, *, verify: bool) -> None:

@@ -68,7 +68,7 @@ class Apps:
 
     async def list_remotes(self, call: Call) -> Answer:
         remotes = await self._read(call, self._installation.remotes)
-        return Answer(values=([[remote.name, remote.url, remote.fingerprint] for remote in remotes],))
+        return Answer(values=([(remote.name, remote.url, remote.fingerprint) for remote in remotes],))
 
     async def install(self, call: Call) -> Answer:
         application, remote = call.arguments
