@@ -491,19 +491,20 @@ def test_no_root_no_service() -> None:
 
 CAGE_VIEW = r"""
 set -eu
-mount -t tmpfs -o mode=755 none /var/lib/flatpak
-cd /var/lib/flatpak
+view=$1 installation=$2 home=$3; shift 3
+mount -t tmpfs -o mode=755 none "$view"
+cd "$view"
 mkdir -p repo/objects repo/tmp
 printf '[core]\nrepo_version=1\nmode=bare-user-only\n' >repo/config
-installation=$1 home=$2; shift 2
 for tree; do
     mkdir -p "$tree"
     mount --bind "$installation/$tree" "$tree"
     mount -o remount,bind,ro,nosuid,nodev "$tree"
 done
-mount -o remount,ro /var/lib/flatpak
+mount -o remount,ro "$view"
 exec setpriv --reuid 65534 --regid 65534 --clear-groups env -i PATH=/usr/bin:/bin LC_ALL=C.UTF-8 HOME="$home" \
-    XDG_RUNTIME_DIR="$home" flatpak run --no-documents-portal org.cageruntime.Notes --write figures '~/Documents/f.txt'
+    XDG_RUNTIME_DIR="$home" FLATPAK_SYSTEM_DIR="$view" \
+    flatpak run --no-documents-portal org.cageruntime.Notes --write figures '~/Documents/f.txt'
 """
 
 
@@ -512,11 +513,18 @@ def test_a_cage_that_is_shown_the_trees_can_run_the_application(apps: Apps, samp
     apps.add(sample)
     apps.install()
     trees = apps.call("Trees", "s", NOTES)
-    home = apps.directory / "home"
+    home, view = apps.directory / "home", apps.directory / "view"
+    view.mkdir()
     home.mkdir(mode=0o700)
     os.chown(home, USER, USER)
-    Path("/var/lib/flatpak").mkdir(exist_ok=True)
     alone = ("unshare", "--mount", "--propagation=private")
-    output = run(*alone, "sh", "-c", CAGE_VIEW, "sh", apps.installation, home, *trees)
+    output = run(*alone, "sh", "-c", CAGE_VIEW, "sh", view, apps.installation, home, *trees)
     assert output == f"notes: 8 bytes in {home}/Documents/f.txt"
     assert home.joinpath("Documents/f.txt").read_text() == "figures\n"
+
+
+def test_the_sample_is_built_only_when_there_is_something_to_build(sample: Sample) -> None:
+    before = sample.commit
+    assert run(TOP / "scripts/build-sample-app", sample.directory) == f"{sample.repository} is up to date"
+    assert sample.commit == before
+    assert sample.directory.joinpath("secret.asc").stat().st_mode & 0o777 == 0o600
