@@ -139,6 +139,9 @@ class Bus:
         except (OSError, AuthError, EOFError) as error:
             where = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket")
             raise NoSystemBus(f"no bus answers at {where} ({error}); start it: dbus-daemon --system") from error
+        if not str(connection.unique_name).startswith(":"):  # the library takes the text of a refusal for the name
+            connection.disconnect()
+            raise NoSystemBus(f"the bus at {address} takes no connection: {connection.unique_name}")
         return cls(connection)
 
     def disconnect(self) -> None:
@@ -267,15 +270,19 @@ class Bus:
 
     async def _reply(self, message: Message, signature: str, answer: Answer) -> None:
         try:
-            if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+            if self._awaits(message):
                 reply = Message.new_method_return(message, signature, list(answer.values), list(answer.descriptors))
                 await self._connection.send(reply)
         finally:
             _close(answer.descriptors)
 
     def _refuse(self, message: Message, error: CageError) -> None:
-        if not message.flags & MessageFlag.NO_REPLY_EXPECTED:
+        if self._awaits(message):
             self._connection.send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
+
+    def _awaits(self, message: Message) -> bool:
+        """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""
+        return self._connection.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED
 
     # --- what every object has -------------------------------------------------------------------------------
     def _standard(self, path: str) -> dict[str, Service]:

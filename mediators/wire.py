@@ -168,7 +168,7 @@ class Gateways:
 
     def _attend(self, gateway: Gateway) -> None:
         known = self._attended.get(gateway.uuid)
-        if known and known[0] == gateway and not known[1].done():
+        if known and known[0].address == gateway.address and not known[1].done():
             return
         self._leave(gateway.uuid)
         task = asyncio.get_running_loop().create_task(self._keep(gateway))

@@ -1,0 +1,186 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Real buses, with the configuration that is shipped, and a stand-in for caged that starts real delivery halves."""
+
+from __future__ import annotations
+
+import asyncio
+import getpass
+import json
+import os
+import socket
+import subprocess
+import sys
+from array import array
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.errors import PolicyRefused, RuntimeFailure
+from cage_runtime.model import CORE_BUS_NAME, CORE_PATH
+from mediators import wire
+
+TOP = Path(__file__).parents[3]
+OPEN_BUS = """<busconfig><listen>systemd:</listen><auth>EXTERNAL</auth><policy context="default">
+<allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow receive_sender="*"/>
+</policy></busconfig>"""
+ACTIVATED = """
+import os, sys
+os.dup2(int(sys.argv[1]), 3)
+os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
+options = ["--nofork", "--nopidfile", "--address=systemd:", "--config-file=" + sys.argv[2]]
+os.execvp("dbus-daemon", ["dbus-daemon", *options])
+"""
+HALF = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
+
+
+class Daemon:
+    """One dbus-daemon on a socket that was handed to it, as caged and cage-init start theirs."""
+
+    def __init__(self, folder: Path, name: str, configuration: str) -> None:
+        self.address = f"unix:path={folder}/{name}"
+        file = folder / f"{name}.conf"
+        file.write_text(configuration)
+        with socket.socket(socket.AF_UNIX) as listening:
+            listening.bind(f"{folder}/{name}")
+            listening.listen()
+            command = [sys.executable, "-c", ACTIVATED, str(listening.fileno()), str(file)]
+            self.process = subprocess.Popen(command, pass_fds=(listening.fileno(),))
+
+    def stop(self) -> None:
+        self.process.terminate()
+        self.process.wait()
+
+
+StartBus = Callable[[str, str], Daemon]
+
+
+@pytest.fixture
+def start_bus(tmp_path: Path) -> Iterator[StartBus]:
+    daemons: list[Daemon] = []
+
+    def start(name: str, configuration: str = OPEN_BUS) -> Daemon:
+        daemons.append(Daemon(tmp_path, name, configuration))
+        return daemons[-1]
+
+    yield start
+    for daemon in daemons:
+        daemon.stop()
+
+
+@pytest.fixture
+def start_gateway(start_bus: StartBus) -> Callable[[str], Daemon]:
+    text = (TOP / "policies/gateway/bus.conf.in").read_text().replace("@FILES_USER@", getpass.getuser())
+    return lambda name: start_bus(f"gateway-{name}", text)
+
+
+@pytest.fixture
+def system_bus(start_bus: StartBus, monkeypatch: pytest.MonkeyPatch) -> Daemon:
+    daemon = start_bus("system", OPEN_BUS)
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", daemon.address)
+    return daemon
+
+
+class StandInCaged:
+    """Answers Mediation: `allowed` maps (source uuid, target name) to the target's uuid; cages have homes."""
+
+    def __init__(self, bus: Bus, homes: Path) -> None:
+        self.bus, self.homes = bus, homes
+        self.gateways: list[tuple[str, str, str]] = []
+        self.names: dict[str, str] = {}
+        self.allowed: dict[tuple[str, str], str] = {}
+        self.asked: list[list[str]] = []
+        self.records: asyncio.Queue[list[object]] = asyncio.Queue()
+        self.before_second: Callable[[], None] = lambda: None
+        self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
+
+    @classmethod
+    async def start(cls, homes: Path) -> StandInCaged:
+        caged = cls(await Bus.connect(), homes)
+        handlers = {"Gateways": caged._gateways, "Decide": caged._decide, "Deliver": caged._deliver,
+                    "Record": caged._record}
+        interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
+        caged.bus.serve(CORE_PATH, Service(interface=interface, handlers=handlers))
+        return caged
+
+    async def appear(self) -> None:
+        await self.bus.own(CORE_BUS_NAME)
+
+    def add(self, name: str, uuid: str, address: str) -> None:
+        self.gateways.append((name, uuid, address))
+        self.names[uuid] = name
+        (self.homes / name).mkdir(parents=True, exist_ok=True)
+
+    def up(self, name: str, uuid: str, address: str) -> None:
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "GatewayUp", "sss", (name, uuid, address))
+
+    async def _gateways(self, call: Call) -> Answer:
+        if not self.mediator.done():
+            self.mediator.set_result(call.sender)
+        return Answer(values=(self.gateways,))
+
+    async def _decide(self, call: Call) -> Answer:
+        source, _service, _argument, target = call.arguments
+        self.asked.append(call.arguments)
+        if len(self.asked) == 2:
+            self.before_second()
+        if (source, target) not in self.allowed:
+            raise PolicyRefused("no rule allows files.Send to that cage")
+        return Answer(values=(self.allowed[source, target], self.names[source]))
+
+    async def _deliver(self, call: Call) -> Answer:
+        target, arguments, index = call.arguments
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        out, err = os.pipe(), os.pipe()
+        home = str(self.homes / self.names[target])
+        process = subprocess.Popen([*HALF, *arguments], stdin=call.descriptors[index], stdout=out[1], stderr=err[1],
+                                   env={"HOME": home}, cwd=TOP)
+        far.sendmsg([b'{"event": "started"}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (out[0], err[0])))])
+        for descriptor in (*out, *err):
+            os.close(descriptor)
+        loop, pidfd = asyncio.get_running_loop(), os.pidfd_open(process.pid)
+        loop.add_reader(pidfd, self._exit, process, pidfd, far)
+        return Answer(values=(0,), descriptors=(near.detach(),))
+
+    def _exit(self, process: subprocess.Popen[bytes], pidfd: int, far: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(pidfd)
+        os.close(pidfd)
+        with far:
+            far.send(json.dumps({"event": "exit", "status": process.wait()}).encode())
+
+    async def _record(self, call: Call) -> Answer:
+        self.records.put_nowait(call.arguments)
+        return Answer()
+
+
+async def until(condition: Callable[[], bool]) -> None:
+    """Wait for something that another task of this loop brings about."""
+    async with asyncio.timeout(20):
+        while not condition():
+            await asyncio.sleep(0)
+
+
+async def client(address: str) -> Bus:
+    """A cage's end of its gateway, as its mediator connects."""
+    return await Bus.connect(address, anonymous=True)
+
+
+async def present(bus: Bus, name: str) -> None:
+    presence = wire.Presence(bus, name)
+    await presence.follow()
+    if not await presence.wait(20):
+        raise RuntimeFailure(f"nobody came to own {name}")
+
+
+@pytest.fixture
+def kit() -> type:
+    """The helpers above, for tests that import nothing from one another."""
+
+    class Kit:
+        caged = StandInCaged
+        client = staticmethod(client)
+        present = staticmethod(present)
+        until = staticmethod(until)
+
+    return Kit

@@ -1,0 +1,352 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The core half between a stand-in caged and real gateways: who asks is the gateway, and nothing is half done."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import ctypes
+import os
+import subprocess
+import sys
+from collections.abc import AsyncIterator, Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cage_runtime.bus import Bus
+from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
+from cage_runtime.model import CORE_PATH, TRANSFERS_PER_CAGE
+from mediators import wire
+from mediators.files import protocol
+from mediators.files.core import serve_until_bus_ends
+from mediators.files.stage import Copy, Stager, copy
+
+TOP = Path(__file__).parents[3]
+pytestmark = pytest.mark.usefixtures("system_bus")
+CONTENT = b"quarterly figures\n"
+WORK, VAULT = "11111111-work", "22222222-vault"
+
+
+class World:
+    """A stand-in caged, a core half, and a connection of each cage to its gateway."""
+
+    def __init__(self, caged: Any, homes: Path, staging: Path) -> None:
+        self.caged, self.homes, self.staging = caged, homes, staging
+        self.clients: dict[str, Bus] = {}
+
+    async def send(self, cage: str, target: str, name: str = "figures.txt", descriptor: int | None = None) -> str:
+        opened = os.open(self.homes / "source", os.O_RDONLY) if descriptor is None else descriptor
+        try:
+            answer = await self.clients[cage].call(
+                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
+                (target, name, 0, {}), (opened,), seconds=20,
+            )
+        finally:
+            os.close(opened)
+        return str(answer.values[0])
+
+    async def recorded(self) -> dict[str, str]:
+        async with asyncio.timeout(20):
+            source, target, service, details = await self.caged.records.get()
+        assert (source, target, service) == (WORK, VAULT, "files.Send")
+        return dict(details)
+
+    def arrived(self) -> list[str]:
+        return sorted(str(path.relative_to(self.homes)) for path in self.homes.rglob("Inbox/*/*"))
+
+
+Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, start_gateway: Any, kit: Any) -> Callable[..., None]:
+    """Runs a test's coroutine in a world with the cages work and vault, where work may send to vault."""
+
+    @contextlib.asynccontextmanager
+    async def world(copier: Copy) -> AsyncIterator[World]:
+        homes = tmp_path / "homes"
+        homes.mkdir()
+        (homes / "source").write_bytes(CONTENT)
+        caged = await kit.caged.start(homes)
+        here = World(caged, homes, tmp_path / "staging")
+        for name, uuid in (("work", WORK), ("vault", VAULT)):
+            address = start_gateway(name).address
+            caged.add(name, uuid, address)
+            here.clients[name] = await kit.client(address)
+        caged.allowed[WORK, "vault"] = VAULT
+        await caged.appear()
+        core = asyncio.ensure_future(serve_until_bus_ends(Stager(here.staging, copier=copier)))
+        try:
+            for client in here.clients.values():
+                await kit.present(client, protocol.BUS_NAME)
+            yield here
+        finally:
+            core.cancel()
+            await asyncio.gather(core, return_exceptions=True)
+            for bus in (caged.bus, *here.clients.values()):
+                bus.disconnect()
+
+    def run(test: Callable[[World], Coroutine[Any, Any, None]], *, copier: Copy = copy) -> None:
+        async def whole() -> None:
+            async with world(copier) as here:
+                await test(here)
+
+        asyncio.run(whole())
+
+    return run
+
+
+def test_a_file_arrives_and_is_recorded(play: Play) -> None:
+    async def test(world: World) -> None:
+        assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+        assert await world.send("work", "vault") == "Inbox/work/figures (2).txt"
+        assert (world.homes / "vault/Inbox/work/figures.txt").read_bytes() == CONTENT
+        details = await world.recorded()
+        assert details["outcome"] == "arrived as Inbox/work/figures.txt"
+        assert (details["name"], details["size"]) == ("figures.txt", str(len(CONTENT)))
+        assert list(world.staging.iterdir()) == []
+
+    play(test)
+
+
+def test_who_asks_is_the_gateway(play: Play) -> None:
+    """The same message, through the other gateway, is another cage's (M2); what a gateway is called says nothing."""
+
+    async def test(world: World) -> None:
+        with pytest.raises(PolicyRefused):
+            await world.send("vault", "vault")
+        await world.send("work", "vault")
+        assert [asked[0] for asked in world.caged.asked] == [VAULT, WORK, WORK]
+
+    play(test)
+
+
+def test_swapped_names_of_gateways_do_not_matter(play: Play) -> None:
+    async def test(world: World) -> None:
+        of_work, of_vault = (address for _name, _uuid, address in world.caged.gateways)
+        for name, uuid, address in (("vault", WORK, of_work), ("work", VAULT, of_vault)):
+            world.caged.up(name, uuid, address)
+        await world.send("work", "vault")
+        assert {asked[0] for asked in world.caged.asked} == {WORK}
+
+    play(test)
+
+
+def test_unknown_and_forbidden_look_alike_and_nothing_was_read(play: Play) -> None:
+    """M3, and the decision comes first: a pipe, which could not be sent, is not even looked at."""
+
+    async def test(world: World) -> None:
+        errors = []
+        for target in ("work", "no-such-cage", "personal"):
+            near, far = os.pipe()
+            with pytest.raises(PolicyRefused) as refused:
+                await world.send("work", target, descriptor=near)
+            os.close(far)
+            errors.append((refused.value.bus_name, refused.value.sentence))
+        assert errors == [("PolicyRefused", "no rule allows files.Send to that cage")] * 3
+        assert world.caged.records.empty()
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("target", "name", "kind", "says"),
+    [
+        ("vault", "../x", InvalidName, 'it has a "/"'),
+        ("vault", "a\u202eb", InvalidName, "cannot be seen"),
+        ("vault", "", InvalidName, "it is empty"),
+        ("Vault", "x", InvalidName, "cannot be a cage's name"),
+        ("../vault", "x", InvalidName, "cannot be a cage's name"),
+        ("v" * 32, "x", InvalidName, "cannot be a cage's name"),
+        ("core", "x", InvalidName, "is reserved"),
+    ],
+)
+def test_a_malformed_request_is_not_even_asked_about(
+    play: Play, target: str, name: str, kind: type[CageError], says: str
+) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(kind, match=says):
+            await world.send("work", target, name)
+        assert world.caged.asked == []
+
+    play(test)
+
+
+def test_an_unknown_option_is_an_error(play: Play) -> None:
+    from cage_runtime.bus import Variant
+
+    async def test(world: World) -> None:
+        near, far = os.pipe()
+        with pytest.raises(UsageError, match='there is no option "source"'):
+            await world.clients["work"].call(
+                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
+                ("vault", "x", 0, {"source": Variant("s", "vault")}), (near,),
+            )
+        os.close(near)
+        os.close(far)
+
+    play(test)
+
+
+def test_what_cannot_be_sent_is_named_and_recorded(play: Play) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(TransferFailed, match="is a directory; send its files one by one"):
+            await world.send("work", "vault", descriptor=os.open("/", os.O_RDONLY))
+        assert (await world.recorded())["outcome"] == '"figures.txt" is a directory; send its files one by one'
+        assert world.arrived() == []
+
+    play(test)
+
+
+def test_a_permission_withdrawn_while_it_was_staged_stops_the_transfer(play: Play) -> None:
+    """M18."""
+
+    async def test(world: World) -> None:
+        world.caged.before_second = world.caged.allowed.clear
+        with pytest.raises(PolicyRefused):
+            await world.send("work", "vault")
+        assert "no rule allows" in (await world.recorded())["outcome"]
+        assert world.arrived() == []
+
+    play(test)
+
+
+def test_a_target_replaced_while_it_was_staged_gets_nothing(play: Play) -> None:
+    """M17: the same name is another instance by then."""
+
+    async def test(world: World) -> None:
+        def replace() -> None:
+            world.caged.allowed[WORK, "vault"] = "33333333-vault"
+
+        world.caged.before_second = replace
+        with pytest.raises(TransferFailed, match='"vault" is not the cage that it was'):
+            await world.send("work", "vault")
+        assert world.arrived() == []
+
+    play(test)
+
+
+def test_a_target_that_cannot_take_it_says_so_by_its_status_alone(play: Play) -> None:
+    async def test(world: World) -> None:
+        (world.homes / "vault/Inbox").symlink_to("/")
+        with pytest.raises(TransferFailed) as failed:
+            await world.send("work", "vault")
+        reason = "its Inbox is not a directory that can be written"
+        assert failed.value.sentence == f'"figures.txt" did not arrive in vault: {reason}'
+        assert reason in (await world.recorded())["target-says"]
+
+    play(test)
+
+
+def hang(_source: int, _target: int) -> tuple[int, str]:
+    ctypes.CDLL(None).pause()
+    return 1, ""
+
+
+def test_a_ninth_transfer_at_once_is_refused_and_others_are_not(play: Play) -> None:
+    """M13: one cage's transfers do not keep another cage from asking."""
+
+    async def test(world: World) -> None:
+        sends = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(TRANSFERS_PER_CAGE)]
+        while len(world.caged.asked) < TRANSFERS_PER_CAGE:
+            await asyncio.sleep(0)
+        with pytest.raises(TransferFailed, match="8 transfers of this cage are under way"):
+            await world.send("work", "vault")
+        with pytest.raises(PolicyRefused):
+            await world.send("vault", "work")
+        for send in sends:
+            send.cancel()
+
+    play(test, copier=hang)  # type: ignore[call-arg]
+
+
+def test_gateways_outlive_caged_and_requests_fail_closed_until_it_is_back(play: Play) -> None:
+    async def test(world: World) -> None:
+        await world.caged.bus.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
+                                   "ReleaseName", "s", ("org.cageruntime.Core1",))
+        with pytest.raises(RuntimeFailure):
+            await world.send("work", "vault")
+        await world.caged.appear()
+        assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+
+    play(test)
+
+
+def test_a_gateway_that_somebody_else_announces_is_not_believed(play: Play, start_gateway: Any, kit: Any) -> None:
+    async def test(world: World) -> None:
+        forged, true = start_gateway("forged").address, start_gateway("true").address
+        from dbus_fast import Message, MessageType
+
+        stranger = await Bus.connect()
+        for sender, address, uuid in ((stranger, forged, VAULT), (world.caged.bus, true, "44444444-other")):
+            await sender._connection.send(Message(
+                message_type=MessageType.SIGNAL, destination=await world.caged.mediator, path=CORE_PATH,
+                interface=wire.MEDIATION, member="GatewayUp", signature="sss", body=["vault", uuid, address],
+            ))
+        await kit.present(await kit.client(true), protocol.BUS_NAME)  # the second was heard, so the first was too
+        watch = wire.Presence(await kit.client(forged), protocol.BUS_NAME)
+        await watch.follow()
+        assert watch.owner == ""
+        stranger.disconnect()
+
+    play(test)
+
+
+def test_it_ends_with_an_error_when_the_system_bus_ends(tmp_path: Path, system_bus: Any, kit: Any) -> None:
+    async def run() -> None:
+        caged = await kit.caged.start(tmp_path / "homes")
+        await caged.appear()
+        core = asyncio.ensure_future(serve_until_bus_ends(Stager(tmp_path / "staging")))
+        await caged.mediator
+        system_bus.process.kill()
+        with pytest.raises(RuntimeFailure, match="the system bus ended"):
+            async with asyncio.timeout(20):
+                await core
+
+    asyncio.run(run())
+
+
+KILLED_CORE = """
+import asyncio, ctypes, sys
+from pathlib import Path
+from mediators.files import stage
+from mediators.files.core import serve_until_bus_ends
+def hang(source, target):
+    import os; os.write(target, b"half"); ctypes.CDLL(None).pause()
+asyncio.run(serve_until_bus_ends(stage.Stager(Path(sys.argv[1]), copier=hang)))
+"""
+
+
+def test_killed_in_the_middle_of_a_transfer_it_leaves_nothing(
+    tmp_path: Path, start_gateway: Any, kit: Any
+) -> None:
+    async def run() -> None:
+        caged = await kit.caged.start(tmp_path / "homes")
+        address = start_gateway("work").address
+        caged.add("work", WORK, address)
+        caged.add("vault", VAULT, "unix:path=/nowhere")
+        caged.allowed[WORK, "vault"] = VAULT
+        await caged.appear()
+        core = subprocess.Popen([sys.executable, "-c", KILLED_CORE, str(tmp_path / "staging")], cwd=TOP)
+        world = World(caged, tmp_path / "homes", tmp_path / "staging")
+        (world.homes / "source").write_bytes(CONTENT)
+        world.clients["work"] = await kit.client(address)
+        await kit.present(world.clients["work"], protocol.BUS_NAME)
+        sending = asyncio.ensure_future(world.send("work", "vault"))
+        children = Path(f"/proc/{core.pid}/task/{core.pid}/children")
+        await kit.until(lambda: bool(children.read_text()))
+        worker = os.pidfd_open(int(children.read_text()))
+        core.kill()
+        core.wait()
+        with pytest.raises(CageError):
+            await sending
+        gone = asyncio.Event()
+        asyncio.get_running_loop().add_reader(worker, gone.set)
+        async with asyncio.timeout(20):
+            await gone.wait()
+        assert list((tmp_path / "staging").iterdir()) == []
+        assert world.arrived() == []
+
+    asyncio.run(run())

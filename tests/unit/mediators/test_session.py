@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The core's end of a program in a cage: whatever the far end does, there is an answer in time and nothing leaks."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import socket
+from array import array
+from collections.abc import Callable
+
+import pytest
+
+from cage_runtime.errors import TransferFailed
+from mediators.session import DIAGNOSTICS_MAX, Ended, run_to_end
+
+STARTED, EXITED = b'{"event": "started"}', b'{"event": "exit", "status": 3}'
+ODD = "did not answer as it should"
+
+
+class Far:
+    """A cage's end: it does all it does before the core looks, so that nothing here waits."""
+
+    def __init__(self) -> None:
+        near, self.socket = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        self.channel = near.detach()
+        self.output, self.errors = os.pipe(), os.pipe()
+
+    def send(self, message: bytes, *descriptors: int) -> None:
+        ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", descriptors))] if descriptors else []
+        self.socket.sendmsg([message], ancillary)
+
+    def start(self) -> None:
+        self.send(STARTED, self.output[0], self.errors[0])
+
+    def end_output(self) -> None:
+        os.close(self.output[1])
+        os.close(self.errors[1])
+
+    def close(self) -> None:
+        self.socket.close()
+
+
+def follow(act: Callable[[Far], None], seconds: float = 5.0) -> Ended:
+    before = set(os.listdir("/proc/self/fd"))
+    far = Far()
+    try:
+        act(far)
+        return asyncio.run(run_to_end(far.channel, output_max=16, seconds=seconds))
+    finally:
+        far.close()
+        for descriptor in (*far.output, *far.errors):
+            try:
+                os.close(descriptor)
+            except OSError:
+                continue
+        assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_output_diagnostics_and_status_come_back() -> None:
+    def act(far: Far) -> None:
+        far.start()
+        os.write(far.output[1], b"1\n")
+        os.write(far.errors[1], b"y" * 5000)
+        far.end_output()
+        far.send(EXITED)
+
+    ended = follow(act)
+    assert ended == Ended(status=3, untrusted_output=b"1\n", untrusted_diagnostics=b"y" * DIAGNOSTICS_MAX)
+
+
+def after_start(message: bytes, *, descriptors: bool = False) -> Callable[[Far], None]:
+    def act(far: Far) -> None:
+        far.start()
+        far.end_output()
+        far.send(message, *([far.output[0]] if descriptors else []))
+
+    return act
+
+
+def much_output(far: Far) -> None:
+    far.start()
+    os.write(far.output[1], b"x" * 17)
+    far.end_output()
+    far.send(EXITED)
+
+
+def directories(far: Far) -> None:
+    directory = os.open("/", os.O_RDONLY)
+    far.send(STARTED, directory, directory)
+    os.close(directory)
+
+
+def ends_after_start(far: Far) -> None:
+    far.start()
+    far.end_output()
+    far.close()
+
+
+HOSTILE: dict[str, tuple[Callable[[Far], None], str]] = {
+    "ends at once": (Far.close, "ended before"),
+    "ends after start": (ends_after_start, "ended before"),
+    "refuses": (lambda far: far.send(b'{"event": "refused", "status": 125, "sentence": "secret"}'), "could not start"),
+    "exit first": (lambda far: far.send(EXITED), ODD),
+    "not JSON": (lambda far: far.send(b"\xff{"), ODD),
+    "deep JSON": (lambda far: far.send(b"[" * 4000), ODD),
+    "deep ignored JSON": (lambda far: far.send(b'{"event": "started", "x": ' + b"[" * 4000), ODD),
+    "unknown event": (lambda far: far.send(b'{"event": "secret"}'), ODD),
+    "long message": (lambda far: far.send(b" " * 4000 + STARTED + b" " * 4000), ODD),
+    "no descriptors": (lambda far: far.send(STARTED), ODD),
+    "one descriptor": (lambda far: far.send(STARTED, far.output[0]), ODD),
+    "many descriptors": (lambda far: far.send(STARTED, *[far.output[0]] * 200), ODD),
+    "directories": (directories, ODD),
+    "starts twice": (after_start(STARTED), ODD),
+    "descriptors at exit": (after_start(EXITED, descriptors=True), ODD),
+    "status out of range": (after_start(b'{"event": "exit", "status": 256}'), ODD),
+    "much output": (much_output, ODD),
+}
+
+
+@pytest.mark.parametrize("how", HOSTILE)
+def test_a_far_end_that_breaks_the_protocol_fails_its_own_transfer(how: str) -> None:
+    act, reason = HOSTILE[how]
+    with pytest.raises(TransferFailed, match=reason) as failed:
+        follow(act)
+    assert "secret" not in failed.value.sentence
+
+
+def test_one_that_never_ends_is_killed_at_the_deadline() -> None:
+    heard: list[bytes] = []
+
+    def act(far: Far) -> None:
+        far.start()
+        far.close, close = lambda: (heard.append(far.socket.recv(100)), close()), far.close  # type: ignore[method-assign]
+
+    with pytest.raises(TransferFailed, match="had not received it after 0 s"):
+        follow(act, seconds=0.05)
+    assert heard == [b'{"signal": 9}']
