@@ -1,0 +1,227 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Values and errors through a real bus: what goes in by a signature arrives, and what comes back is understood."""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import signal
+import socket
+import threading
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cage_runtime.cli.client import Peer, core, files, job
+from cage_runtime.cli.sdbus import BusError, Connection
+from cage_runtime.errors import (
+    NameTaken,
+    NoSystemBus,
+    NotAuthorized,
+    PolicyRefused,
+    RuntimeFailure,
+    UsageError,
+)
+
+CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
+
+VALUES: tuple[tuple[str, Any], ...] = (
+    ("s", "plain"),
+    ("s", ""),
+    ("s", "größer → \U0001f512 \u202e"),
+    ("o", "/org/cageruntime/Core1/cage/a_2db"),
+    ("g", "a{sv}"),
+    ("b", True),
+    ("b", False),
+    ("y", 255),
+    ("n", -32768),
+    ("q", 65535),
+    ("i", -(2**31)),
+    ("u", 2**32 - 1),
+    ("x", -(2**63)),
+    ("t", 2**64 - 1),
+    ("d", 1.5),
+    ("as", []),
+    ("as", ["a", "", "c" * 100_000]),
+    ("ay", b""),
+    ("ay", bytes(range(256)) * 4000),
+    ("a{ss}", {"a": "b", "c": "d"}),
+    ("(su)", ("a", 7)),
+    ("a(sss)", [("a", "b", "c"), ("d", "e", "f")]),
+    ("aas", [["a"], [], ["b", "c"]]),
+    ("aa{ss}", [{"a": "b"}, {}]),
+)
+
+
+@pytest.mark.parametrize(("kind", "value"), VALUES, ids=lambda value: str(value)[:20])
+def test_every_type_goes_in_and_comes_out(caged: Any, kind: str, value: Any) -> None:
+    caged.answers["Echo"] = lambda given: (kind, (given,))
+    bus = Connection()
+    assert bus.call(*CORE, "Echo", kind, (value,), returns=kind, timeout=20) == (value,)
+    bus.close()
+
+
+def test_variants_go_in_with_their_signatures_and_come_out_plain(caged: Any) -> None:
+    given = {"s": "x", "b": True, "u": 7, "d": 1.5, "as": ["a"], "empty": [], "ay": b"k", "q": ("q", 24)}
+    wire = {
+        "s": ("s", "x"),
+        "b": ("b", True),
+        "u": ("u", 7),
+        "d": ("d", 1.5),
+        "as": ("as", ["a"]),
+        "empty": ("as", []),
+        "ay": ("ay", b"k"),
+        "q": ("q", 24),
+    }
+    caged.answers["Echo"] = lambda options: ("aa{sv}", ([options, {"nested": ("v", ("a{sv}", {"x": ("u", 1)}))}],))
+    bus = Connection()
+    (rows,) = bus.call(*CORE, "Echo", "a{sv}", (given,), returns="aa{sv}", timeout=20)
+    assert caged.calls == [("Echo", wire)]
+    assert rows == [given | {"q": 24}, {"nested": {"x": 1}}]
+    bus.close()
+
+
+def test_descriptors_go_in_and_come_out_close_on_exec(caged: Any, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("figures")
+
+    def answer(given: Any) -> tuple[str, tuple[Any, ...]]:
+        return "hs", (given.to_raw_fd(), "beside")
+
+    caged.answers["Echo"] = answer
+    descriptor = os.open(tmp_path / "file", os.O_RDONLY)
+    bus = Connection()
+    received, beside = bus.call(*CORE, "Echo", "h", (descriptor,), returns="hs", timeout=20)
+    bus.close()
+    assert beside == "beside"
+    assert received not in (descriptor, 0, 1, 2)
+    assert fcntl.fcntl(received, fcntl.F_GETFD) & fcntl.FD_CLOEXEC
+    assert os.read(received, 100) == b"figures"
+    os.close(received)
+    os.close(descriptor)
+
+
+def test_no_descriptor_stays_behind(caged: Any) -> None:
+    caged.answers["Give"] = lambda: ("ah", ([0, 1, 2],))
+    before = len(os.listdir("/proc/self/fd"))
+    bus = Connection()
+    (descriptors,) = bus.call(*CORE, "Give", returns="ah", timeout=20)
+    for descriptor in descriptors:
+        os.close(descriptor)
+    with pytest.raises(RuntimeFailure, match="unknown shape"):
+        bus.call(*CORE, "Give", returns="h", timeout=20)
+    bus.close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.mark.parametrize(
+    ("kind", "value"), [("u", 2**32), ("u", -1), ("y", 256), ("s", "a\0b"), ("s", "\udcff"), ("as", ["\udcff"])]
+)
+def test_a_value_that_does_not_fit_is_refused_here(caged: Any, kind: str, value: Any) -> None:
+    bus = Connection()
+    with pytest.raises(UsageError):
+        bus.call(*CORE, "Echo", kind, (value,))
+    bus.close()
+    assert caged.calls == []
+
+
+@pytest.mark.parametrize(
+    ("name", "kind"),
+    [
+        ("org.cageruntime.Error.NameTaken", NameTaken),
+        ("org.cageruntime.Error.PolicyRefused", PolicyRefused),
+        ("org.cageruntime.Error.OfALaterVersion", RuntimeFailure),
+        ("org.freedesktop.DBus.Error.Failed", RuntimeFailure),
+        ("org.freedesktop.DBus.Error.AccessDenied", NotAuthorized),
+        ("org.freedesktop.DBus.Error.InteractiveAuthorizationRequired", NotAuthorized),
+    ],
+)
+def test_an_error_becomes_one_of_the_tree(caged: Any, name: str, kind: type[Exception]) -> None:
+    caged.fail("Echo", name, "one sentence")
+    with pytest.raises(kind, match="one sentence"):
+        core().call("Echo")
+
+
+@pytest.mark.usefixtures("system_bus")
+def test_nobody_there_says_how_to_start_it() -> None:
+    with pytest.raises(RuntimeFailure, match=r"^caged is not running; start it with systemctl start caged or caged"):
+        core().call("List", "a{sv}", {}, returns="aa{sv}")
+    with pytest.raises(RuntimeFailure, match=r"^the files mediator of this cage is not running"):
+        files().call("Send", "ssha{sv}", "vault", "x", 0, {}, returns="s")
+
+
+@pytest.mark.parametrize("fault", ["missing", "refusing", "not an address"])
+def test_no_bus_names_its_address(fault: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    address = "nonsense" if fault == "not an address" else f"unix:path={tmp_path}/bus"
+    if fault == "refusing":
+        with socket.socket(socket.AF_UNIX) as listener:
+            listener.bind(f"{tmp_path}/bus")
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", address)
+    with pytest.raises(NoSystemBus, match=f"^no system bus at {address}"):
+        core().call("List", "a{sv}", {}, returns="aa{sv}")
+
+
+def test_a_bus_that_hangs_up_is_no_bus(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    listener = socket.socket(socket.AF_UNIX)
+    listener.bind(f"{tmp_path}/bus")
+    listener.listen()
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+    thread = threading.Thread(target=lambda: listener.accept()[0].close())
+    thread.start()
+    with pytest.raises(NoSystemBus):
+        core().call("List", "a{sv}", {}, returns="aa{sv}")
+    thread.join()
+    listener.close()
+
+
+def test_a_call_has_a_deadline_and_ctrl_c_ends_the_wait(caged: Any) -> None:
+    asked, may_answer = threading.Event(), threading.Event()
+
+    def answer() -> tuple[str, tuple[Any, ...]]:
+        asked.set()
+        may_answer.wait(20)
+        return "", ()
+
+    caged.answers["Slow"] = answer
+    bus = Connection()
+    with pytest.raises(TimeoutError):
+        bus.call(*CORE, "Slow", timeout=0.01)
+    may_answer.set()
+    may_answer.clear()
+    asked.clear()
+
+    def interrupt() -> None:
+        asked.wait(20)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    thread = threading.Thread(target=interrupt)
+    thread.start()
+    with pytest.raises(KeyboardInterrupt):
+        bus.call(*CORE, "Slow")
+    may_answer.set()
+    thread.join()
+    caged.answers["Quick"] = lambda: ("s", ("still here",))
+    assert bus.call(*CORE, "Quick", returns="s", timeout=20) == ("still here",)
+    bus.close()
+
+
+@pytest.mark.usefixtures("caged")
+def test_a_member_that_is_not_there_says_what_the_peer_said() -> None:
+    with pytest.raises(RuntimeFailure, match=r"^caged: no FromTheFuture$"):
+        core().call("FromTheFuture")
+    bus = Connection()
+    with pytest.raises(BusError):
+        bus.call(*CORE, "FromTheFuture")
+    bus.close()
+
+
+@pytest.mark.usefixtures("caged")
+def test_what_the_bus_forbids_is_a_refusal() -> None:
+    with pytest.raises(NotAuthorized, match=r"^the bus does not let this user ask that of caged"):
+        core().call("ForbiddenByTheBus")
+
+
+def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:
+    caged.answers["Wait"] = lambda: ("a{sv}", ({"commit": ("s", "1234")},))
+    work: Peer = job(core(), "/org/cageruntime/Core1/job/1")
+    assert work.call("Wait", returns="a{sv}") == {"commit": "1234"}
