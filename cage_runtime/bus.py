@@ -150,7 +150,7 @@ class Bus:
     async def closed(self) -> None:
         """Returns when the connection has ended, for whatever reason."""
         try:
-            await self._connection.wait_for_disconnect()
+            await self._connection.wait_for_disconnect()  # type: ignore[no-untyped-call]
         except (OSError, EOFError) as error:
             LOG.debug("bus connection ended: %s", error)
 
@@ -199,6 +199,10 @@ class Bus:
     async def match(self, rule: str) -> None:
         await self.call(*DBUS, "AddMatch", "s", (rule,))
 
+    async def has_owner(self, name: str) -> bool:
+        answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
+        return bool(answer.values[0])
+
     async def uid_of(self, sender: str) -> int:
         """The uid of the connection `sender`, as the bus daemon has it from the kernel."""
         if sender not in self._uids:
@@ -209,9 +213,11 @@ class Bus:
         return self._uids[sender]
 
     # --- serving ---------------------------------------------------------------------------------------------
-    def serve(self, path: str, *services: Service) -> None:
-        """Answer calls to the object `path` from now on."""
-        self._objects[path] = {service.interface.attrib["name"]: service for service in services}
+    def serve(self, path: str, *services: Service) -> bool:
+        """Answer calls to these interfaces of the object `path` from now on; True where the object is new."""
+        new = path not in self._objects
+        self._objects.setdefault(path, {}).update({service.interface.attrib["name"]: service for service in services})
+        return new
 
     def withdraw(self, path: str) -> None:
         self._objects.pop(path, None)

@@ -60,6 +60,8 @@ TRANSFERS_PER_CAGE = 8
 """Transfers of one source cage that are under way at once (M13); one more is refused."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it."""
+JOBS_MAX = 64
+"""Jobs that are under way or whose results can still be had."""
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000

@@ -100,7 +100,12 @@ def _programs(spec: RootSpec) -> list[Operation]:
         Overlay(target="/etc", layers=("@/.etc", spec.etc), flags=PROGRAMS | syscall.MS_NOEXEC),
         Overlay(target=PROGRAMS_IN_CAGE, layers=(spec.programs, spec.empty)),
         # A tmpfs of the cage's root: cage-init attaches the applications here, one directory each.
-        Tmpfs(target="/var/lib/flatpak", flags=SEALED, size=1 << 16, files=512, owner=spec.base),
+        Tmpfs(target="/var/lib/flatpak", flags=SEALED, size=1 << 17, files=512, owner=spec.base),
+        # `flatpak run` opens the installation's repository; an empty one is enough (cage_runtime/flatpak).
+        Directory(path="/var/lib/flatpak/repo"),
+        File(path="/var/lib/flatpak/repo/config", content="[core]\nrepo_version=1\nmode=bare-user-only\n"),
+        Directory(path="/var/lib/flatpak/repo/objects"),
+        Directory(path="/var/lib/flatpak/repo/tmp"),
     ]
 
 

@@ -8,6 +8,8 @@ cage that exists.  Nothing else is remembered, so nothing can disagree with the 
 from __future__ import annotations
 
 import os
+import pwd
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 
@@ -49,12 +51,8 @@ class Service:
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
         self._cradles, self._gateways = run / "cages", run / "gateways"
-        for directory, mode in ((run, 0o755), (self._cradles, 0o700), (self._gateways, 0o711)):
-            directory.mkdir(mode=mode, parents=True, exist_ok=True)
-            directory.chmod(mode)
         empty = run / "empty"
-        empty.mkdir(mode=0o555, exist_ok=True)
-        Path(paths.state).mkdir(mode=0o755, parents=True, exist_ok=True)
+        _make_directories(config)
         self._installation = Path(paths.state, "flatpak")
         self._storage = Storage(Path(paths.state, "storage"), run / "storage")
         self._subtree = Subtree(run / "cgroup", paths.cgroup)
@@ -206,6 +204,25 @@ class Service:
             respond(Reply(id=request.id, fault=fault))
 
         self._loop.watch(pidfd, deleted)
+
+
+def _make_directories(config: RuntimeConfig) -> None:
+    """Every directory of the core, each for the one process that writes it; theirs are below ones that are root's."""
+    run, state, users = Path(config.paths.run), Path(config.paths.state), config.users
+    for directory, mode, owner in (
+        (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
+        (run / "caged", 0o700, users.caged), (state, 0o755, "root"), (state / "cages", 0o700, users.caged),
+        (state / "audit", 0o700, users.caged), (state / "flatpak", 0o755, users.apps),
+        (state / "staging", 0o700, users.files),
+    ):
+        directory.mkdir(mode=mode, parents=True, exist_ok=True)
+        shutil.chown(directory, owner, pwd.getpwnam(owner).pw_gid)
+        directory.chmod(mode)
+    # Gateways can be reached by caged and the mediators' core halves, and by nobody else of the host.
+    gateways = run / "gateways"
+    gateways.mkdir(mode=0o710, exist_ok=True)
+    shutil.chown(gateways, "root", config.users.gateways)
+    gateways.chmod(0o710)
 
 
 def _detached(installation: Path, tree: str) -> int:

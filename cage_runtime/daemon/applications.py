@@ -1,0 +1,133 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Applications of cages: which a cage may run (its definition says), and showing them in it.
+
+cage-apps installs them, as a user of its own, because what it reads comes from elsewhere; caged decides and records.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+
+import msgspec
+
+from cage_runtime.audit.event import Kind
+from cage_runtime.bus import Bus, Value
+from cage_runtime.config import Apps
+from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.manager import Manager
+from cage_runtime.errors import CageError, NoSuchApplication, UsageError
+from cage_runtime.model import CageState
+from cage_runtime.spawner import spec
+from cage_runtime.text import escape
+
+LOG = logging.getLogger(__name__)
+APPS = ("org.cageruntime.Apps1", "/org/cageruntime/Apps1", "org.cageruntime.Apps1")
+QUICK_SECONDS = 60.0
+
+
+class Applications:
+    def __init__(self, bus: Bus, manager: Manager) -> None:
+        self._bus, self._manager = bus, manager
+        manager.started = self.show_all
+        # cage-apps cancels whatever its caller has under way, and all that is asked is asked by us: one at a time.
+        self._turn = asyncio.Lock()
+
+    async def _ask(self, member: str, signature: str = "", *arguments: Value, seconds: float | None = None) -> Value:
+        answer = await self._bus.call(*APPS, member, signature, arguments, seconds=seconds)
+        return answer.values[0] if answer.values else None
+
+    async def add_remote(self, name: str, url: str, key: bytes) -> str:
+        """The fingerprint of the pinned key."""
+        fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=QUICK_SECONDS))
+        self._manager.record(Kind.REMOTE_ADDED, None, {"remote": name, "url": url, "key": fingerprint})
+        return fingerprint
+
+    async def remotes(self) -> list[tuple[str, str, str]]:
+        listed: list[tuple[str, str, str]] = await self._ask("ListRemotes", seconds=QUICK_SECONDS)
+        return listed
+
+    async def installed(self) -> dict[str, dict[str, str]]:
+        """What is installed, by application id."""
+        listed: list[dict[str, str]] = await self._ask("List", seconds=QUICK_SECONDS)
+        return {entry["application"]: entry for entry in listed}
+
+    async def install(self, cage: Cage, application: str, remote: str) -> dict[str, str]:
+        """Install it for `cage`: the installation is shared, the permission and the sight of it are not."""
+        check_application(cage, application)
+        async with self._turn:
+            try:
+                entry: dict[str, str] = await self._ask("Install", "ss", application, remote)
+            except asyncio.CancelledError:
+                await self._ask("Cancel", seconds=QUICK_SECONDS)
+                raise
+        async with cage.lock:
+            self._manager.find(cage.name)
+            allowed = cage.record.definition.apps.allow
+            if application not in allowed:
+                self._allow(cage, [*allowed, application])
+            await self.show(cage, application)
+        self._manager.record(Kind.APPLICATION_INSTALLED, cage, entry)
+        return entry
+
+    async def update(self, cage: Cage) -> dict[str, str]:
+        """Update every application of `cage`; answers application: commit."""
+        updated = {}
+        for application in cage.record.definition.apps.allow:
+            async with self._turn:
+                entry: dict[str, str] = await self._ask("Update", "s", application)
+            updated[application] = entry["commit"]
+            self._manager.record(Kind.APPLICATION_UPDATED, cage, entry)
+            await self.show(cage, application)
+        return updated
+
+    async def remove(self, cage: Cage, application: str) -> None:
+        """Take it from `cage`; the last cage to lose it takes it from the installation too."""
+        async with cage.lock:
+            allowed = cage.record.definition.apps.allow
+            if application not in allowed:
+                raise NoSuchApplication(f"{escape(application, limit=100)} is not an application of {cage.name}")
+            rest = [other for other in allowed if other != application]
+            needed = {tree for other in rest for tree in await self._trees(other)}
+            gone = [tree for tree in await self._trees(application) if tree not in needed]
+            self._allow(cage, rest)
+            if cage.state is CageState.RUNNING and gone:
+                await self._manager.spawner.ask(
+                    spec.Conceal(id=self._manager.spawner.number(), uuid=cage.uuid, trees=gone))
+        self._manager.record(Kind.APPLICATION_REMOVED, cage, {"application": application})
+        if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
+            async with self._turn:
+                await self._ask("Remove", "s", application)
+
+    def _allow(self, cage: Cage, allow: list[str]) -> None:
+        definition = cage.record.definition
+        self._manager.redefine(cage, msgspec.structs.replace(definition, apps=Apps(allow=allow)))
+
+    async def _trees(self, application: str) -> list[str]:
+        trees: list[str] = await self._ask("Trees", "s", application, seconds=QUICK_SECONDS)
+        return trees
+
+    async def show(self, cage: Cage, application: str) -> None:
+        """Make it visible in the cage, if that runs."""
+        if cage.state is CageState.RUNNING:
+            trees = await self._trees(application)
+            await self._manager.spawner.ask(
+                spec.Expose(id=self._manager.spawner.number(), uuid=cage.uuid, trees=trees))
+
+    async def show_all(self, cage: Cage) -> None:
+        """Make every application of a cage that has just started visible; one that is not there is said and left."""
+        for application in cage.record.definition.apps.allow:
+            try:
+                await self.show(cage, application)
+            except CageError as error:
+                LOG.warning("%s: %s: %s", cage.name, application, error.sentence)
+                cage.unenforced = (*cage.unenforced, f"{application}: {error.sentence}")
+
+
+def check_application(cage: Cage, untrusted_application: str) -> None:
+    """UsageError unless it has the shape of an application's id."""
+    try:
+        msgspec.convert({"allow": [untrusted_application]}, Apps)
+    except msgspec.ValidationError as error:
+        shown = escape(untrusted_application, limit=60)
+        raise UsageError(f'{cage.name}: "{shown}" is not an application\'s id, such as org.example.App') from error

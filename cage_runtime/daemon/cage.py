@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A cage as caged knows it: its record, its state, and the one lock under which either changes."""
+
+from __future__ import annotations
+
+import asyncio
+from dataclasses import dataclass, field
+
+from cage_runtime.daemon.state import Record
+from cage_runtime.errors import DefinitionError, WrongState
+from cage_runtime.model import CageState, Instance, Label
+
+
+@dataclass(kw_only=True, slots=True)
+class Cage:
+    record: Record
+    label: Label | None
+    """None where the definition names a level or compartment that the host does not have."""
+    state: CageState = CageState.STOPPED
+    since: str = ""
+    unenforced: tuple[str, ...] = ()
+    lock: asyncio.Lock = field(default_factory=asyncio.Lock)
+
+    @property
+    def name(self) -> str:
+        return self.record.name
+
+    @property
+    def uuid(self) -> str:
+        return self.record.uuid
+
+    def instance(self) -> Instance:
+        """What policy is asked about; DefinitionError where the definition is not to be trusted."""
+        if self.label is None or self.record.fault:
+            raise DefinitionError(self.record.fault or f"{self.name}: its level is not one of this host's")
+        return Instance(name=self.name, uuid=self.uuid, label=self.label)
+
+    def require(self, *states: CageState) -> None:
+        """WrongState, with what would help, unless the cage is in one of `states`."""
+        if self.state in states:
+            return
+        help_ = {
+            CageState.STOPPED: f"start it with: cagectl start {self.name}",
+            CageState.PAUSED: f"resume it with: cagectl resume {self.name}",
+            CageState.RUNNING: f"stop it with: cagectl stop {self.name}",
+            CageState.FAILED: f"see why with: cagectl status {self.name}",
+        }.get(self.state, "wait until that is over")
+        raise WrongState(f"{self.name} is {self.state}; {help_}")

@@ -1,0 +1,96 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What this host offers to cages, what is missing, what that means and how to mend it."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cage_runtime.spawner.spec import Host
+
+PROGRAMS = {
+    "flatpak": "no applications can be installed or run in cages",
+    "bwrap": "Flatpak applications cannot start",
+    "xdg-dbus-proxy": "Flatpak applications with a bus cannot start",
+    "ostree": "applications cannot be fetched and verified",
+    "gpg": "keys of remotes cannot be read",
+    "dbus-daemon": "cages have no bus and no mediators",
+}
+"""Programs of the host and what their absence means."""
+
+CONTROLLERS = {"memory": "memory", "cpu": "cpus", "pids": "tasks", "io": "io-weight"}
+SCOPE_ABI = 6
+
+
+class Health(StrEnum):
+    OK = "ok"
+    LIMITED = "limited"
+    MISSING = "missing"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Check:
+    check: str
+    state: Health
+    detail: str
+    help: str = ""
+
+
+def examine(host: Host, *, polkit: bool, policy_fault: str | None, labels: int) -> list[Check]:
+    """Every check, in the order in which a person would go through them."""
+    return [
+        *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault), _authorisation(polkit=polkit),
+        Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
+        Check(check="id ranges", state=Health.OK if host.ranges_free else Health.MISSING,
+              detail=f"{host.ranges_free} of {host.ranges} free",
+              help="" if host.ranges_free else "destroy cages that are not needed"),
+    ]
+
+
+def _kernel(host: Host) -> Iterator[Check]:
+    yield Check(check="kernel", state=Health.OK, detail=host.kernel)
+    namespaces = host.user_namespaces
+    yield Check(check="user namespaces", state=Health.OK if namespaces else Health.MISSING,
+                detail=f"at most {namespaces}",
+                help="" if namespaces else "set the sysctl user.max_user_namespaces to 10000 or more")
+    enough = host.landlock_abi >= SCOPE_ABI
+    yield Check(check="landlock", state=Health.OK if enough else Health.LIMITED, detail=f"ABI {host.landlock_abi}",
+                help="" if enough else "signals and abstract sockets are kept apart by namespaces alone (Linux 6.12)")
+    yield Check(check="security context", state=Health.LIMITED, detail="no LSM of this runtime is loaded",
+                help="the wall is namespaces, seccomp and Landlock; a lost namespace has no second line behind it")
+
+
+def _cgroup(host: Host) -> Iterator[Check]:
+    yield Check(check="cgroup v2", state=Health.OK, detail=host.cgroup)
+    for controller, limits in CONTROLLERS.items():
+        there = controller in host.controllers
+        yield Check(check=f"controller {controller}", state=Health.OK if there else Health.LIMITED,
+                    detail="enforced" if there else f"the limit {limits} cannot be enforced",
+                    help="" if there else "boot with a unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)")
+
+
+def _programs() -> Iterator[Check]:
+    for program, meaning in PROGRAMS.items():
+        path = shutil.which(program, path="/usr/bin:/bin")
+        yield Check(check=program, state=Health.OK if path else Health.MISSING, detail=path or meaning,
+                    help="" if path else f"install the package that has {program}")
+    systemd = os.path.isdir("/run/systemd/system")
+    yield Check(check="systemd", state=Health.OK if systemd else Health.LIMITED,
+                detail="runs the core" if systemd else "not the first process here; caged --standalone runs the core",
+                help="" if systemd else "cages end with the machine and are not started again by it")
+
+
+def _policy(fault: str | None) -> Check:
+    if fault is None:
+        return Check(check="policy", state=Health.OK, detail="in force")
+    return Check(check="policy", state=Health.MISSING, detail=fault, help="mend the line, then cagectl policy reload")
+
+
+def _authorisation(*, polkit: bool) -> Check:
+    # Asking polkit comes with the packaged system; until then its presence changes nothing.
+    return Check(check="authorisation", state=Health.LIMITED,
+                 detail=f"only root may use cages ({'polkit is not asked yet' if polkit else 'there is no polkit'})",
+                 help="use sudo")

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Jobs: work that takes longer than a call should, as an object to wait for and to cancel."""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+from collections.abc import Coroutine
+from dataclasses import dataclass
+
+from dbus_fast import Variant
+
+from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.errors import CageError, RuntimeFailure
+from cage_runtime.model import CORE_PATH, JOBS_MAX
+
+KEPT_SECONDS = 300.0
+"""How long a job that has ended can still be asked for its results."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Job:
+    description: str
+    task: asyncio.Task[dict[str, str]]
+
+
+class Jobs:
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self._numbers = itertools.count(1)
+        self._jobs: dict[str, _Job] = {}
+        self._interface = described("org.cageruntime.Core1.xml", "org.cageruntime.Core1.Job")
+
+    def start(self, description: str, work: Coroutine[None, None, dict[str, str]]) -> str:
+        """The path of a new job that does `work`."""
+        if len(self._jobs) >= JOBS_MAX:
+            work.close()
+            raise RuntimeFailure(f"{JOBS_MAX} jobs are known already; wait for one of them")
+        path = f"{CORE_PATH}/job/{next(self._numbers)}"
+        loop = asyncio.get_running_loop()
+        job = self._jobs[path] = _Job(description=description, task=loop.create_task(work))
+        job.task.add_done_callback(lambda _task: loop.call_later(KEPT_SECONDS, self._drop, path))
+        self._bus.serve(path, Service(
+            interface=self._interface, handlers={"Wait": self._wait, "Cancel": self._cancel},
+            properties=lambda: {
+                "Description": Variant("s", job.description),
+                "Progress": Variant("s", "done" if job.task.done() else "running"),
+            },
+        ))
+        return path
+
+    def _drop(self, path: str) -> None:
+        self._bus.withdraw(path)
+        job = self._jobs.pop(path, None)
+        if job is not None and not job.task.cancelled():
+            # Whoever did not wait does not want to know.
+            job.task.exception()
+
+    async def _wait(self, call: Call) -> Answer:
+        job = self._jobs[call.path]
+        await asyncio.wait([job.task])
+        if job.task.cancelled():
+            raise CageError(f"{job.description}: cancelled")
+        results = job.task.result()
+        return Answer(values=({key: Variant("s", value) for key, value in results.items()},))
+
+    async def _cancel(self, call: Call) -> Answer:
+        self._jobs[call.path].task.cancel()
+        return Answer()

@@ -1,0 +1,274 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The life of cages: create, start, stop, pause, destroy, and finding them again after a restart.
+
+Law of this room: it decides and records, it does nothing itself: what needs a privilege is asked of the spawner.  A
+cage exists from the moment its directory is in the registry until the moment it is not; everything before is undone,
+everything after is finished, if not now then at the next start.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid as uuids
+from collections.abc import Awaitable, Callable, Mapping
+
+from cage_runtime.audit.chain import Chain
+from cage_runtime.audit.event import Kind
+from cage_runtime.config import Definition, Paths, render_definition
+from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.define import CreateOptions, birth_limits, compose, home_bounds
+from cage_runtime.daemon.gateway import Gateways
+from cage_runtime.daemon.spawner import SpawnerClient
+from cage_runtime.daemon.state import Record, Registry, now
+from cage_runtime.errors import CageError, NameTaken, NoSuchCage, RuntimeFailure, UsageError
+from cage_runtime.model import CAGES_MAX, DEFAULT_TASKS, STOP_SECONDS, CageState, Levels, check_cage_name
+from cage_runtime.spawner import spec
+from cage_runtime.text import escape
+
+LOG = logging.getLogger(__name__)
+
+
+class Manager:
+    def __init__(self, *, paths: Paths, levels: Levels, registry: Registry, spawner: SpawnerClient, chain: Chain,
+                 gateways: Gateways, changed: Callable[[Cage, bool], None]) -> None:
+        self.levels = levels
+        self.spawner = spawner
+        self.chain = chain
+        self._paths, self._registry, self._gateways, self._changed = paths, registry, gateways, changed
+        self.started: Callable[[Cage], Awaitable[None]] | None = None
+        """Called under the lock of a cage that has just started or been adopted from nothing."""
+        self._cages: dict[str, Cage] = {}
+        self._coming: set[str] = set()
+        self.controllers: frozenset[str] = frozenset()
+
+    # --- finding ---------------------------------------------------------------------------------------------
+    def cages(self) -> list[Cage]:
+        return [self._cages[name] for name in sorted(self._cages)]
+
+    def find(self, untrusted_name: str) -> Cage:
+        """The cage of that name; NoSuchCage where there is none."""
+        cage = self._cages.get(untrusted_name)
+        if cage is None:
+            shown = escape(untrusted_name, limit=40)
+            raise NoSuchCage(f'there is no cage "{shown}"; cagectl list shows those there are')
+        return cage
+
+    def by_uuid(self, uuid: str) -> Cage | None:
+        return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
+
+    def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
+        """Append to the audit chain; on stable storage before it returns, except for ephemeral cages' comings."""
+        about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
+        self.chain.append(kind, {**about, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
+
+    # --- restart ---------------------------------------------------------------------------------------------
+    async def recover(self) -> None:
+        """Read the registry, adopt what runs, and finish what was cut off (law 10)."""
+        for record in self._registry.load():
+            self._admit(record)
+        await self.look()
+
+    async def look(self) -> None:
+        """Bring every cage's state in line with what stands, and remove what stands without a cage."""
+        host = (await self.spawner.ask(spec.Describe(id=self.spawner.number()))).host
+        standings = (await self.spawner.ask(spec.Standing(id=self.spawner.number()))).standings
+        if host is None or standings is None:
+            raise RuntimeFailure("the spawner does not say what stands")
+        self.controllers = frozenset(host.controllers)
+        for cage in list(self._cages.values()):
+            if cage.uuid not in standings.stored and cage.uuid not in standings.running:
+                # Only an ephemeral cage can lose its storage, by a reboot; then it is gone.
+                self._forget(cage)
+            elif cage.uuid in standings.running:
+                self._adopt(cage, paused=cage.uuid in standings.paused)
+            else:
+                self._ended(cage)
+        known = {cage.uuid for cage in self._cages.values()}
+        for uuid in {*standings.running, *standings.stored} - known:
+            await self._clear(uuid)
+
+    def _admit(self, record: Record) -> Cage:
+        label = None
+        fault = record.fault
+        try:
+            label = self.levels.label(record.definition.level, record.definition.compartments)
+        except UsageError as error:
+            fault = fault or error.sentence
+        cage = Cage(record=record, label=None if fault else label, since=now())
+        if fault:
+            cage.state, cage.unenforced = CageState.FAILED, (fault,)
+        self._cages[record.name] = cage
+        self._changed(cage, True)
+        return cage
+
+    def _adopt(self, cage: Cage, *, paused: bool) -> None:
+        state = CageState.PAUSED if paused else CageState.RUNNING
+        if cage.state is not state:
+            self._set(cage, state)
+            self._gateways.open(cage.name, cage.uuid)
+            self.record(Kind.CAGE_ADOPTED, cage)
+
+    def _set(self, cage: Cage, state: CageState) -> None:
+        cage.state, cage.since = state, now()
+        self._changed(cage, True)
+
+    def _forget(self, cage: Cage) -> None:
+        self._registry.remove(cage.record)
+        del self._cages[cage.name]
+        self._changed(cage, False)
+
+    async def _clear(self, uuid: str) -> None:
+        """Remove what an unfinished create or destroy left."""
+        LOG.warning("removing what is left of %s", uuid)
+        await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0))
+        await self.spawner.ask(spec.Remove(id=self.spawner.number(), uuid=uuid))
+        self.record(Kind.RECOVERED, None, {"uuid": uuid, "what": "removed what was left of a cage"})
+
+    # --- life ------------------------------------------------------------------------------------------------
+    async def create(self, untrusted_name: str, options: CreateOptions, owner: int) -> Cage:
+        """Define a cage, give it storage and start it; after an error nothing of it is there."""
+        name = check_cage_name(untrusted_name)
+        if name in self._cages or name in self._coming:
+            raise NameTaken(f'there is a cage "{name}" already; choose another name, or cagectl destroy {name}')
+        if len(self._cages) + len(self._coming) >= CAGES_MAX:
+            raise RuntimeFailure(f"this host has {CAGES_MAX} cages already; destroy one that is not needed")
+        definition = compose(options, self._paths)
+        self.levels.label(definition.level, definition.compartments)
+        birth_limits(definition, self.controllers)
+        record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
+        self._coming.add(name)
+        try:
+            return await self._make(record, start=options.start)
+        finally:
+            self._coming.discard(name)
+
+    async def _make(self, record: Record, *, start: bool) -> Cage:
+        try:
+            request = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
+            await self.spawner.ask(request)
+            self._registry.add(record)
+        except (CageError, OSError) as error:
+            await self._clear(record.uuid)
+            if isinstance(error, OSError):
+                raise RuntimeFailure(f"{record.name} could not be written down: {error}") from error
+            raise
+        cage = self._admit(record)
+        self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level})
+        if start:
+            try:
+                async with cage.lock:
+                    await self._start(cage)
+            except CageError:
+                await self._unmake(cage)
+                raise
+        return cage
+
+    async def start(self, cage: Cage) -> None:
+        async with cage.lock:
+            cage.require(CageState.STOPPED, CageState.FAILED)
+            await self._start(cage)
+
+    async def _start(self, cage: Cage) -> None:
+        definition = cage.record.definition
+        cage.instance()
+        limits, unenforced = birth_limits(definition, self.controllers)
+        home_bytes, home_files = home_bounds(definition)
+        before = cage.state
+        self._set(cage, CageState.STARTING)
+        try:
+            await self.spawner.ask(spec.Birth(
+                id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
+                compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
+                processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
+            ))
+            self._gateways.open(cage.name, cage.uuid)
+        except (CageError, OSError) as error:
+            self._set(cage, before)
+            self.record(Kind.CAGE_FAILED, cage, {"why": str(error)})
+            if isinstance(error, OSError):
+                await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
+                raise RuntimeFailure(f"{cage.name} could not be started: {error}") from error
+            raise
+        cage.unenforced = unenforced
+        self._set(cage, CageState.RUNNING)
+        self.record(Kind.CAGE_STARTED, cage)
+        if self.started is not None:
+            await self.started(cage)
+
+    async def stop(self, cage: Cage, *, seconds: float = STOP_SECONDS) -> None:
+        """End the cage's processes, politely first; a stopped cage stays stopped."""
+        async with cage.lock:
+            if cage.state in (CageState.STOPPED, CageState.FAILED):
+                return
+            await self._stop(cage, seconds)
+
+    async def _stop(self, cage: Cage, seconds: float) -> None:
+        self._set(cage, CageState.STOPPING)
+        await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
+        self._ended(cage)
+        self.record(Kind.CAGE_STOPPED, cage)
+
+    def _ended(self, cage: Cage) -> None:
+        self._gateways.close(cage.uuid)
+        if cage.state is not CageState.FAILED:
+            self._set(cage, CageState.STOPPED)
+
+    def on_ended(self, uuid: str) -> None:
+        """The spawner says that a cage ended by itself."""
+        cage = self.by_uuid(uuid)
+        if cage is not None and cage.state in (CageState.RUNNING, CageState.PAUSED):
+            self._ended(cage)
+            self.record(Kind.CAGE_STOPPED, cage, {"why": "its last process, cage-init, ended"})
+
+    async def freeze(self, cage: Cage, *, frozen: bool) -> None:
+        """Pause or resume every process of the cage."""
+        async with cage.lock:
+            wanted = CageState.PAUSED if frozen else CageState.RUNNING
+            if cage.state is wanted:
+                return
+            cage.require(CageState.RUNNING if frozen else CageState.PAUSED)
+            await self.spawner.ask(spec.Freeze(id=self.spawner.number(), uuid=cage.uuid, frozen=frozen))
+            self._set(cage, wanted)
+            self.record(Kind.CAGE_PAUSED if frozen else Kind.CAGE_RESUMED, cage)
+
+    async def destroy(self, cage: Cage) -> None:
+        """Stop the cage and delete all of it."""
+        async with cage.lock:
+            if self._cages.get(cage.name) is not cage:
+                raise NoSuchCage(f'there is no cage "{cage.name}" any more')
+            self.record(Kind.CAGE_DESTROYED, cage)
+            await self._unmake(cage)
+
+    async def _unmake(self, cage: Cage) -> None:
+        # From here on a crash is finished by `look`: what stands without a registry entry is removed.
+        self._registry.remove(cage.record)
+        self._set(cage, CageState.STOPPING)
+        self._gateways.close(cage.uuid)
+        try:
+            await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
+            await self.spawner.ask(spec.Remove(id=self.spawner.number(), uuid=cage.uuid))
+        finally:
+            del self._cages[cage.name]
+            self._changed(cage, False)
+
+    # --- definitions -----------------------------------------------------------------------------------------
+    def redefine(self, cage: Cage, definition: Definition) -> None:
+        """Write a changed definition; what it means for a running cage is the caller's."""
+        cage.record = self._registry.redefine(cage.record, definition)
+
+    def shown(self, cage: Cage) -> str:
+        return render_definition(cage.record.definition)
+
+    async def logs(self, cage: Cage) -> list[str]:
+        """The cage's comings and goings, then the last output of what runs detached in it."""
+        lines = [line for line in self.chain.tail(1000) if f'"{cage.uuid}"' in line]
+        if cage.state is CageState.RUNNING:
+            reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))
+            lines += [escape(line) for line in reply.log.splitlines()]
+        return lines
+
+    async def processes(self, cage: Cage) -> int:
+        """Commands that were started in the cage and still run; 0 where it does not run."""
+        if cage.state is not CageState.RUNNING:
+            return 0
+        return (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).processes

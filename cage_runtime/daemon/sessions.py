@@ -1,0 +1,107 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Commands in cages: enter, run, and the delivery halves of mediators; each by a channel that outlives caged.
+
+caged makes the channel's pair, passes one end to cage-init and the other to whoever asked, and keeps neither.
+"""
+
+from __future__ import annotations
+
+import socket
+from dataclasses import dataclass
+
+import msgspec
+
+from cage_runtime.audit.event import Kind
+from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.manager import Manager
+from cage_runtime.errors import NoSuchApplication, UsageError
+from cage_runtime.model import ARGV_BYTES_MAX, ARGV_MAX, CageState
+from cage_runtime.spawner import spec
+from cage_runtime.text import escape
+
+LOGIN_SHELL = ("/bin/bash", "--login")
+FLATPAK = ("/usr/bin/flatpak", "run", "--no-documents-portal")
+MEDIATOR = "/opt/cage-runtime/bin/cage-mediator"
+
+
+class SessionOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """The options of Enter and Run, as the bus carries them."""
+
+    root: bool = False
+    cwd: str = ""
+    tty: bool = False
+    term: str = "dumb"
+    rows: int = 24
+    columns: int = 80
+    detach: bool = False
+
+    def terminal(self) -> spec.Terminal | None:
+        if not self.tty:
+            return None
+        wanted = {"term": self.term, "rows": self.rows, "columns": self.columns}
+        try:
+            return msgspec.convert(wanted, spec.Terminal)
+        except msgspec.ValidationError as error:
+            raise UsageError(f"the terminal is not one that a cage can be given: {error}") from error
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Started:
+    """The near end of a session's channel, the caller's to close."""
+
+    channel: int
+
+
+class Sessions:
+    def __init__(self, manager: Manager) -> None:
+        self._manager = manager
+
+    async def enter(self, cage: Cage, command: list[str], options: SessionOptions) -> Started:
+        """`command`, or a login shell where it is empty, as the cage's user or, with `root`, its uid 0."""
+        if options.detach:
+            raise UsageError("enter does not detach; run does")
+        argv = check_argv(command) or list(LOGIN_SHELL)
+        self._manager.record(Kind.CAGE_ENTERED, cage, {"command": argv[0], "as": "root" if options.root else "user"})
+        return await self._spawn(cage, argv, options)
+
+    async def run(self, cage: Cage, application: str, arguments: list[str], options: SessionOptions) -> Started:
+        """The Flatpak application, which the cage's definition must allow."""
+        if application not in cage.record.definition.apps.allow:
+            shown = escape(application, limit=100)
+            raise NoSuchApplication(
+                f"{shown} is not an application of {cage.name}; "
+                f"install it with: cagectl app install {cage.name} {shown}"
+            )
+        if options.root or options.cwd:
+            raise UsageError("an application runs as the cage's user, in its home")
+        self._manager.record(Kind.APPLICATION_RUN, cage, {"application": application})
+        return await self._spawn(cage, [*FLATPAK, application, *check_argv(arguments)], options)
+
+    async def _spawn(self, cage: Cage, argv: list[str], options: SessionOptions) -> Started:
+        cage.require(CageState.RUNNING)
+        return await self._request(spec.Spawn(
+            id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, user="root" if options.root else "user",
+            cwd=options.cwd, terminal=options.terminal(), detached=options.detach,
+        ))
+
+    async def deliver(self, cage: Cage, mediator: str, arguments: list[str], descriptor: int) -> Started:
+        """The delivery half of `mediator` in the cage, with `descriptor` as its standard input."""
+        cage.require(CageState.RUNNING)
+        argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
+        request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True)
+        return await self._request(request, descriptor)
+
+    async def _request(self, request: spec.Spawn, *descriptors: int) -> Started:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        with near, far:
+            await self._manager.spawner.ask(request, (far.fileno(), *descriptors))
+            return Started(channel=near.detach())
+
+
+def check_argv(untrusted_arguments: list[str]) -> list[str]:
+    """The arguments, if a command may have them."""
+    if len(untrusted_arguments) > ARGV_MAX - 8:
+        raise UsageError(f"a command takes at most {ARGV_MAX - 8} arguments")
+    if sum(len(argument.encode()) for argument in untrusted_arguments) > ARGV_BYTES_MAX:
+        raise UsageError(f"a command's arguments take at most {ARGV_BYTES_MAX} bytes")
+    return list(untrusted_arguments)

@@ -1,0 +1,123 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""caged's side of the spawner's socket: requests that wait for their reply, and a connection that comes back.
+
+A spawner that was killed is started again by whoever watches over it; what was asked of the old one fails with
+SpawnerUnavailable, and `reconnected` tells the manager to look what stands.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import itertools
+import logging
+import socket
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+
+import msgspec
+
+from cage_runtime.errors import BUS_ERROR_PREFIX, SpawnerUnavailable, from_bus
+from cage_runtime.spawner import wire
+from cage_runtime.spawner.spec import AnyRequest, Ended, Reply, decode_reply, encode
+
+LOG = logging.getLogger(__name__)
+RETRY_SECONDS = 0.05
+"""Between attempts to reach a spawner that is being started again."""
+PATIENCE_SECONDS = 10.0
+"""How long a request waits for a spawner that is not there."""
+
+
+class SpawnerClient:
+    def __init__(self, path: Path, ended: Callable[[str], None], reconnected: Callable[[], Awaitable[None]]) -> None:
+        self._path = str(path)
+        self._ended, self._reconnected = ended, reconnected
+        self._socket: socket.socket | None = None
+        self._numbers = itertools.count(1)
+        self._waiting: dict[int, asyncio.Future[Reply]] = {}
+        self._up = asyncio.Event()
+        self._keeper: asyncio.Task[None] | None = None
+
+    async def start(self) -> None:
+        """Connect, and stay connected from now on; SpawnerUnavailable where no spawner listens in time."""
+        self._keeper = asyncio.get_running_loop().create_task(self._keep())
+        await self._wait_up()
+
+    async def _wait_up(self) -> None:
+        try:
+            async with asyncio.timeout(PATIENCE_SECONDS):
+                await self._up.wait()
+        except TimeoutError as error:
+            raise SpawnerUnavailable(f"no cage-spawner listens on {self._path}; start it") from error
+
+    async def _keep(self) -> None:
+        first = True
+        while True:
+            connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+            try:
+                connection.connect(self._path)
+            except OSError:
+                connection.close()
+                await asyncio.sleep(RETRY_SECONDS)
+                continue
+            connection.setblocking(False)
+            self._socket = connection
+            lost = asyncio.get_running_loop().create_future()
+            asyncio.get_running_loop().add_reader(connection, self._receive, connection, lost)
+            self._up.set()
+            if not first:
+                await self._reconnected()
+            first = False
+            await lost
+            LOG.warning("the spawner went away")
+
+    def _receive(self, connection: socket.socket, lost: asyncio.Future[None]) -> None:
+        try:
+            received = wire.receive(connection)
+            if received is not None:
+                message, descriptors = received
+                wire.close_all(descriptors)
+                self._take(decode_reply(message))
+                return
+        except BlockingIOError:
+            return
+        except (OSError, wire.PeerError, msgspec.DecodeError) as error:
+            LOG.error("the spawner: %s", error)
+        asyncio.get_running_loop().remove_reader(connection)
+        connection.close()
+        self._socket = None
+        self._up.clear()
+        waiting, self._waiting = self._waiting, {}
+        for future in waiting.values():
+            if not future.done():
+                future.set_exception(SpawnerUnavailable("the spawner ended while it was at it; try again"))
+        if not lost.done():
+            lost.set_result(None)
+
+    def _take(self, message: Reply | Ended) -> None:
+        if isinstance(message, Ended):
+            self._ended(message.uuid)
+            return
+        future = self._waiting.pop(message.id, None)
+        if future is not None and not future.done():
+            future.set_result(message)
+
+    def number(self) -> int:
+        """A fresh id for a request."""
+        return next(self._numbers)
+
+    async def ask(self, request: AnyRequest, descriptors: tuple[int, ...] = ()) -> Reply:
+        """The reply; what the spawner could not do is raised as the error that it names."""
+        await self._wait_up()
+        if self._socket is None:
+            raise SpawnerUnavailable("the spawner has just ended; try again")
+        future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()
+        self._waiting[request.id] = future
+        try:
+            wire.send(self._socket, encode(request), descriptors)
+        except OSError as error:
+            del self._waiting[request.id]
+            raise SpawnerUnavailable(f"the spawner does not take requests: {error.strerror}") from error
+        reply = await future
+        if reply.fault is not None:
+            raise from_bus(BUS_ERROR_PREFIX + reply.fault.kind, reply.fault.sentence)
+        return reply

@@ -1,0 +1,166 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""`caged --standalone`: the processes of the core as children, where there is no systemd to run its units.
+
+The same programs with the same users; one that ends is started again.  Cages are nobody's children here: they go
+on when this process or any of its children is killed, and are adopted when it is started again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import os
+import shutil
+import signal
+import socket
+import tempfile
+from dataclasses import dataclass
+from pathlib import Path
+
+from cage_runtime.config import RuntimeConfig
+from cage_runtime.errors import HostUnsupported, RuntimeFailure
+
+LOG = logging.getLogger("caged")
+READY_SECONDS = 30.0
+STOP_SECONDS = 10.0
+RESTART_SECONDS_MAX = 5.0
+"""A child that ends at once again and again is started this seldom."""
+SETTLED_SECONDS = 10.0
+"""A child that has run this long has started well."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Child:
+    program: str
+    arguments: tuple[str, ...] = ()
+    user: str | None = None
+    """None for root."""
+
+
+def children(config: RuntimeConfig) -> list[Child]:
+    """The spawner first: it makes the directories of the others."""
+    users = config.users
+    return [
+        Child(program="cage-spawner"),
+        Child(program="cage-apps", user=users.apps),
+        Child(program="caged", user=users.caged),
+        Child(program="cage-mediator", arguments=("files",), user=users.files),
+    ]
+
+
+class Supervisor:
+    def __init__(self, config: RuntimeConfig, config_file: Path | None, notify_socket: str) -> None:
+        self._programs = Path(config.paths.runtime, "bin")
+        self._config_file = config_file
+        self._environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "NOTIFY_SOCKET": notify_socket}
+        if address := os.environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
+            self._environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
+        self._running: dict[Child, asyncio.subprocess.Process] = {}
+
+    def _command(self, child: Child) -> list[str]:
+        """`child` as its user, dying with us: setpriv(1) does both between fork and exec."""
+        command = ["/usr/bin/setpriv", "--pdeathsig", "KILL"]
+        if child.user is not None:
+            command += [f"--reuid={child.user}", f"--regid={child.user}", "--init-groups", "--no-new-privs",
+                        "--inh-caps=-all", "--bounding-set=-all"]
+        command += ["--", str(self._programs / child.program), *child.arguments]
+        return command if self._config_file is None else [*command, "--config", str(self._config_file.absolute())]
+
+    async def keep(self, child: Child) -> None:
+        """Start `child`, and again when it ends, for ever."""
+        loop, pause = asyncio.get_running_loop(), 0.1
+        while True:
+            began = loop.time()
+            process = await asyncio.create_subprocess_exec(
+                *self._command(child), env=self._environment, stdin=asyncio.subprocess.DEVNULL)
+            self._running[child] = process
+            status = await process.wait()
+            LOG.warning("%s ended with status %d and is started again", child.program, status)
+            pause = 0.1 if loop.time() - began > SETTLED_SECONDS else min(pause * 2, RESTART_SECONDS_MAX)
+            await asyncio.sleep(pause)
+
+    async def stop(self) -> None:
+        """The others first, the spawner last."""
+        for child in reversed(self._running):
+            process = self._running[child]
+            if process.returncode is not None:
+                continue
+            process.send_signal(signal.SIGTERM)
+            try:
+                async with asyncio.timeout(STOP_SECONDS):
+                    await process.wait()
+            except TimeoutError:
+                process.kill()
+                await process.wait()
+
+
+async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: int | None) -> int:
+    """Run the core until SIGTERM; RuntimeFailure where it does not come up."""
+    if os.geteuid() != 0:
+        raise HostUnsupported("caged --standalone starts a process that makes namespaces: run it as root")
+    if shutil.which("setpriv", path="/usr/bin") is None:
+        raise HostUnsupported("setpriv is missing; install util-linux")
+    loop = asyncio.get_running_loop()
+    told = asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    with tempfile.TemporaryDirectory(prefix="caged-") as directory, Readiness(Path(directory)) as readiness:
+        os.chmod(directory, 0o711)  # noqa: S103 - the children, each its own user, say there that they are ready
+        supervisor = Supervisor(config, config_file, readiness.address)
+        tasks: list[asyncio.Task[None]] = []
+        try:
+            await _bring_up(supervisor, config, readiness, tasks, told)
+            if ready_fd is not None and not told.is_set():
+                os.write(ready_fd, b"ready\n")
+                os.close(ready_fd)
+            await told.wait()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await supervisor.stop()
+    return 0
+
+
+async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, readiness: Readiness,
+                    tasks: list[asyncio.Task[None]], told: asyncio.Event) -> None:
+    """Start the spawner, then the others, each group when the one before it is ready."""
+    spawner, *others = children(config)
+    for group in ([spawner], others):
+        tasks += [asyncio.get_running_loop().create_task(supervisor.keep(child)) for child in group]
+        try:
+            async with asyncio.timeout(READY_SECONDS):
+                await readiness.wait(len(group), told)
+        except TimeoutError as error:
+            names = ", ".join(child.program for child in group)
+            raise RuntimeFailure(f"not ready after {READY_SECONDS:.0f} s: {names}; their messages are above") from error
+
+
+class Readiness:
+    """The socket on which children say READY=1 (sd_notify(3))."""
+
+    def __init__(self, directory: Path) -> None:
+        self.address = str(directory / "notify")
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
+        self._socket.bind(self.address)
+        os.chmod(self.address, 0o666)  # noqa: S103
+
+    def __enter__(self) -> Readiness:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._socket.close()
+
+    async def wait(self, count: int, told: asyncio.Event) -> None:
+        """Until `count` children have said so, or we are told to end."""
+        loop = asyncio.get_running_loop()
+        ending = asyncio.ensure_future(told.wait())
+        try:
+            while count and not told.is_set():
+                receiving = asyncio.ensure_future(loop.sock_recv(self._socket, 4096))
+                await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if not receiving.done():
+                    receiving.cancel()
+                elif b"READY=1" in receiving.result().split(b"\n"):
+                    count -= 1
+        finally:
+            ending.cancel()

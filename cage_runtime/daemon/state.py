@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The registry: which cages there are, on disk, so that it survives kill -9 and power loss at any instant (law 9).
+
+A cage is a directory CAGES/NAME with its definition and its instance record.  It comes to be by one rename and ends by
+one rename; whatever else a crash leaves (`.new-…`, `.gone-…`) is removed at the next start.  Ephemeral cages are
+kept the same way under RUN, which the next boot forgets.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import dataclass, replace
+from datetime import UTC, datetime
+from pathlib import Path
+
+import msgspec
+
+from cage_runtime.config import Definition, parse_definition, read_text, render_definition
+from cage_runtime.errors import DefinitionError, NameTaken
+from cage_runtime.model import check_cage_name
+
+_NEW, _GONE = ".new-", ".gone-"
+
+
+class _InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    uuid: str
+    created: str
+    owner: int
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Record:
+    """A cage as it is written down.  `fault` says what is wrong with a definition that cannot be read any more."""
+
+    name: str
+    uuid: str
+    created: str
+    """RFC 3339, UTC."""
+    owner: int
+    """The uid of the person on the host whose cage it is."""
+    definition: Definition
+    fault: str = ""
+
+    @property
+    def ephemeral(self) -> bool:
+        return self.definition.session.ephemeral
+
+
+def now() -> str:
+    return datetime.now(UTC).isoformat(timespec="seconds").replace("+00:00", "Z")
+
+
+class Registry:
+    def __init__(self, persistent: Path, ephemeral: Path) -> None:
+        self._directories = {False: persistent, True: ephemeral}
+        for directory in self._directories.values():
+            directory.mkdir(mode=0o700, parents=True, exist_ok=True)
+
+    def load(self) -> list[Record]:
+        """Every cage; leftovers of what was cut off are removed first."""
+        records = []
+        for ephemeral, directory in self._directories.items():
+            for entry in sorted(directory.iterdir()):
+                if entry.name.startswith((_NEW, _GONE)):
+                    shutil.rmtree(entry)
+                else:
+                    records.append(_read(entry, ephemeral=ephemeral))
+        return records
+
+    def add(self, record: Record) -> None:
+        """Write the cage down for good; NameTaken where its name has a directory already."""
+        parent = self._directories[record.ephemeral]
+        fresh = parent / (_NEW + record.uuid)
+        fresh.mkdir(mode=0o700)
+        durable = not record.ephemeral
+        instance = _InstanceFile(uuid=record.uuid, created=record.created, owner=record.owner)
+        _write(fresh / "instance.json", msgspec.json.encode(instance), durable=durable)
+        _write(fresh / "cage.toml", render_definition(record.definition).encode(), durable=durable)
+        try:
+            fresh.rename(parent / record.name)
+        except OSError as error:
+            shutil.rmtree(fresh)
+            raise NameTaken(f'there is a cage "{record.name}" already') from error
+        if durable:
+            _sync(parent)
+
+    def redefine(self, record: Record, definition: Definition) -> Record:
+        """Replace the cage's definition, at one instant."""
+        directory = self._directories[record.ephemeral] / record.name
+        fresh = directory / "cage.toml.new"
+        _write(fresh, render_definition(definition).encode(), durable=not record.ephemeral)
+        fresh.rename(directory / "cage.toml")
+        if not record.ephemeral:
+            _sync(directory)
+        return replace(record, definition=definition)
+
+    def remove(self, record: Record) -> None:
+        """Forget the cage for good."""
+        parent = self._directories[record.ephemeral]
+        gone = parent / (_GONE + record.uuid)
+        (parent / record.name).rename(gone)
+        if not record.ephemeral:
+            _sync(parent)
+        shutil.rmtree(gone)
+
+
+def _read(directory: Path, *, ephemeral: bool) -> Record:
+    name = check_cage_name(directory.name)
+    file = directory / "instance.json"
+    try:
+        instance = msgspec.json.decode(file.read_bytes(), type=_InstanceFile)
+    except (OSError, msgspec.DecodeError) as error:
+        raise DefinitionError(f"{file}: {error}; restore it from a backup, or remove {directory}") from error
+    definition, fault = Definition(), ""
+    try:
+        definition = parse_definition(read_text(directory / "cage.toml"), str(directory / "cage.toml"))
+    except (OSError, DefinitionError) as error:
+        fault = str(error)
+    session = msgspec.structs.replace(definition.session, ephemeral=ephemeral)
+    return Record(name=name, uuid=instance.uuid, created=instance.created, owner=instance.owner,
+                  definition=msgspec.structs.replace(definition, session=session), fault=fault)
+
+
+def _write(path: Path, content: bytes, *, durable: bool) -> None:
+    with path.open("wb") as file:
+        file.write(content)
+        file.flush()
+        if durable:
+            os.fsync(file.fileno())
+
+
+def _sync(directory: Path) -> None:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
