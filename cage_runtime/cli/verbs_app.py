@@ -94,7 +94,7 @@ def _job(member: str, signature: str, *values: object) -> dict[str, Any]:
         results: dict[str, Any] = work.call("Wait", returns="a{sv}", timeout=None)
     except KeyboardInterrupt:
         work.call("Cancel")
-        raise Cancelled("cancelled; nothing was changed") from None
+        raise Cancelled("cancelled") from None
     return results
 
 

@@ -125,3 +125,8 @@ def mediator(system_bus: str) -> Iterator[FakeService]:
     service = FakeService(system_bus, "org.cageruntime.Files1")
     yield service
     service.close()
+
+
+@pytest.fixture
+def fake_error() -> type[FakeError]:
+    return FakeError

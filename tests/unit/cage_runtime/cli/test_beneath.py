@@ -105,27 +105,30 @@ def test_anything_else_has_its_own_sentence(home: Path, path: str, why: str) -> 
     assert len(os.listdir("/proc/self/fd")) == before
 
 
-def test_a_sibling_whose_name_begins_like_home_is_outside(home: Path, tmp_path: Path) -> None:
+@pytest.mark.usefixtures("home")
+def test_a_sibling_whose_name_begins_like_home_is_outside(tmp_path: Path) -> None:
     (tmp_path / "home2").mkdir()
     (tmp_path / "home2" / "file").write_text("x")
     with pytest.raises(CageError, match="is not in your home directory"):
         open_source(str(tmp_path / "home2" / "file"))
 
 
-def test_an_unreadable_file_says_so(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.usefixtures("home")
+def test_an_unreadable_file_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     """Whoever runs the tests may read everything, so the kernel's answer is given here."""
 
-    def refuse(directory: int, path: str, *, flags: int, resolve: int) -> int:
-        raise PermissionError(13, "Permission denied", path)
+    def refuse(*_: object, **__: object) -> int:
+        raise PermissionError(13, "Permission denied")
 
     monkeypatch.setattr(beneath, "openat2", refuse)
     with pytest.raises(CageError, match="you have no permission"):
         open_source("Documents/figures.txt")
 
 
-def test_a_kernel_without_openat2_sends_nothing(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    def refuse(directory: int, path: str, *, flags: int, resolve: int) -> int:
-        raise OSError(38, "Function not implemented", path)
+@pytest.mark.usefixtures("home")
+def test_a_kernel_without_openat2_sends_nothing(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_: object, **__: object) -> int:
+        raise OSError(38, "Function not implemented")
 
     monkeypatch.setattr(beneath, "openat2", refuse)
     with pytest.raises(CageError, match="does not offer openat2") as caught:
@@ -140,6 +143,5 @@ def test_incage_reports_each_bad_file_before_it_looks_for_a_bus(
     odd_files(home)
     assert incage.main(["send", "empty", "fifo", "--to", "vault"]) == 1
     assert capsys.readouterr().err == (
-        'incage: "empty" is empty; there is nothing to send\n'
-        'incage: "fifo" is a FIFO; only regular files can be sent\n'
+        'incage: "empty" is empty; there is nothing to send\nincage: "fifo" is a FIFO; only regular files can be sent\n'
     )

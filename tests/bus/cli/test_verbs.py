@@ -1,0 +1,326 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What cagectl and incage ask of the bus, what they print of the answers, and their exit status."""
+
+from __future__ import annotations
+
+import json
+import os
+import socket
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cage_runtime.cli import cagectl, incage
+
+Captured = pytest.CaptureFixture[str]
+ERROR = "org.cageruntime.Error."
+WORK = {
+    "name": ("s", "work"),
+    "uuid": ("s", "u-1"),
+    "state": ("s", "running"),
+    "level": ("s", "internal"),
+    "compartments": ("as", ["finance", "hr"]),
+    "ephemeral": ("b", False),
+    "processes": ("u", 3),
+}
+VAULT = WORK | {"name": ("s", "vault"), "state": ("s", "stopped"), "compartments": ("as", []), "processes": ("u", 0)}
+NOTHING: Callable[..., tuple[str, tuple[Any, ...]]] = lambda *_: ("", ())  # noqa: E731
+
+
+def plain(row: dict[str, tuple[str, Any]]) -> dict[str, Any]:
+    return {key: value for key, (_, value) in row.items()}
+
+
+def test_create_sends_what_was_said_and_no_more(caged: Any, capsys: Captured, tmp_path: Path) -> None:
+    caged.answers["Create"] = lambda *_: ("o", ("/org/cageruntime/Core1/cage/work",))
+    caged.answers["Status"] = lambda *_: ("a{sv}", (WORK,))
+    line = "create work --level internal --compartment finance --compartment hr --cpus 1.5 --tasks 9 --exec-home"
+    assert cagectl.main(line.split()) == 0
+    assert capsys.readouterr().out == "work: running, internal, finance, hr\n"
+    assert caged.calls[0] == (
+        "Create",
+        "work",
+        {
+            "start": ("b", True),
+            "level": ("s", "internal"),
+            "compartments": ("as", ["finance", "hr"]),
+            "cpus": ("d", 1.5),
+            "tasks": ("u", 9),
+            "exec-home": ("b", True),
+        },
+    )
+    caged.calls.clear()
+    definition = tmp_path / "cage.toml"
+    definition.write_text('level = "internal"\n')
+    assert cagectl.main(["-q", "create", "work", "--from", str(definition), "--no-start"]) == 0
+    assert capsys.readouterr().out == ""
+    wanted = {
+        "start": ("b", False),
+        "definition": ("s", 'level = "internal"\n'),
+        "definition-file": ("s", str(definition)),
+    }
+    assert caged.calls == [("Create", "work", wanted)]
+
+
+@pytest.mark.parametrize(
+    ("error", "status"), [("NameTaken", 1), ("InvalidName", 2), ("UnknownLevel", 2), ("NotAuthorized", 126),
+                          ("HostUnsupported", 125)],
+)  # fmt: skip
+def test_a_refusal_is_its_sentence_and_status(caged: Any, capsys: Captured, error: str, status: int) -> None:
+    caged.fail("Create", ERROR + error, "this is why\n\033[2J")
+    assert cagectl.main(["create", "work"]) == status
+    out, err = capsys.readouterr()
+    assert (out, err) == ("", "cagectl: this is why\\n\\x1b[2J\n")
+
+
+@pytest.mark.parametrize(
+    ("verb", "member", "became"),
+    [
+        ("start", "Start", "running"),
+        ("stop", "Stop", "stopped"),
+        ("pause", "Pause", "paused"),
+        ("resume", "Resume", "running"),
+        ("kill", "Kill", "stopped"),
+        ("destroy --yes", "Destroy", "destroyed"),
+    ],
+)
+def test_each_name_is_done_once_and_said(caged: Any, capsys: Captured, verb: str, member: str, became: str) -> None:
+    caged.answers[member] = NOTHING
+    assert cagectl.main([*verb.split(), "work", "vault", "work"]) == 0
+    assert capsys.readouterr().out == f"work: {became}\nvault: {became}\n"
+    assert caged.calls == [(member, "work", {}), (member, "vault", {})]
+    assert cagectl.main([*verb.split(), "work", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "work", "state": became}]
+
+
+def test_every_failure_is_reported_and_the_worst_decides(
+    caged: Any, capsys: Captured, fake_error: type[Exception]
+) -> None:
+    faults = {"a": "NoSuchCage", "c": "NotAuthorized"}
+
+    def stop(name: str, _: object) -> tuple[str, tuple[Any, ...]]:
+        if name in faults:
+            raise fake_error(ERROR + faults[name], f"{name} failed")
+        return "", ()
+
+    caged.answers["Stop"] = stop
+    assert cagectl.main(["stop", "a", "b", "c", "d"]) == 126
+    out, err = capsys.readouterr()
+    assert out == "b: stopped\nd: stopped\n"
+    assert err == "cagectl: a failed\ncagectl: c failed\n"
+
+
+@pytest.mark.usefixtures("system_bus")
+def test_without_caged_one_sentence_is_enough(capsys: Captured) -> None:
+    sentence = "cagectl: caged is not running; start it with systemctl start caged or caged --standalone\n"
+    for line in ("stop a b c", "list", "doctor", "create work"):
+        assert cagectl.main(line.split()) == 125
+        assert capsys.readouterr() == ("", sentence)
+
+
+def test_list_is_a_table(caged: Any, capsys: Captured) -> None:
+    caged.answers["List"] = lambda _: ("aa{sv}", ([WORK, VAULT],))
+    assert cagectl.main(["list"]) == 0
+    assert capsys.readouterr().out == (
+        "NAME  STATE   LEVEL    COMPARTMENTS PROCESSES\n"
+        "work  running internal finance hr   3\n"
+        "vault stopped internal -            0\n"
+        "\n2 cages.\n"
+    )
+    assert cagectl.main(["list", "-j"]) == 0
+    assert json.loads(capsys.readouterr().out) == [plain(WORK), plain(VAULT)]
+
+
+def test_status_shows_what_is_known_and_what_a_later_version_adds(caged: Any, capsys: Captured) -> None:
+    more = WORK | {"unenforced": ("as", ["memory: no controller", "cpus: no controller"]), "mood": ("s", "a\tb")}
+    caged.answers["Status"] = lambda *_: ("a{sv}", (more,))
+    caged.answers["List"] = lambda _: ("aa{sv}", ([WORK],))
+    expected = (
+        "work\n"
+        "       State: running\n"
+        "       Level: internal\n"
+        "Compartments: finance\n"
+        "              hr\n"
+        "   Processes: 3\n"
+        "Not enforced: memory: no controller\n"
+        "              cpus: no controller\n"
+        "        UUID: u-1\n"
+        "        mood: a\\tb\n"
+    )
+    assert cagectl.main(["status", "work"]) == 0
+    assert capsys.readouterr().out == expected
+    assert cagectl.main(["status"]) == 0
+    assert capsys.readouterr().out == expected
+    assert cagectl.main(["status", "work", "-j"]) == 0
+    assert json.loads(capsys.readouterr().out) == plain(more)
+
+
+def test_show_and_logs_are_lines_that_cannot_reach_the_terminal(caged: Any, capsys: Captured) -> None:
+    caged.answers["Show"] = lambda *_: ("s", ('level = "internal"\ndescription = "a\\\\b \033[2J"\n',))
+    caged.answers["Logs"] = lambda *_: ("as", (["fine", "\033]0;owned\007"],))
+    assert cagectl.main(["show", "work"]) == 0
+    assert capsys.readouterr().out == 'level = "internal"\ndescription = "a\\\\b \\x1b[2J"\n'
+    assert cagectl.main(["logs", "work"]) == 0
+    assert capsys.readouterr().out == "fine\n\\x1b]0;owned\\x07\n"
+
+
+def test_doctor_fails_when_something_is_missing(caged: Any, capsys: Captured) -> None:
+    def check(name: str, state: str, text: str, advice: str) -> dict[str, tuple[str, str]]:
+        return {"check": ("s", name), "state": ("s", state), "detail": ("s", text), "help": ("s", advice)}
+
+    checks = [check("kernel", "ok", "6.18", ""), check("cgroup", "limited", "hybrid", "boot with cgroup v2")]
+    caged.answers["Doctor"] = lambda _: ("aa{sv}", (checks,))
+    assert cagectl.main(["doctor"]) == 0
+    assert capsys.readouterr().out == "ok      kernel: 6.18\nlimited cgroup: hybrid; boot with cgroup v2\n"
+    checks.append(check("flatpak", "missing", "no flatpak", "apt install flatpak"))
+    assert cagectl.main(["doctor", "--color=always"]) == 1
+    assert "\033[31mmissing \033[0mflatpak: no flatpak; apt install flatpak\n" in capsys.readouterr().out
+
+
+def test_install_waits_for_its_job(caged: Any, capsys: Captured) -> None:
+    results = {"application": ("s", "org.example.App"), "commit": ("s", "1234abcd5678"), "remote": ("s", "here")}
+    caged.answers["InstallApplication"] = lambda *_: ("o", ("/org/cageruntime/Core1/job/1",))
+    caged.answers["Wait"] = lambda: ("a{sv}", (results,))
+    assert cagectl.main(["app", "install", "work", "org.example.App", "--remote", "here"]) == 0
+    assert capsys.readouterr().out == "org.example.App: installed in work, commit 1234abcd…\n"
+    assert caged.calls[0] == ("InstallApplication", "work", "org.example.App", {"remote": ("s", "here")})
+    caged.fail("Wait", ERROR + "UntrustedSource", "the commit is not signed by the key of here")
+    assert cagectl.main(["app", "install", "work", "org.example.App"]) == 1
+    assert capsys.readouterr() == ("", "cagectl: the commit is not signed by the key of here\n")
+
+
+def test_ctrl_c_cancels_a_job(caged: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    from cage_runtime.cli import client
+
+    real = client.Peer.call
+
+    def call(self: client.Peer, member: str, *values: Any, **options: Any) -> Any:
+        if member == "Wait":
+            raise KeyboardInterrupt
+        return real(self, member, *values, **options)
+
+    monkeypatch.setattr(client.Peer, "call", call)
+    caged.answers["UpdateApplications"] = lambda *_: ("o", ("/org/cageruntime/Core1/job/2",))
+    caged.answers["Cancel"] = NOTHING
+    assert cagectl.main(["app", "update", "work"]) == 130
+    assert capsys.readouterr() == ("", "cagectl: cancelled\n")
+    assert [member for member, *_ in caged.calls] == ["UpdateApplications", "Cancel"]
+
+
+def test_a_remote_is_added_with_its_key(caged: Any, capsys: Captured, tmp_path: Path) -> None:
+    (tmp_path / "key.asc").write_bytes(b"key\0bytes")
+    caged.answers["AddRemote"] = NOTHING
+    caged.answers["ListRemotes"] = lambda _: ("aa{sv}", ([{"name": ("s", "here"), "key": ("s", "ABCD")}],))
+    assert cagectl.main(["app", "remote-add", "here", "https://x.example", f"--gpg-key={tmp_path}/key.asc"]) == 0
+    assert caged.calls == [("AddRemote", "here", "https://x.example", b"key\0bytes", {})]
+    assert capsys.readouterr().out == "here: added\n"
+    assert cagectl.main(["app", "remotes"]) == 0
+    assert capsys.readouterr().out == "NAME URL KEY\nhere -   ABCD\n\n1 remote.\n"
+
+
+def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
+    decision = {"action": ("s", "deny"), "rule": ("s", "50-x.policy:7"), "reason": ("s", "it"), "flow": ("s", "down")}
+    record = {"sequence": 1, "time": "2026-11-23T16:00:00.123456Z", "kind": "decision"}
+    record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b"}}
+    caged.answers["ExplainPolicy"] = lambda *_: ("a{sv}", (decision,))
+    caged.answers["CheckPolicy"] = lambda _: ("as", ([],))
+    caged.answers["TailAudit"] = lambda _: ("as", ([json.dumps(record)],))
+    caged.answers["VerifyAudit"] = lambda _: ("s", ("",))
+    assert cagectl.main(["policy", "explain", "vault", "files.Send+a+b", "work"]) == 0
+    assert caged.calls[0] == ("ExplainPolicy", "vault", "files.Send", "a+b", "work", {})
+    assert capsys.readouterr().out == (
+        "deny: files.Send+a+b from vault to work (down)\n  rule: 50-x.policy:7\nreason: it\n"
+    )
+    assert cagectl.main(["policy", "check"]) == 0
+    assert cagectl.main(["audit", "verify"]) == 0
+    assert capsys.readouterr().out == "policy: sound\naudit: the chain is whole\n"
+    assert cagectl.main(["audit", "tail", "-n", "3"]) == 0
+    assert caged.calls[-1] == ("TailAudit", {"count": ("u", 3)})
+    assert capsys.readouterr().out == '2026-11-23T16:00:00Z decision         source=vault reason="no rule" x=\\x1b\n'
+    assert cagectl.main(["audit", "tail", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out) == [record]
+
+
+def test_faults_of_policy_and_audit_fail(caged: Any, capsys: Captured) -> None:
+    caged.answers["CheckPolicy"] = lambda _: ("as", (["a.policy:3: what is this"],))
+    caged.answers["VerifyAudit"] = lambda _: ("s", ("record 7 was changed",))
+    assert cagectl.main(["policy", "check"]) == 1
+    assert capsys.readouterr().out == "a.policy:3: what is this\n"
+    assert cagectl.main(["audit", "verify"]) == 1
+    assert capsys.readouterr() == ("", "cagectl: the audit chain is broken: record 7 was changed\n")
+
+
+def ended_channel(status: int) -> Callable[..., tuple[str, tuple[Any, ...]]]:
+    """A session that has exited already, with nothing said."""
+
+    def answer(*_: object) -> tuple[str, tuple[Any, ...]]:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        pipes = [os.pipe() for _ in range(3)]
+        nears = [pipes[0][1], pipes[1][0], pipes[2][0]]
+        socket.send_fds(near, [b'{"event": "started"}'], nears)
+        near.send(json.dumps({"event": "exit", "status": status}).encode())
+        for descriptor in {end for pipe in pipes for end in pipe}:
+            os.close(descriptor)
+        near.close()
+        return "h", (far.detach(),)
+
+    return answer
+
+
+@pytest.fixture
+def no_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: False)
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_enter_passes_its_command_as_it_is_and_exits_with_its_status(
+    caged: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    caged.answers["Enter"] = ended_channel(42)
+    command = ["ls", "--help", "-j", "--", "/home/ann/x"]
+    assert cagectl.main(["enter", "work", "--root", "--cwd", "/tmp", "--", *command]) == 42
+    assert caged.calls == [("Enter", "work", command, {"root": ("b", True), "cwd": ("s", "/tmp")})]
+
+
+@pytest.mark.usefixtures("no_terminal")
+def test_run_moves_arguments_home_and_may_detach(caged: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", "/home/ann")
+    caged.answers["Run"] = ended_channel(0)
+    assert cagectl.main(["run", "work", "org.example.App", "--", "--write", "x", "/home/ann/Documents/y"]) == 0
+    wanted = ["--write", "x", "/home/user/Documents/y"]
+    assert cagectl.main(["run", "work", "org.example.App", "--detach"]) == 0
+    assert caged.calls == [
+        ("Run", "work", "org.example.App", wanted, {}),
+        ("Run", "work", "org.example.App", [], {"detach": ("b", True)}),
+    ]
+    assert capsys.readouterr().out == "org.example.App: started in work\n"
+
+
+def test_incage_sends_the_descriptor_of_each_file(
+    mediator: Any, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "Documents").mkdir()
+    (tmp_path / "Documents" / "figures.txt").write_text("quarterly figures")
+    received = []
+
+    def send(target: str, name: str, descriptor: Any, options: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        with descriptor.to_file("r") as file:
+            received.append((target, name, file.read(), options))
+        return "s", (f"Inbox/work/{name}",)
+
+    mediator.answers["Send"] = send
+    before = len(os.listdir("/proc/self/fd"))
+    assert incage.main(["send", "Documents/figures.txt", "missing", "--to", "vault"]) == 1
+    out, err = capsys.readouterr()
+    assert received == [("vault", "figures.txt", "quarterly figures", {})]
+    assert out == "figures.txt -> vault: Inbox/work/figures.txt\n"
+    assert err == 'incage: "missing" does not exist\n'
+    assert len(os.listdir("/proc/self/fd")) <= before + 1  # the connection, which ends with the process
+    mediator.fail("Send", ERROR + "PolicyRefused", "policy refuses this: 50-x.policy:7")
+    assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 126
+    assert capsys.readouterr() == ("", "incage: policy refuses this: 50-x.policy:7\n")
