@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from cage_runtime.bus import DBUS, Bus, Call, Value
 from cage_runtime.errors import RuntimeFailure, UsageError
 from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH
+from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
@@ -39,6 +40,8 @@ class Decided:
 
     target: str
     source_name: str
+    max_size: int
+    """Bytes that the rule lets through at once; 0 where it gives no bound of its own."""
 
 
 class Caged:
@@ -53,8 +56,8 @@ class Caged:
 
     async def decide(self, source: str, service: str, argument: str, target: str) -> Decided:
         """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise."""
-        uuid, source_name = await self._ask("Decide", "ssss", (source, service, argument, target))
-        return Decided(target=uuid, source_name=source_name)
+        uuid, source_name, max_size = await self._ask("Decide", "ssss", (source, service, argument, target))
+        return Decided(target=uuid, source_name=source_name, max_size=max_size)
 
     async def deliver(self, target: str, arguments: list[str], descriptor: int) -> int:
         """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
@@ -131,6 +134,7 @@ class Gateways:
         self._bus.listen(self._on_signal)
         await self._bus.match(f"type='signal',sender='{CORE_BUS_NAME}',interface='{MEDIATION}'")
         await self._presence.follow(lambda: self._put(None))
+        notify("READY=1")
         following = asyncio.ensure_future(self._follow())
         ended = asyncio.ensure_future(self._bus.closed())
         try:

@@ -17,10 +17,8 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-import prctl
-
 LOG = logging.getLogger(__name__)
-DBUS_DAEMON = "/usr/bin/dbus-daemon"
+SETPRIV, DBUS_DAEMON = "/usr/bin/setpriv", "/usr/bin/dbus-daemon"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -100,19 +98,17 @@ class Gateways:
 
 def _fork_bus(listener: int, configuration: str) -> int:
     """Start a dbus-daemon on `listener` by systemd's protocol, which wants the daemon's own pid in its environment."""
-    parent = os.getpid()
     pid = os.fork()
     if pid:
         return pid
     try:
-        prctl.set_pdeathsig(signal.SIGKILL)
-        if os.getppid() != parent:
-            os._exit(1)
         os.dup2(listener, 3, inheritable=True)
         os.closerange(4, 65536)
         environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
-        arguments = [DBUS_DAEMON, "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+        # setpriv(1) has it die with us, and becomes it without a new pid.
+        arguments = [SETPRIV, "--pdeathsig", "KILL", "--", DBUS_DAEMON,
+                     "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
                      f"--config-file={configuration}"]
-        os.execve(DBUS_DAEMON, arguments, environment)  # noqa: S606
+        os.execve(SETPRIV, arguments, environment)  # noqa: S606
     finally:
         os._exit(127)

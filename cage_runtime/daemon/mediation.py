@@ -63,7 +63,7 @@ class Mediation:
     def decide(
         self, source_uuid: str, service: str, argument: str, target: str
     ) -> tuple[Cage, Cage, int]:
-        """(source, target, most bytes or 0) where policy allows it; otherwise PolicyRefused, in words fit for the source cage.
+        """(source, target, most bytes or 0) where policy allows it; otherwise PolicyRefused, fit for the source cage.
 
         What the cage hears is the same for a target that is forbidden and for one that does not exist; the chain
         gets the truth.

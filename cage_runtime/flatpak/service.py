@@ -26,6 +26,7 @@ from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.errors import CageError, NotAuthorized, RuntimeFailure
 from cage_runtime.flatpak.installation import Installation
+from cage_runtime.notify import notify
 
 NAME, PATH = "org.cageruntime.Apps1", "/org/cageruntime/Apps1"
 WAITING_MAX = 64
@@ -175,6 +176,7 @@ async def serve(config: RuntimeConfig) -> None:
         await bus.match("type='signal',sender='org.freedesktop.DBus',member='NameOwnerChanged',arg2=''")
         bus.serve(PATH, apps.service())
         await bus.own(NAME)
+        notify("READY=1")
         await bus.closed()
     finally:
         apps.close()

@@ -94,7 +94,10 @@ class FilesCore:
         return arrived
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
+        bound = transfer.decided.max_size
         try:
+            if bound and os.fstat(descriptor).st_size > bound:
+                raise TransferFailed(f"is larger than the {bound} bytes that the policy lets through at once")
             return await self._stager.stage(descriptor)
         except TransferFailed as error:
             raise TransferFailed(f'"{escape(transfer.name)}" {error.sentence}') from error

@@ -1,0 +1,196 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The cage half on a cage's own bus: started by the first request, gone when idle, an authority over nothing."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import sys
+from collections.abc import Callable, Coroutine
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
+from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from mediators.files import protocol
+
+TOP = Path(__file__).parents[3]
+FILES = (protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE)
+HALF = """#!{python}
+import os, sys
+sys.path.insert(0, {top!r})
+from mediators import main
+from mediators.files import cage
+cage.CAGE_BUS, cage.GATEWAY = {bus!r}, {gateway!r}
+cage.FilesCage.__init__.__kwdefaults__.update(idle_seconds={idle}, core_seconds=0.2)
+with open({log!r}, "a") as log:
+    log.write(f"started {{os.getpid()}}\\n")
+    sys.argv[1:] = ["files", "--cage"]
+    status = main.main()
+    log.write(f"ended {{status}}\\n")
+"""
+
+
+class Cage:
+    """A cage's bus with the session on it, and a core half at the other end of the gateway."""
+
+    def __init__(self, session: Bus, core: Bus, log: Path, gateway: Any) -> None:
+        self.session, self.core, self.log, self.gateway = session, core, log, gateway
+        self.answer: Callable[[Call], Coroutine[Any, Any, Answer]] = self._arrived
+        self.heard: list[tuple[list[Any], int]] = []
+
+    async def serve(self) -> None:
+        interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
+        self.core.serve(protocol.PATH, Service(interface=interface, handlers={"Send": self._send}))
+        await self.core.own(protocol.BUS_NAME)
+
+    async def _send(self, call: Call) -> Answer:
+        self.heard.append((call.arguments, os.fstat(call.descriptors[0]).st_size))
+        return await self.answer(call)
+
+    async def _arrived(self, _call: Call) -> Answer:
+        return Answer(values=("Inbox/work/x",))
+
+    async def send(self, name: str = "x", descriptor: int | None = None) -> str:
+        opened = os.open(__file__, os.O_RDONLY) if descriptor is None else descriptor
+        try:
+            answer = await self.session.call(*FILES, "Send", "ssha{sv}", ("vault", name, 0, {}), (opened,), seconds=20)
+        finally:
+            os.close(opened)
+        return str(answer.values[0])
+
+    async def gone(self) -> None:
+        """Waits until nobody owns the mediator's name on the cage's bus."""
+        while (await self.session.call(*DBUS, "NameHasOwner", "s", (FILES[0],))).values[0]:
+            await asyncio.sleep(0)
+
+    async def logged(self, line: str) -> None:
+        async with asyncio.timeout(20):
+            while line not in self.log.read_text():
+                await asyncio.sleep(0)
+
+
+@pytest.fixture
+def play(tmp_path: Path, start_bus: Any, start_gateway: Any) -> Callable[..., None]:
+    def run(test: Callable[[Cage], Coroutine[Any, Any, None]], *, idle: float = 30.0, with_core: bool = True) -> None:
+        gateway, log, half = start_gateway("work"), tmp_path / "log", tmp_path / "half"
+        bus = f"unix:path={tmp_path}/cage"
+        half.write_text(HALF.format(python=sys.executable, top=str(TOP), bus=bus, gateway=gateway.address, idle=idle,
+                                    log=str(log)))
+        half.chmod(0o755)
+        services = tmp_path / "services"
+        services.mkdir()
+        (services / "files.service").write_text(f"[D-BUS Service]\nName={FILES[0]}\nExec={half}\n")
+        text = (TOP / "policies/cage-bus/bus.conf").read_text()
+        text = text.replace("/opt/cage-runtime/share/cage-bus/services", str(services))
+        for uid in ("0", "990", "1000"):  # one uid plays all of them here; tests/privileged tells them apart
+            text = text.replace(f'user="{uid}"', f'user="uid{os.getuid()}"')
+        start_bus("cage", text.replace(f'user="uid{os.getuid()}"', f'user="{os.getuid()}"'))
+
+        async def whole() -> None:
+            cage = Cage(await Bus.connect(bus), await Bus.connect(gateway.address), log, gateway)
+            if with_core:
+                await cage.serve()
+            await test(cage)
+            cage.session.disconnect()
+            cage.core.disconnect()
+
+        asyncio.run(whole())
+
+    return run
+
+
+Play = Callable[..., None]
+
+
+def test_the_first_request_starts_it_and_passes_through(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        assert await cage.send("re\u0301sume\u0301.pdf") == "Inbox/work/x"
+        assert await cage.send() == "Inbox/work/x"
+        assert cage.heard[0] == (["vault", "résumé.pdf", 0, {}], os.stat(__file__).st_size)
+        assert cage.log.read_text().count("started") == 1
+
+    play(test)
+
+
+def test_errors_of_the_core_half_pass_through_unchanged(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        async def refuse(_call: Call) -> Answer:
+            raise PolicyRefused("no rule allows files.Send to that cage")
+
+        cage.answer = refuse
+        with pytest.raises(PolicyRefused) as refused:
+            await cage.send()
+        assert refused.value.sentence == "no rule allows files.Send to that cage"
+
+    play(test)
+
+
+@pytest.mark.parametrize(
+    ("name", "opens", "kind", "says"),
+    [
+        ("../x", __file__, InvalidName, 'it has a "/"'),
+        ("x", "/", TransferFailed, '"x" is not a regular file'),
+        ("x", "/dev/null", TransferFailed, '"x" is not a regular file'),
+    ],
+)
+def test_what_is_plainly_wrong_does_not_reach_the_core(
+    play: Play, name: str, opens: str, kind: type[CageError], says: str
+) -> None:
+    async def test(cage: Cage) -> None:
+        with pytest.raises(kind, match=says):
+            await cage.send(name, os.open(opens, os.O_RDONLY))
+        assert cage.heard == []
+
+    play(test)
+
+
+def test_without_a_core_half_it_says_so(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        with pytest.raises(RuntimeFailure, match="the core's files mediator is not running"):
+            await cage.send()
+        await cage.serve()
+        assert await cage.send() == "Inbox/work/x"
+
+    play(test, with_core=False)
+
+
+def test_it_ends_when_idle_and_starts_again(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        await cage.send()
+        await cage.gone()
+        await cage.logged("ended 0")
+        assert await cage.send() == "Inbox/work/x"
+        assert cage.log.read_text().count("started") == 2
+
+    play(test, idle=0.05)
+
+
+def test_a_long_transfer_is_not_idleness(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        done = asyncio.Event()
+
+        async def slow(_call: Call) -> Answer:
+            await done.wait()
+            return Answer(values=("Inbox/work/slow",))
+
+        cage.answer = slow
+        sending = asyncio.ensure_future(cage.send())
+        while not cage.heard:
+            await asyncio.sleep(0)
+        asyncio.get_running_loop().call_later(0.2, done.set)  # four times what it waits when idle
+        assert await sending == "Inbox/work/slow"
+        assert cage.log.read_text().count("started") == 1
+
+    play(test, idle=0.05)
+
+
+def test_it_ends_with_an_error_when_its_gateway_ends(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        await cage.send()
+        cage.gateway.process.kill()
+        await cage.logged("ended 125")
+
+    play(test)
