@@ -11,6 +11,9 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from typing import NoReturn
 
+# argparse asks gettext for every heading, which loads locale and looks for catalogues that nobody has: 2 ms of 20.
+argparse._ = str  # type: ignore[attr-defined]
+
 JSON_FORMS = ("short", "pretty", "off")
 COLOR_CHOICES = ("auto", "always", "never")
 

@@ -8,6 +8,7 @@ everything after is finished, if not now then at the next start.
 
 from __future__ import annotations
 
+import json
 import logging
 import uuid as uuids
 from collections.abc import Awaitable, Callable, Mapping
@@ -21,7 +22,7 @@ from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Record, Registry, now
 from cage_runtime.errors import CageError, NameTaken, NoSuchCage, RuntimeFailure, UsageError
-from cage_runtime.model import CAGES_MAX, DEFAULT_TASKS, STOP_SECONDS, CageState, Levels, check_cage_name
+from cage_runtime.model import AUDIT_TAIL_MAX, CAGES_MAX, DEFAULT_TASKS, STOP_SECONDS, CageState, Levels, check_cage_name
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
 
@@ -261,7 +262,7 @@ class Manager:
 
     async def logs(self, cage: Cage) -> list[str]:
         """The cage's comings and goings, then the last output of what runs detached in it."""
-        lines = [line for line in self.chain.tail(1000) if f'"{cage.uuid}"' in line]
+        lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
         if cage.state is CageState.RUNNING:
             reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))
             lines += [escape(line) for line in reply.log.splitlines()]
@@ -272,3 +273,10 @@ class Manager:
         if cage.state is not CageState.RUNNING:
             return 0
         return (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).processes
+
+
+def _shown(record: str) -> str:
+    """A record of the chain as a line for a person; its values are escaped already."""
+    event = json.loads(record)
+    fields = " ".join(f"{key}={value}" for key, value in event["fields"].items() if key not in ("cage", "uuid"))
+    return f"{event['time']} {event['kind']} {fields}".rstrip()
