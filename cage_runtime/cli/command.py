@@ -68,16 +68,20 @@ class Program:
         """Does what `argv` (default: the process's) says; the status with which the process should exit."""
         _open_standard_streams()
         try:
-            status = self._dispatch(sys.argv[1:] if argv is None else argv)
+            status = self._dispatch_or_say(sys.argv[1:] if argv is None else argv)
             sys.stdout.flush()
-        except CageError as error:
-            say(self.name, error.sentence)
-            return error.exit_status
         except KeyboardInterrupt:
             return 130
         except OSError as error:
             return self._output_failed(error)
         return status
+
+    def _dispatch_or_say(self, argv: list[str]) -> int:
+        try:
+            return self._dispatch(argv)
+        except CageError as error:
+            say(self.name, error.sentence)
+            return error.exit_status
 
     def _output_failed(self, error: OSError) -> int:
         # Python flushes standard output once more at its end, and would complain on its own.

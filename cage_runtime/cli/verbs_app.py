@@ -69,7 +69,13 @@ def _install(args: argparse.Namespace, screen: Screen) -> int:
 
 def _update(args: argparse.Namespace, screen: Screen) -> int:
     results = _job("UpdateApplications", "sa{sv}", args.cage, {})
-    _report(screen, results, f"{args.cage}: applications are up to date")
+    if screen.as_json:
+        screen.document(results)
+    # One key an application; its value is the commit that is there now.
+    for application, commit in results.items():
+        screen.done(f"{cell(application)}: up to date in {args.cage}, commit {cell(commit)[:8]}…")
+    if not results:
+        screen.done(f"{args.cage}: no applications")
     return 0
 
 

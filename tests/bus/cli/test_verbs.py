@@ -191,6 +191,17 @@ def test_install_waits_for_its_job(caged: Any, capsys: Captured) -> None:
     assert capsys.readouterr() == ("", "cagectl: the commit is not signed by the key of here\n")
 
 
+def test_update_says_where_each_application_is(caged: Any, capsys: Captured) -> None:
+    results: dict[str, tuple[str, str]] = {"org.example.App": ("s", "1234abcd5678")}
+    caged.answers["UpdateApplications"] = lambda *_: ("o", ("/org/cageruntime/Core1/job/1",))
+    caged.answers["Wait"] = lambda: ("a{sv}", (results,))
+    assert cagectl.main(["app", "update", "work"]) == 0
+    assert capsys.readouterr().out == "org.example.App: up to date in work, commit 1234abcd…\n"
+    results.clear()
+    assert cagectl.main(["app", "update", "work"]) == 0
+    assert capsys.readouterr().out == "work: no applications\n"
+
+
 def test_ctrl_c_cancels_a_job(caged: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     from cage_runtime.cli import client
 

@@ -6,13 +6,14 @@ None of the lines here gets as far as a bus: the address leads nowhere, which is
 
 from __future__ import annotations
 
+import re
 import tomllib
 from pathlib import Path
 
 import pytest
 
 from cage_runtime.cli import cagectl, incage
-from cage_runtime.cli.command import VERSION
+from cage_runtime.cli.command import VERSION, Program
 
 TOP = Path(__file__).parents[4]
 
@@ -213,3 +214,13 @@ def test_every_command_of_the_list_exists_in_its_module() -> None:
         for verb, (module_name, _) in program.verbs.items():
             module = __import__(f"cage_runtime.cli.{module_name}", fromlist=("VERBS",))
             assert verb in module.VERBS
+
+
+@pytest.mark.parametrize("program", [cagectl.PROGRAM, incage.PROGRAM], ids=lambda program: program.name)
+def test_the_manual_has_every_command_and_option(program: Program, capsys: pytest.CaptureFixture[str]) -> None:
+    page = (TOP / "cage_runtime" / "resources" / "man" / f"{program.name}.1").read_text()
+    for verb in program.verbs:
+        assert f"Cm {verb}" in page
+        assert program.main([*verb.split(), "--help"]) == 0
+        for option in re.findall(r"^  (?:-\w, )?--([\w-]+)", capsys.readouterr().out, re.MULTILINE):
+            assert re.search(rf"Fl -{option}\b|, -{option}\b", page), f"{verb} --{option} is not in the manual"
