@@ -160,6 +160,8 @@ class Gateways:
                 self._leave(event)
 
     async def _refresh(self) -> None:
+        if not self._presence.owner:
+            return
         try:
             standing = await self._caged.gateways()
         except RuntimeFailure as error:  # caged ended meanwhile; its return is the next event
@@ -193,6 +195,7 @@ class Gateways:
             self._serve(gateway, bus)
             await bus.own(self._name)
             await bus.closed()
+            self._put(None)  # it may be announced again before its end is seen here
         except RuntimeFailure as error:
             LOG.warning("gateway of %s: %s", escape(gateway.name), escape(error.sentence))
         finally:

@@ -12,6 +12,7 @@ from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NotAuthorized, Runt
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 CORE_NAME = "org.cageruntime.Core1"
@@ -45,8 +46,9 @@ class Peer:
         *values: object,
         returns: str = "",
         timeout: float | None = CALL_SECONDS,
+        meanwhile: Callable[[], object] | None = None,
     ) -> Any:
-        """The method's result: None, the one value, or the tuple of them."""
+        """The method's result: None, the one value, or the tuple of them.  `meanwhile` is done while the peer works."""
         try:
             results = self._bus.call(
                 self._name,
@@ -57,6 +59,7 @@ class Peer:
                 values,
                 returns=returns,
                 timeout=timeout,
+                meanwhile=meanwhile,
             )
         except BusError as error:
             raise self._error(error) from error

@@ -21,6 +21,7 @@ from cage_runtime.errors import HostUnsupported, NoSystemBus, RuntimeFailure, Us
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import Any
 
 DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
@@ -67,6 +68,7 @@ def _load() -> ctypes.CDLL:
         "get_timeout": (handle, handle),
         "process": (handle, handle),
         "send": (handle, handle, handle),
+        "flush": (handle,),
         "message_new_method_call": (handle, handle, c_char_p, c_char_p, c_char_p, c_char_p),
         "message_set_allow_interactive_authorization": (handle, c_int),
         "message_append_basic": (handle, c_char, handle),
@@ -128,11 +130,13 @@ class Connection:
         *,
         returns: str = "",
         timeout: float | None = None,
+        meanwhile: Callable[[], object] | None = None,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
-        reply of another signature.  A KeyboardInterrupt leaves the connection usable.
+        reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
+        peer works.
         """
         message = c_void_p()
         names = (destination.encode(), path.encode(), interface.encode(), member.encode())
@@ -143,18 +147,23 @@ class Connection:
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)
             cookie = c_uint64()
-            self._send(message, cookie)
+            self._send(message, cookie, flush=meanwhile is not None)
         finally:
             self._c.sd_bus_message_unref(message)
+        if meanwhile:
+            meanwhile()
         reply = self._reply(cookie.value, None if timeout is None else time.monotonic() + timeout)
         try:
             return self._read(reply, member, returns)
         finally:
             self._c.sd_bus_message_unref(reply)
 
-    def _send(self, message: c_void_p, cookie: c_uint64) -> None:
+    def _send(self, message: c_void_p, cookie: c_uint64, *, flush: bool) -> None:
         try:
             _done(self._c.sd_bus_send(self._bus, message, byref(cookie)))
+            if flush:
+                # Nothing is sent before the bus has said Hello, which only sd_bus_process or this waits for.
+                _done(self._c.sd_bus_flush(self._bus))
         except OSError as error:
             raise self._no_bus(error) from error
 

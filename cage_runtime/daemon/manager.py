@@ -22,7 +22,15 @@ from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Record, Registry, now
 from cage_runtime.errors import CageError, NameTaken, NoSuchCage, RuntimeFailure, UsageError
-from cage_runtime.model import AUDIT_TAIL_MAX, CAGES_MAX, DEFAULT_TASKS, STOP_SECONDS, CageState, Levels, check_cage_name
+from cage_runtime.model import (
+    AUDIT_TAIL_MAX,
+    CAGES_MAX,
+    DEFAULT_TASKS,
+    STOP_SECONDS,
+    CageState,
+    Levels,
+    check_cage_name,
+)
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
 
@@ -39,7 +47,8 @@ class Manager:
         self.started: Callable[[Cage], Awaitable[None]] | None = None
         """Called under the lock of a cage that has just started or been adopted from nothing."""
         self._cages: dict[str, Cage] = {}
-        self._coming: set[str] = set()
+        self._coming: dict[str, str] = {}
+        """Names that are being created, and their uuids."""
         self.controllers: frozenset[str] = frozenset()
 
     # --- finding ---------------------------------------------------------------------------------------------
@@ -84,7 +93,7 @@ class Manager:
                 self._adopt(cage, paused=cage.uuid in standings.paused)
             else:
                 self._ended(cage)
-        known = {cage.uuid for cage in self._cages.values()}
+        known = {cage.uuid for cage in self._cages.values()} | set(self._coming.values())
         for uuid in {*standings.running, *standings.stored} - known:
             await self._clear(uuid)
 
@@ -137,11 +146,11 @@ class Manager:
         self.levels.label(definition.level, definition.compartments)
         birth_limits(definition, self.controllers)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
-        self._coming.add(name)
+        self._coming[name] = record.uuid
         try:
             return await self._make(record, start=options.start)
         finally:
-            self._coming.discard(name)
+            del self._coming[name]
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:

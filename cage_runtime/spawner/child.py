@@ -127,7 +127,12 @@ _TIOCGPTPEER = 0x5441
 def start(command: Command, streams: Streams, session_filter: Filter, processes: int) -> int:
     """The pid of `command`, started; NotStarted says why it was not."""
     trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
-    pid = os.fork()
+    try:
+        pid = os.fork()
+    except OSError as error:
+        os.close(trouble_read)
+        os.close(trouble_write)
+        raise NotStarted(125, f"the cage has no room for another process: {error.strerror}") from error
     if pid == 0:
         _become(command, streams, session_filter, processes, trouble_write)
     os.close(trouble_write)

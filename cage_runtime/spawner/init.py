@@ -9,6 +9,7 @@ and every other descriptor closed; it opens terminals and pipes itself, so that 
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import selectors
 import signal
@@ -134,13 +135,19 @@ class Init:
             return
         message, descriptors = received
         try:
-            reply = self._obey(decode_request(message), descriptors)
-        except msgspec.DecodeError:
+            wire.send(connection, encode(self._answer(decode_request(message), descriptors)))
+        except (OSError, msgspec.DecodeError):
+            # The spawner ended, or what connected is none; the next one that connects is heard.
             self._hang_up()
-            return
         finally:
             wire.close_all(descriptors)
-        wire.send(connection, encode(reply))
+
+    def _answer(self, request: Request, descriptors: list[int]) -> Reply:
+        """What the kernel refuses fails the request, never the cage."""
+        try:
+            return self._obey(request, descriptors)
+        except OSError as error:
+            return _fault(request, "RuntimeFailure", f"cage-init: {error}")
 
     def _obey(self, request: Request, descriptors: list[int]) -> Reply:
         match request:
@@ -165,7 +172,7 @@ class Init:
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Reply:
         if len(descriptors) != 1 + request.own_input:
             return _fault(request, "RuntimeFailure", "a spawn request without its channel")
-        channel = socket.socket(fileno=os.dup(descriptors[0]))
+        channel = socket.socket(fileno=fcntl.fcntl(descriptors[0], fcntl.F_DUPFD_CLOEXEC, 3))
         channel.setblocking(False)
         if self._stopping or len(self._running) >= PROCESSES_MAX:
             why = "the cage is stopping" if self._stopping else f"{PROCESSES_MAX} commands are running in the cage"
@@ -173,7 +180,11 @@ class Init:
             channel.close()
             return Reply(id=request.id)
         given = descriptors[1] if request.own_input else None
-        streams = Streams.open(request, given, self._log_write)
+        try:
+            streams = Streams.open(request, given, self._log_write)
+        except OSError:
+            channel.close()
+            raise
         try:
             pid = start(Command.of(request), streams, self._filter, self._processes)
         except NotStarted as error:
@@ -188,7 +199,7 @@ class Init:
 
     def _started(self, request: Spawn, pid: int, channel: socket.socket, streams: Streams) -> None:
         told = _tell(channel, {"event": "started"}, streams.outer)
-        terminal = os.dup(streams.outer[0]) if request.terminal and told else None
+        terminal = fcntl.fcntl(streams.outer[0], fcntl.F_DUPFD_CLOEXEC, 3) if request.terminal and told else None
         streams.close_outer()
         if request.detached:
             channel.close()
@@ -264,7 +275,12 @@ class Init:
             return
         bus.starts.append(now)
         command = Command(argv=bus.argv, uid=bus.uid, cwd="/", activation=bus.listener.fileno())
-        streams = Streams.to_log(self._log_write)
+        try:
+            streams = Streams.to_log(self._log_write)
+        except OSError as error:
+            self._append(f"{bus.argv[0]}: {error}\n".encode())
+            self._await_first(bus)
+            return
         try:
             bus.pid = start(command, streams, self._filter, self._processes)
         except NotStarted as error:

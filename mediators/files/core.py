@@ -21,7 +21,7 @@ from pathlib import Path
 
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.config import load_runtime
-from cage_runtime.errors import CageError, TransferFailed, UsageError
+from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
 from cage_runtime.model import TRANSFER_SECONDS, TRANSFERS_PER_CAGE, check_cage_name
 from cage_runtime.text import escape
 from mediators import session, wire
@@ -94,19 +94,18 @@ class FilesCore:
         return arrived
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
-        bound = transfer.decided.max_size
         try:
-            if bound and os.fstat(descriptor).st_size > bound:
-                raise TransferFailed(f"is larger than the {bound} bytes that the policy lets through at once")
-            return await self._stager.stage(descriptor)
-        except TransferFailed as error:
-            raise TransferFailed(f'"{escape(transfer.name)}" {error.sentence}') from error
+            return await self._stager.stage(descriptor, transfer.decided.max_size)
+        except (TransferFailed, PolicyRefused) as error:
+            raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
 
     async def _deliver(self, transfer: Transfer, staged: Staged, details: dict[str, str]) -> str:
         source, target = transfer.source, transfer.target_name
         decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
-        if decided != transfer.decided:
+        if decided.target != transfer.decided.target:
             raise TransferFailed(f'"{target}" is not the cage that it was when the transfer began; send it again')
+        if 0 < decided.max_size < staged.size:
+            raise PolicyRefused(f'"{escape(transfer.name)}" is larger than the policy lets through by now')
         delivery = protocol.Delivery(
             source=decided.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
         )

@@ -99,8 +99,8 @@ class Delivery:
         self.source, self.name, self.size, self.sha256 = source, name, size, sha256
 
     def arguments(self) -> list[str]:
-        """The command line after the mediator's name."""
-        return ["--deliver", self.source, self.name, str(self.size), self.sha256]
+        """The command line after --deliver, which caged puts there."""
+        return [self.source, self.name, str(self.size), self.sha256]
 
 
 def parse_delivery(untrusted_arguments: list[str]) -> Delivery:

@@ -21,7 +21,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cage_runtime.errors import RuntimeFailure, TransferFailed
+from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from mediators.files.protocol import CHUNK
 
@@ -47,6 +47,10 @@ class Unfit(Exception):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 
+class TooLarge(Unfit):
+    """It could be sent, were it not for the rule's bound."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Staged:
     """A whole copy: a read-only descriptor of a file without a name, which the owner of this closes."""
@@ -56,11 +60,12 @@ class Staged:
     sha256: str
 
 
-Copy = Callable[[int, int], tuple[int, str]]
-"""Copies from one descriptor to another and returns the size and the SHA-256; runs in the worker."""
+Copy = Callable[[int, int, int], tuple[int, str]]
+"""Copies from one descriptor to another, at most so many bytes as policy says (0: as it likes), and returns the size
+and the SHA-256; runs in the worker."""
 
 
-def copy(source: int, target: int) -> tuple[int, str]:
+def copy(source: int, target: int, policy_max: int = 0) -> tuple[int, str]:
     """Copy a regular file by its offsets (never the shared position, never mapped); Unfit says why it cannot be."""
     before = os.fstat(source)
     if not stat.S_ISREG(before.st_mode):
@@ -69,6 +74,8 @@ def copy(source: int, target: int) -> tuple[int, str]:
         raise Unfit("is empty; there is nothing to send")
     if before.st_size > TRANSFER_BYTES_MAX:
         raise Unfit(f"is larger than the {TRANSFER_BYTES_MAX >> 30}G that a transfer takes")
+    if 0 < policy_max < before.st_size:
+        raise TooLarge(f"is larger than the {policy_max} bytes that the policy lets through at once")
     _make_room(target, before.st_size)
     digest = hashlib.sha256()
     offset = 0
@@ -110,15 +117,16 @@ class Stager:
         except OSError as error:
             raise RuntimeFailure(f"{directory}: cannot be made for staging: {error.strerror}") from error
 
-    async def stage(self, descriptor: int) -> Staged:
+    async def stage(self, descriptor: int, policy_max: int = 0) -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's.
 
-        TransferFailed with what is wrong with the file, worded to follow its name.
+        TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
+        (0: no such bound); both are worded to follow its name.
         """
         _check_access(descriptor)
         with contextlib.ExitStack() as held:
             writable = self._unnamed(held)
-            size, sha256 = await self._copied(descriptor, writable)
+            size, sha256 = await self._copied(descriptor, writable, policy_max)
             # another open file, read-only: what the target is given cannot be written through
             readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
         return Staged(descriptor=readable, size=size, sha256=sha256)
@@ -134,10 +142,10 @@ class Stager:
         held.callback(os.close, descriptor)
         return descriptor
 
-    async def _copied(self, source: int, target: int) -> tuple[int, str]:
+    async def _copied(self, source: int, target: int, policy_max: int) -> tuple[int, str]:
         near, far = os.pipe2(os.O_CLOEXEC)
         try:
-            worker = self._fork(source, target, far)
+            worker = self._fork(source, target, far, policy_max)
         finally:
             os.close(far)
         try:
@@ -150,14 +158,14 @@ class Stager:
             worker.kill()
             os.close(near)
 
-    def _fork(self, source: int, target: int, report: int) -> Worker:
+    def _fork(self, source: int, target: int, report: int, policy_max: int) -> Worker:
         parent = os.getpid()
         pid = os.fork()
         if pid:
             return Worker(pid)
         try:
             _seclude(parent, {source, target, report})
-            os.write(report, _report(self._copier, source, target))
+            os.write(report, _report(self._copier, source, target, policy_max))
         finally:
             os._exit(0)
 
@@ -206,9 +214,11 @@ def _seclude(parent: int, keep: set[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _report(copier: Copy, source: int, target: int) -> bytes:
+def _report(copier: Copy, source: int, target: int, policy_max: int) -> bytes:
     try:
-        size, sha256 = copier(source, target)
+        size, sha256 = copier(source, target, policy_max)
+    except TooLarge as error:
+        return f"refused {error}".encode()[:REPORT_MAX]
     except Unfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]
     except OSError as error:
@@ -225,4 +235,6 @@ def _read_report(report: bytes) -> tuple[int, str]:
         return int(size), sha256
     if kind == "unfit":
         raise TransferFailed(rest)
+    if kind == "refused":
+        raise PolicyRefused(rest)
     raise RuntimeFailure("the process that copied it failed; send it again")

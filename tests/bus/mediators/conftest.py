@@ -39,7 +39,8 @@ class Daemon:
     """One dbus-daemon on a socket that was handed to it, as caged and cage-init start theirs."""
 
     def __init__(self, folder: Path, name: str, configuration: str) -> None:
-        self.address = f"unix:path={folder}/{name}"
+        self.path = f"{folder}/{name}"
+        self.address = f"unix:path={self.path}"
         file = folder / f"{name}.conf"
         file.write_text(configuration)
         with socket.socket(socket.AF_UNIX) as listening:
@@ -90,6 +91,7 @@ class StandInCaged:
         self.gateways: list[tuple[str, str, str]] = []
         self.names: dict[str, str] = {}
         self.allowed: dict[tuple[str, str], str] = {}
+        self.max_size = 0
         self.asked: list[list[str]] = []
         self.records: asyncio.Queue[list[object]] = asyncio.Queue()
         self.before_second: Callable[[], None] = lambda: None
@@ -127,14 +129,14 @@ class StandInCaged:
             self.before_second()
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
-        return Answer(values=(self.allowed[source, target], self.names[source]))
+        return Answer(values=(self.allowed[source, target], self.names[source], self.max_size))
 
     async def _deliver(self, call: Call) -> Answer:
         target, arguments, index = call.arguments
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         out, err = os.pipe(), os.pipe()
         home = str(self.homes / self.names[target])
-        process = subprocess.Popen([*HALF, *arguments], stdin=call.descriptors[index], stdout=out[1], stderr=err[1],
+        process = subprocess.Popen([*HALF, "--deliver", *arguments], stdin=call.descriptors[index], stdout=out[1], stderr=err[1],
                                    env={"HOME": home}, cwd=TOP)
         far.sendmsg([b'{"event": "started"}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (out[0], err[0])))])
         for descriptor in (*out, *err):

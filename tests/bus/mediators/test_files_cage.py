@@ -25,7 +25,7 @@ from mediators import main
 from mediators.files import cage
 cage.CAGE_BUS, cage.GATEWAY = {bus!r}, {gateway!r}
 cage.FilesCage.__init__.__kwdefaults__.update(idle_seconds={idle}, core_seconds=0.2)
-with open({log!r}, "a") as log:
+with open({log!r}, "a", buffering=1) as log:
     log.write(f"started {{os.getpid()}}\\n")
     sys.argv[1:] = ["files", "--cage"]
     status = main.main()

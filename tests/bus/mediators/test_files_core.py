@@ -35,6 +35,7 @@ class World:
     def __init__(self, caged: Any, homes: Path, staging: Path) -> None:
         self.caged, self.homes, self.staging = caged, homes, staging
         self.clients: dict[str, Bus] = {}
+        self.gateways: dict[str, Any] = {}
 
     async def send(self, cage: str, target: str, name: str = "figures.txt", descriptor: int | None = None) -> str:
         opened = os.open(self.homes / "source", os.O_RDONLY) if descriptor is None else descriptor
@@ -72,7 +73,8 @@ def play(tmp_path: Path, start_gateway: Any, kit: Any) -> Callable[..., None]:
         caged = await kit.caged.start(homes)
         here = World(caged, homes, tmp_path / "staging")
         for name, uuid in (("work", WORK), ("vault", VAULT)):
-            address = start_gateway(name).address
+            here.gateways[name] = start_gateway(name)
+            address = here.gateways[name].address
             caged.add(name, uuid, address)
             here.clients[name] = await kit.client(address)
         caged.allowed[WORK, "vault"] = VAULT
@@ -213,6 +215,21 @@ def test_a_permission_withdrawn_while_it_was_staged_stops_the_transfer(play: Pla
     play(test)
 
 
+def test_a_bound_of_the_rule_holds_before_and_after_staging(play: Play) -> None:
+    async def test(world: World) -> None:
+        world.caged.max_size = len(CONTENT) - 1
+        with pytest.raises(PolicyRefused, match="17 bytes that the policy lets through at once"):
+            await world.send("work", "vault")
+        world.caged.max_size = len(CONTENT)
+        world.caged.asked.clear()
+        world.caged.before_second = lambda: setattr(world.caged, "max_size", 1)
+        with pytest.raises(PolicyRefused, match="larger than the policy lets through by now"):
+            await world.send("work", "vault")
+        assert world.arrived() == []
+
+    play(test)
+
+
 def test_a_target_replaced_while_it_was_staged_gets_nothing(play: Play) -> None:
     """M17: the same name is another instance by then."""
 
@@ -240,7 +257,7 @@ def test_a_target_that_cannot_take_it_says_so_by_its_status_alone(play: Play) ->
     play(test)
 
 
-def hang(_source: int, _target: int) -> tuple[int, str]:
+def hang(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
     ctypes.CDLL(None).pause()
     return 1, ""
 
@@ -294,6 +311,20 @@ def test_a_gateway_that_somebody_else_announces_is_not_believed(play: Play, star
     play(test)
 
 
+def test_a_gateway_that_ends_and_comes_back_is_attended_again(play: Play, start_gateway: Any, kit: Any) -> None:
+    async def test(world: World) -> None:
+        world.gateways["work"].stop()
+        await world.clients["work"].closed()
+        Path(world.gateways["work"].path).unlink()
+        again = start_gateway("work")
+        world.caged.up("work", WORK, again.address)
+        world.clients["work"] = await kit.client(again.address)
+        await kit.present(world.clients["work"], protocol.BUS_NAME)
+        assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+
+    play(test)
+
+
 def test_it_ends_with_an_error_when_the_system_bus_ends(tmp_path: Path, system_bus: Any, kit: Any) -> None:
     async def run() -> None:
         caged = await kit.caged.start(tmp_path / "homes")
@@ -313,7 +344,7 @@ import asyncio, ctypes, sys
 from pathlib import Path
 from mediators.files import stage
 from mediators.files.core import serve_until_bus_ends
-def hang(source, target):
+def hang(source, target, policy_max):
     import os; os.write(target, b"half"); ctypes.CDLL(None).pause()
 asyncio.run(serve_until_bus_ends(stage.Stager(Path(sys.argv[1]), copier=hang)))
 """

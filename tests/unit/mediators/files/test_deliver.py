@@ -172,7 +172,7 @@ def test_a_home_that_is_full_says_so_and_keeps_nothing(
 def test_the_program_prints_which_name_it_took(home: Path, staged: Staged) -> None:
     command = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
     ended = subprocess.run(
-        [*command, *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
+        [*command, "--deliver", *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
         capture_output=True, check=False,
     )
     assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"1\n", b"")
@@ -182,7 +182,7 @@ def test_the_program_says_in_one_line_and_by_its_status_why_not(home: Path, stag
     (home / "Inbox").symlink_to("/")
     command = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
     ended = subprocess.run(
-        [*command, *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
+        [*command, "--deliver", *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
         capture_output=True, text=True, check=False,
     )
     assert (ended.returncode, ended.stdout) == (INBOX, "")

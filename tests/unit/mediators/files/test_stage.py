@@ -14,7 +14,7 @@ from pathlib import Path
 
 import pytest
 
-from cage_runtime.errors import RuntimeFailure, TransferFailed
+from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
 from mediators.files import stage
 from mediators.files.stage import Copy, Staged, Stager, copy
@@ -22,9 +22,11 @@ from mediators.files.stage import Copy, Staged, Stager, copy
 CONTENT = b"quarterly figures\n" * 100_000
 
 
-def staged(tmp_path: Path, descriptor: int, *, copier: Copy = copy, seconds: float = 20.0) -> Staged:
+def staged(
+    tmp_path: Path, descriptor: int, *, copier: Copy = copy, seconds: float = 20.0, policy_max: int = 0
+) -> Staged:
     async def run() -> Staged:
-        return await Stager(tmp_path / "staging", copier=copier, seconds=seconds).stage(descriptor)
+        return await Stager(tmp_path / "staging", copier=copier, seconds=seconds).stage(descriptor, policy_max)
 
     return asyncio.run(run())
 
@@ -109,10 +111,16 @@ def test_the_largest_transfer_is_the_models() -> None:
     assert f"{TRANSFER_BYTES_MAX >> 30}G" == "64G"
 
 
+def test_the_bound_of_a_rule_is_a_refusal(tmp_path: Path, file: Path) -> None:
+    with pytest.raises(PolicyRefused, match="is larger than the 10 bytes that the policy lets through at once"):
+        staged(tmp_path, os.open(file, os.O_RDONLY), policy_max=10)
+    assert staged(tmp_path, os.open(file, os.O_RDONLY), policy_max=len(CONTENT)).size == len(CONTENT)
+
+
 def while_copying(act: Callable[[], object]) -> Copy:
     """A copier before whose second read `act` happens, as another process would do it."""
 
-    def copier(source: int, target: int) -> tuple[int, str]:
+    def copier(source: int, target: int, policy_max: int) -> tuple[int, str]:
         pread, calls = os.pread, [0]
 
         def acting_pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -122,7 +130,7 @@ def while_copying(act: Callable[[], object]) -> Copy:
             return pread(descriptor, size, offset)
 
         os.pread = acting_pread  # in the worker process alone
-        return copy(source, target)
+        return copy(source, target, policy_max)
 
     return copier
 
@@ -150,7 +158,7 @@ def test_a_file_that_is_written_in_place_while_it_is_read_is_refused(tmp_path: P
         staged(tmp_path, descriptor, copier=while_copying(lambda: os.pwrite(descriptor, b"x", 0)))
 
 
-def hang(_source: int, _target: int) -> tuple[int, str]:
+def hang(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
     ctypes.CDLL(None).pause()
     return 1, ""
 
@@ -174,7 +182,7 @@ def has_children() -> bool:
 
 
 def test_a_full_core_says_so(tmp_path: Path, file: Path) -> None:
-    def full(_source: int, _target: int) -> tuple[int, str]:
+    def full(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
         raise OSError(errno.EDQUOT, "quota")
 
     with pytest.raises(TransferFailed, match="the core has no space left for it"):
@@ -193,7 +201,7 @@ def test_a_file_larger_than_the_room_is_refused_before_it_is_copied(tmp_path: Pa
 
 
 def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Path) -> None:
-    def crash(_source: int, _target: int) -> tuple[int, str]:
+    def crash(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
         os.kill(os.getpid(), 11)
         return 1, ""
 
@@ -204,7 +212,7 @@ def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Pa
 def test_a_worker_holds_nothing_but_what_it_copies(tmp_path: Path, file: Path) -> None:
     secret = os.open(file, os.O_RDONLY)
 
-    def count(_source: int, _target: int) -> tuple[int, str]:
+    def count(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
         return len(os.listdir("/proc/self/fd")) - 1, str(secret)
 
     assert staged(tmp_path, os.open(file, os.O_RDONLY), copier=count).size == 3
