@@ -87,9 +87,7 @@ class Sessions:
     async def deliver(self, cage: Cage, mediator: str, arguments: list[str], descriptor: int) -> Started:
         """The delivery half of `mediator` in the cage, with `descriptor` as its standard input."""
         cage.require(CageState.RUNNING)
-        if arguments[:1] != ["--deliver"]:
-            raise UsageError("in a target only the delivery half of a mediator is started")
-        argv = [MEDIATOR, mediator, *check_argv(arguments)]
+        argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
         request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True)
         return await self._request(request, descriptor)
 

@@ -136,8 +136,8 @@ class StandInCaged:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         out, err = os.pipe(), os.pipe()
         home = str(self.homes / self.names[target])
-        process = subprocess.Popen([*HALF, "--deliver", *arguments], stdin=call.descriptors[index], stdout=out[1], stderr=err[1],
-                                   env={"HOME": home}, cwd=TOP)
+        process = subprocess.Popen([*HALF, "--deliver", *arguments], stdin=call.descriptors[index], stdout=out[1],
+                                   stderr=err[1], env={"HOME": home}, cwd=TOP)
         far.sendmsg([b'{"event": "started"}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (out[0], err[0])))])
         for descriptor in (*out, *err):
             os.close(descriptor)
