@@ -13,11 +13,14 @@ import logging
 import os
 import signal
 import socket
+from collections import deque
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 LOG = logging.getLogger(__name__)
+STARTS, START_SECONDS = 5, 60.0
+"""A gateway's bus that ends is started again on the next connection, this often in this time."""
 SETPRIV, DBUS_DAEMON = "/usr/bin/setpriv", "/usr/bin/dbus-daemon"
 
 
@@ -27,6 +30,7 @@ class _Gateway:
     listener: socket.socket
     pid: int = 0
     pidfd: int = -1
+    starts: deque[float] = field(default_factory=deque)
 
 
 class Gateways:
@@ -65,8 +69,9 @@ class Gateways:
         gateway = self._gateways.pop(uuid, None)
         if gateway is None:
             return
-        asyncio.get_running_loop().remove_reader(gateway.listener)
-        gateway.listener.close()
+        if gateway.listener.fileno() >= 0:
+            asyncio.get_running_loop().remove_reader(gateway.listener)
+            gateway.listener.close()
         if gateway.pid:
             asyncio.get_running_loop().remove_reader(gateway.pidfd)
             signal.pidfd_send_signal(gateway.pidfd, signal.SIGKILL)
@@ -78,6 +83,14 @@ class Gateways:
         gateway = self._gateways[uuid]
         loop = asyncio.get_running_loop()
         loop.remove_reader(gateway.listener)
+        while gateway.starts and gateway.starts[0] < loop.time() - START_SECONDS:
+            gateway.starts.popleft()
+        if len(gateway.starts) >= STARTS:
+            LOG.error("the gateway bus of %s ends again and again; the cage goes without mediators until it is started "
+                      "anew", gateway.name)
+            gateway.listener.close()
+            return
+        gateway.starts.append(loop.time())
         gateway.pid = _fork_bus(gateway.listener.fileno(), self._configuration)
         gateway.pidfd = os.pidfd_open(gateway.pid)
         loop.add_reader(gateway.pidfd, self._ended, uuid)

@@ -274,7 +274,8 @@ class Manager:
         lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
         if cage.state is CageState.RUNNING:
             reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))
-            lines += [escape(line) for line in reply.log.splitlines()]
+            # Marked, so that nothing that runs in a cage can print a line of ours.
+            lines += [f"| {escape(line)}" for line in reply.log.splitlines()]
         return lines
 
     async def processes(self, cage: Cage) -> int:
