@@ -88,7 +88,8 @@ class Sessions:
         """The delivery half of `mediator` in the cage, with `descriptor` as its standard input."""
         cage.require(CageState.RUNNING)
         argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
-        request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True)
+        request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True,
+                             profile="delivery")
         return await self._request(request, descriptor)
 
     async def _request(self, request: spec.Spawn, *descriptors: int) -> Started:

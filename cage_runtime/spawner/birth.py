@@ -23,6 +23,7 @@ from cage_runtime.spawner import capability, landlock, root, syscall
 from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.init import Init
 from cage_runtime.spawner.mount import Operation
+from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.seccomp import Filter
 from cage_runtime.spawner.spec import Birth
 
@@ -48,8 +49,7 @@ class Place:
     programs: str
     empty: str
     etc: root.SharedEtc
-    init_filter: Filter
-    session_filter: Filter
+    filters: Filters
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -180,9 +180,9 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
             told = _only(listener, told)
             step = "its buses"
             listener.listen(4)
-            init = Init(listener, place.session_filter, request.processes)
+            init = Init(listener, place.filters, request.processes)
             step = "the seal"
-            _seal(place.init_filter)
+            _seal(place.filters.init)
             os.write(told, b"ok")
             os.close(told)
             step = "serving"

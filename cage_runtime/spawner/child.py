@@ -16,14 +16,15 @@ import termios
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from cage_runtime.model import USER_UID
+from cage_runtime.model import MEDIATOR_UID, USER_UID
 from cage_runtime.spawner import capability
-from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.profile import Profile, ProfileName
 from cage_runtime.spawner.spec import Spawn, Terminal
 
 HOME = "/home/user"
 PATH = "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games"
-SHELL = ("/bin/bash", "/bin/sh")
+PEOPLE = {0: ("root", "/root"), USER_UID: ("user", HOME), MEDIATOR_UID: ("mediator", "/nonexistent")}
+"""Name and home of each uid that has processes in a cage, as in its /etc/passwd."""
 ACTIVATION_DESCRIPTOR = 3
 """Where a socket-activated program finds its socket (sd_listen_fds(3))."""
 
@@ -43,17 +44,18 @@ class Command:
     uid: int
     cwd: str
     terminal: Terminal | None = None
+    profile: ProfileName = ProfileName.SESSION
     activation: int | None = None
     """A listening socket for it, as systemd hands one over."""
 
     @staticmethod
     def of(request: Spawn) -> Command:
         uid = 0 if request.user == "root" else USER_UID
-        home = "/root" if uid == 0 else HOME
-        return Command(argv=tuple(request.argv), uid=uid, cwd=request.cwd or home, terminal=request.terminal)
+        return Command(argv=tuple(request.argv), uid=uid, cwd=request.cwd or PEOPLE[uid][1], terminal=request.terminal,
+                       profile=ProfileName(request.profile))
 
     def environment(self) -> Mapping[str, str]:
-        home, name = ("/root", "root") if self.uid == 0 else (HOME, "user")
+        name, home = PEOPLE[self.uid]
         environment = {
             "HOME": home, "USER": name, "LOGNAME": name, "SHELL": "/bin/bash", "PATH": PATH, "LANG": "C.UTF-8",
         }
@@ -124,7 +126,7 @@ _TIOCGPTPEER = 0x5441
 """Opens the other end of a pty without a path that could be swapped (ioctl_tty(2), Linux 4.13)."""
 
 
-def start(command: Command, streams: Streams, session_filter: Filter, processes: int) -> int:
+def start(command: Command, streams: Streams, profile: Profile, processes: int) -> int:
     """The pid of `command`, started; NotStarted says why it was not."""
     trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
     try:
@@ -134,7 +136,7 @@ def start(command: Command, streams: Streams, session_filter: Filter, processes:
         os.close(trouble_write)
         raise NotStarted(125, f"the cage has no room for another process: {error.strerror}") from error
     if pid == 0:
-        _become(command, streams, session_filter, processes, trouble_write)
+        _become(command, streams, profile, processes, trouble_write)
     os.close(trouble_write)
     with os.fdopen(trouble_read, "rb") as trouble:
         told = trouble.read(4096)
@@ -155,12 +157,13 @@ def _not_started(number: int, subject: str, program: str) -> NotStarted:
     return NotStarted(125, f"the command could not be started: {subject}: {os.strerror(number)}")
 
 
-def _become(command: Command, streams: Streams, session_filter: Filter, processes: int, trouble: int) -> None:
+def _become(command: Command, streams: Streams, profile: Profile, processes: int, trouble: int) -> None:
     """In the child: never returns; tells `trouble` the errno and the step that failed."""
     step = "set-up"
     try:
         _reset_signals()
         os.setsid()
+        profile.restrict_files()
         trouble = _place(streams.inner, command.activation, trouble)
         if command.terminal is not None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
@@ -175,7 +178,7 @@ def _become(command: Command, streams: Streams, session_filter: Filter, processe
         step = "cwd"
         os.chdir(command.cwd)
         step = "filter"
-        session_filter.load()
+        profile.filter.load()
         step = "exec"
         _execute(command)
     except OSError as error:

@@ -24,8 +24,8 @@ import msgspec
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, USER_UID
 from cage_runtime.spawner import syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
-from cage_runtime.spawner.child import Command, NotStarted, Streams, start
-from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.child import HOME, Command, NotStarted, Streams, start
+from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     Conceal,
     Expose,
@@ -61,6 +61,7 @@ class LazyBus:
     listener: socket.socket
     argv: tuple[str, ...]
     uid: int
+    profile: ProfileName
     starts: deque[float] = field(default_factory=deque)
     pid: int = 0
 
@@ -68,11 +69,11 @@ class LazyBus:
 class Init:
     """The event loop of PID 1."""
 
-    def __init__(self, listener: socket.socket, session_filter: Filter, processes: int) -> None:
+    def __init__(self, listener: socket.socket, filters: Filters, processes: int) -> None:
         self._selector = selectors.DefaultSelector()
         self._listener = listener
         self._connection: socket.socket | None = None
-        self._filter = session_filter
+        self._profiles = profiles(filters, HOME)
         self._processes = processes
         self._running: dict[int, Running] = {}
         self._log = bytearray()
@@ -81,10 +82,10 @@ class Init:
         os.fchown(self._log_write, USER_UID, USER_UID)
         os.set_blocking(self._log_write, True)
         self._buses = [
-            LazyBus(listener=_listen(SYSTEM_BUS, 0o666, 0), uid=MEDIATOR_UID,
+            LazyBus(listener=_listen(SYSTEM_BUS, 0o666, 0), uid=MEDIATOR_UID, profile=ProfileName.MEDIATOR,
                     argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
                           "--config-file=/opt/cage-runtime/share/cage-bus/bus.conf")),
-            LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID,
+            LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID, profile=ProfileName.SESSION,
                     argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
                           "--address=systemd:")),
         ]
@@ -185,8 +186,9 @@ class Init:
         except OSError:
             channel.close()
             raise
+        command = Command.of(request)
         try:
-            pid = start(Command.of(request), streams, self._filter, self._processes)
+            pid = start(command, streams, self._profiles[command.profile], self._processes)
         except NotStarted as error:
             _tell(channel, {"event": "refused", "status": error.status, "sentence": error.sentence})
             channel.close()
@@ -274,7 +276,7 @@ class Init:
             bus.listener.close()
             return
         bus.starts.append(now)
-        command = Command(argv=bus.argv, uid=bus.uid, cwd="/", activation=bus.listener.fileno())
+        command = Command(argv=bus.argv, uid=bus.uid, cwd="/", profile=bus.profile, activation=bus.listener.fileno())
         try:
             streams = Streams.to_log(self._log_write)
         except OSError as error:
@@ -282,7 +284,7 @@ class Init:
             self._await_first(bus)
             return
         try:
-            bus.pid = start(command, streams, self._filter, self._processes)
+            bus.pid = start(command, streams, self._profiles[command.profile], self._processes)
         except NotStarted as error:
             self._append(f"{bus.argv[0]}: {error.sentence}\n".encode())
             bus.listener.close()

@@ -31,6 +31,8 @@ class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
     extends: str | None = None
+    without: list[str] = []
+    """Groups of [allow] that the profile does not take from those it extends."""
     allow: dict[str, list[str]] = {}
     refuse: dict[str, list[str]] = {}
     allow_if: list[_Rule] = []
@@ -58,9 +60,11 @@ def build(directory: Path, name: str) -> Filter:
     refusing = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     for policy in (allowing, refusing):
         policy.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
-    for profile in _with_bases(directory, name):
+    profiles = _with_bases(directory, name)
+    without = {group for profile in profiles for group in profile.without}
+    for profile in profiles:
         for action, groups in ((pyseccomp.ALLOW, profile.allow), (pyseccomp.ERRNO(errno.EPERM), profile.refuse)):
-            for call in sorted({call for group in groups.values() for call in group}):
+            for call in sorted({call for group, calls in groups.items() if group not in without for call in calls}):
                 _add(allowing, action, call, [], unknown)
         for rule in profile.allow_if:
             _add(allowing, pyseccomp.ALLOW, rule.call, rule.arguments, unknown)

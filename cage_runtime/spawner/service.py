@@ -20,6 +20,7 @@ from cage_runtime.spawner import birth, root, seccomp, syscall
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Subtree
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.spec import (
     AnyRequest,
     Birth,
@@ -59,7 +60,8 @@ class Service:
         profiles = _profiles(config)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), etc=root.SharedEtc(run / "etc"),
-            init_filter=seccomp.build(profiles, "init"), session_filter=seccomp.build(profiles, "session"),
+            filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.build(profiles, "session"),
+                            mediator=seccomp.build(profiles, "mediator")),
         )
         self._cages: dict[str, Cage] = {}
         self._adopt()

@@ -99,6 +99,7 @@ class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     detached: bool = False
     """Output goes to the cage's log; the channel says whether the command started, and then ends."""
     own_input: bool = False
+    profile: Literal["session", "delivery"] = "session"
 
 
 class Logs(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="logs"):

@@ -21,7 +21,7 @@ _OLD_NUMBERS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot
 NUMBERS = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
     "open_tree": 428, "move_mount": 429, "clone3": 435, "openat2": 437, "mount_setattr": 442,
-    "landlock_create_ruleset": 444, "landlock_restrict_self": 446,
+    "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
 }
 
 CLONE_NEWTIME = 0x00000080
@@ -153,10 +153,21 @@ def landlock_abi() -> int:
     return max(0, version)
 
 
-def landlock_create_ruleset(*, scoped: int) -> int:
-    attr = _LandlockRulesetAttr(scoped=scoped)
+def landlock_create_ruleset(*, handled: int, scoped: int) -> int:
+    attr = _LandlockRulesetAttr(handled_access_fs=handled, scoped=scoped)
+    # An older kernel takes the first members alone, and refuses a longer structure only where the rest is not zero.
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     return _check(_SYSCALL(NUMBERS["landlock_create_ruleset"], ctypes.byref(attr), size, 0), "landlock ruleset")
+
+
+class _LandlockPathBeneathAttr(ctypes.Structure):
+    _pack_ = 1
+    _fields_ = [("allowed_access", ctypes.c_uint64), ("parent_fd", ctypes.c_int32)]
+
+
+def landlock_add_rule(ruleset: int, directory: int, rights: int) -> None:
+    attr = _LandlockPathBeneathAttr(allowed_access=rights, parent_fd=directory)
+    _check(_SYSCALL(NUMBERS["landlock_add_rule"], ruleset, 1, ctypes.byref(attr), 0), "landlock rule")
 
 
 def landlock_restrict_self(ruleset: int) -> None:

@@ -1,0 +1,50 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Profiles: how what is started in a cage is confined beyond the cage itself.
+
+`session` is for people and their applications; `mediator` for the bus and the cage halves, which touch no home;
+`delivery` for the half that puts a file into the home of its cage's user.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cage_runtime.spawner import landlock, syscall
+from cage_runtime.spawner.seccomp import Filter
+
+
+class ProfileName(StrEnum):
+    SESSION = "session"
+    MEDIATOR = "mediator"
+    DELIVERY = "delivery"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Filters:
+    """The seccomp filters, built before any cage."""
+
+    init: Filter
+    session: Filter
+    mediator: Filter
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Profile:
+    filter: Filter
+    rules: int | None = None
+    """A Landlock ruleset's descriptor; None for no file rules."""
+
+    def restrict_files(self) -> None:
+        """First: what follows opens nothing.  Needs no_new_privs."""
+        if self.rules is not None:
+            syscall.landlock_restrict_self(self.rules)
+
+
+def profiles(filters: Filters, home: str) -> dict[ProfileName, Profile]:
+    """The profiles of one cage, made inside it."""
+    return {
+        ProfileName.SESSION: Profile(filter=filters.session),
+        ProfileName.MEDIATOR: Profile(filter=filters.mediator, rules=landlock.file_rules(())),
+        ProfileName.DELIVERY: Profile(filter=filters.mediator, rules=landlock.file_rules((home,))),
+    }
