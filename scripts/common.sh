@@ -34,26 +34,17 @@ need_packages() {
   rm -f "$log"
 }
 
-# make_venv DIR [EXTRA...]: a virtual environment on the distribution's Python with what pyproject.toml asks of PyPI, whole
-# in itself (a package that the distribution has too is installed all the same), and the distribution's beside it.
+# make_venv DIR SET: a virtual environment on the distribution's Python with scripts/requirements-SET.txt, whole in itself
+# (a package that the distribution has too is installed all the same), and the distribution's beside it.
 make_venv() {
-  local venv=$1 requirements wanted
-  shift
-  mapfile -t requirements < <("$PYTHON" -c '
-import sys, tomllib
-with open("pyproject.toml", "rb") as file:
-    project = tomllib.load(file)["project"]
-print(*project["dependencies"], *(line for extra in sys.argv[1:] for line in project["optional-dependencies"][extra]), sep="\n")
-' "$@")
-  [ ${#requirements[@]} -gt 0 ] || die "the requirements in pyproject.toml could not be read"
-  wanted=$(printf '%s\n' "$("$PYTHON" -VV)" "${requirements[@]}" | sha256sum)
+  local venv=$1 requirements=scripts/requirements-$2.txt wanted
+  wanted=$({ "$PYTHON" -VV && cat "$requirements"; } | sha256sum)
   [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
   say "installing from PyPI into $venv"
   rm -rf "$venv"
   "$PYTHON" -m venv --system-site-packages "$venv"
-  # From 70.1 on setuptools builds a wheel by itself, so that the project installs without the network.
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --upgrade "setuptools>=70.1"
-  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --ignore-installed "${requirements[@]}"
+  "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --ignore-installed --require-hashes \
+    --requirement "$requirements"
   printf '%s\n' "$wanted" >"$venv/.stamp"
 }
 
