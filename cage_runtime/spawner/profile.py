@@ -22,10 +22,11 @@ class ProfileName(StrEnum):
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Filters:
-    """The seccomp filters, built before any cage."""
+    """The seccomp filters, built before any cage; what is not cage-init has that one and its own on top."""
 
     init: Filter
     session: Filter
+    """No more than what makes of cage-init's filter the session's."""
     mediator: Filter
 
 

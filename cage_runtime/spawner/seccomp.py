@@ -73,6 +73,23 @@ def build(directory: Path, name: str) -> Filter:
     return Filter(programs=(_export(allowing), _export(refusing)), unknown=tuple(sorted(unknown)))
 
 
+def without_own(directory: Path, name: str) -> Filter:
+    """What turns the filter of the profile `name`, on a process that has it, into that of the profile it extends.
+
+    All that is started in a cage inherits cage-init's filter; to load another whole one takes 0.4 ms, this 0.05.
+    """
+    profile, *bases = reversed(_with_bases(directory, name))
+    if profile.extends is None or msgspec.structs.replace(profile, allow={}) != _Profile(extends=profile.extends):
+        raise DefinitionError(f"{directory / name}.toml: it may extend another profile by [allow] and nothing else")
+    shared = {call for base in bases for calls in base.allow.values() for call in calls}
+    unknown: set[str] = set()
+    policy = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
+    policy.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    for call in sorted({call for calls in profile.allow.values() for call in calls} - shared):
+        _add(policy, pyseccomp.ERRNO(errno.ENOSYS), call, [], unknown)
+    return Filter(programs=(_export(policy),), unknown=tuple(sorted(unknown)))
+
+
 def _with_bases(directory: Path, name: str) -> list[_Profile]:
     file = directory / f"{name}.toml"
     try:

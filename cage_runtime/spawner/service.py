@@ -60,7 +60,7 @@ class Service:
         profiles = _profiles(config)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), etc=root.SharedEtc(run / "etc"),
-            filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.build(profiles, "session"),
+            filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
                             mediator=seccomp.build(profiles, "mediator")),
         )
         self._cages: dict[str, Cage] = {}
