@@ -210,8 +210,9 @@ def _become_root(name: str) -> None:
     syscall.unshare(syscall.CLONE_NEWCGROUP)
     syscall.keyctl_join_session_keyring()
     syscall.sethostname(name)
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
-        signal.signal(number, signal.SIG_IGN)
+    # The kernel drops what PID 1 of a namespace does not handle; what it starts inherits the defaults (signal(7)).
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, signal.SIG_DFL)
     signal.set_wakeup_fd(-1)
 
 

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import ctypes
 import os
+from collections.abc import Iterable
 
 import prctl
 
@@ -40,19 +41,27 @@ class _Data(ctypes.Structure):
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def bound(capabilities: frozenset[int]) -> None:
-    """Drop everything else from the bounding set, for good; needs CAP_SETPCAP."""
-    for capability in range(LAST + 1):
+def bound(capabilities: frozenset[int], *, of: Iterable[int] = range(LAST + 1)) -> None:
+    """Drop everything else from the bounding set, for good; needs CAP_SETPCAP.  No more is there than `of`."""
+    for capability in of:
         if capability not in capabilities:
             syscall.capbset_drop(capability)
 
 
+def _sets(capabilities: frozenset[int]) -> ctypes.Array[_Data]:
+    mask = sum(1 << capability for capability in capabilities)
+    return (_Data * 2)(*(_Data(effective=part, permitted=part) for part in (mask & 0xFFFFFFFF, mask >> 32)))
+
+
+_HEADER = _Header(version=0x20080522)  # _LINUX_CAPABILITY_VERSION_3
+_NONE = _sets(frozenset())
+"""Made once: every command in a cage starts by holding nothing."""
+
+
 def hold(capabilities: frozenset[int]) -> None:
     """Drop everything else from the permitted, effective, inheritable and (so) ambient sets."""
-    mask = sum(1 << capability for capability in capabilities)
-    header = _Header(version=0x20080522)  # _LINUX_CAPABILITY_VERSION_3
-    data = (_Data * 2)(*(_Data(effective=part, permitted=part) for part in (mask & 0xFFFFFFFF, mask >> 32)))
-    if _LIBC.capset(ctypes.byref(header), data) < 0:
+    sets = _sets(capabilities) if capabilities else _NONE
+    if _LIBC.capset(ctypes.byref(_HEADER), sets) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "capset")
 

@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cage_runtime.model import MEDIATOR_UID, USER_UID
-from cage_runtime.spawner import capability
+from cage_runtime.spawner import capability, syscall
 from cage_runtime.spawner.profile import Profile, ProfileName
 from cage_runtime.spawner.spec import Spawn, Terminal
 
@@ -130,7 +130,7 @@ def start(command: Command, streams: Streams, profile: Profile, processes: int) 
     """The pid of `command`, started; NotStarted says why it was not."""
     trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
     try:
-        pid = os.fork()
+        pid = syscall.fork()
     except OSError as error:
         os.close(trouble_read)
         os.close(trouble_write)
@@ -161,7 +161,8 @@ def _become(command: Command, streams: Streams, profile: Profile, processes: int
     """In the child: never returns; tells `trouble` the errno and the step that failed."""
     step = "set-up"
     try:
-        _reset_signals()
+        # Signals need nothing: cage-init ignores none, and what it handles exec makes default again.
+        signal.set_wakeup_fd(-1)
         os.setsid()
         profile.restrict_files()
         trouble = _place(streams.inner, command.activation, trouble)
@@ -169,7 +170,7 @@ def _become(command: Command, streams: Streams, profile: Profile, processes: int
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_processes(processes)
-        capability.bound(frozenset())
+        capability.bound(frozenset(), of=capability.INIT_CEILING)
         os.setgroups([])
         os.setresgid(command.uid, command.uid, command.uid)
         os.setresuid(command.uid, command.uid, command.uid)
@@ -184,14 +185,6 @@ def _become(command: Command, streams: Streams, profile: Profile, processes: int
     except OSError as error:
         os.write(trouble, f"{error.errno} {step}".encode())
     os._exit(127)
-
-
-def _reset_signals() -> None:
-    signal.set_wakeup_fd(-1)
-    # All of them: what is ignored stays so over exec, and cage-init ignores more than Python does.
-    for number in signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}:
-        signal.signal(number, signal.SIG_DFL)
-    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def _place(inner: tuple[int, int, int], activation: int | None, trouble: int) -> int:

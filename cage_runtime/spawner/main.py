@@ -137,8 +137,17 @@ def _prepare(config: RuntimeConfig) -> None:
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
     capability.one_way()
+    _default_signals()
     os.umask(0o022)
     os.chdir("/")
+
+
+def _default_signals() -> None:
+    """What whoever started us ignored or blocked, no cage is to inherit; PID 1 of a cage sees to Python's own."""
+    pythons = {signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ}
+    for number in signal.valid_signals() - pythons - {signal.SIGKILL, signal.SIGSTOP}:
+        signal.signal(number, signal.SIG_DFL)
+    signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
 def main() -> int:

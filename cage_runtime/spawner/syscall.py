@@ -2,7 +2,7 @@
 """One thin wrapper per system call that Python lacks, named as the call; OSError carries the path or the object.
 
 Law of this room: no decision is taken here, and no wrapper does two things.  Numbers are those of x86-64 and
-arm64, which agree for every call added since Linux 5.0; pivot_root and keyctl differ and are looked up.
+arm64, which agree for every call added since Linux 5.0; those of older calls differ and are looked up.
 """
 
 from __future__ import annotations
@@ -17,7 +17,10 @@ _SYSCALL = _LIBC.syscall
 _SYSCALL.restype = ctypes.c_long
 
 _MACHINE = platform.machine()
-_OLD_NUMBERS = {"x86_64": {"pivot_root": 155, "keyctl": 250}, "aarch64": {"pivot_root": 41, "keyctl": 219}}
+_OLD_NUMBERS = {
+    "x86_64": {"clone": 56, "pivot_root": 155, "keyctl": 250},
+    "aarch64": {"clone": 220, "pivot_root": 41, "keyctl": 219},
+}
 NUMBERS = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
     "open_tree": 428, "move_mount": 429, "clone3": 435, "openat2": 437, "mount_setattr": 442,
@@ -81,6 +84,13 @@ def clone3(flags: int, *, cgroup: int) -> tuple[int, int]:
                       exit_signal=signal.SIGCHLD, cgroup=cgroup)
     pid = _check(_SYSCALL(NUMBERS["clone3"], ctypes.byref(args), ctypes.sizeof(args)), "clone3")
     return (pid, pidfd.value) if pid else (0, -1)
+
+
+def fork() -> int:
+    """A fork without what Python and the C library do around theirs, half a millisecond; clone and not clone3, because
+    cage-init's own filter takes that one away.  For a single-threaded caller whose child soon executes or ends.
+    """
+    return _check(_SYSCALL(NUMBERS["clone"], ctypes.c_ulong(signal.SIGCHLD), None, None, None, None), "fork")
 
 
 def unshare(flags: int) -> None:
