@@ -185,9 +185,11 @@ def _kill_group(process: subprocess.Popen[bytes]) -> None:
 
 
 def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, bytes]:
+    """What `process` prints until it has ended: one that has closed its output may still have work to do."""
     output, complaint = bytearray(), bytearray()
     program = escape(" ".join(map(str, process.args[4:6]))) if isinstance(process.args, tuple) else "a program"
-    with selectors.DefaultSelector() as selector:
+    with selectors.DefaultSelector() as selector, os.fdopen(os.pidfd_open(process.pid), "rb") as ended:
+        selector.register(ended, selectors.EVENT_READ)
         for pipe, kept in ((process.stdout, output), (process.stderr, complaint)):
             if pipe is not None:
                 selector.register(pipe, selectors.EVENT_READ, kept)
@@ -196,6 +198,9 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
             if not ready:
                 raise RuntimeFailure(f"{program} did not end in the time it is given")
             for key, _ in ready:
+                if key.fileobj is ended:
+                    selector.unregister(ended)
+                    continue
                 part = os.read(key.fd, 65536)
                 if not part:
                     selector.unregister(key.fileobj)
