@@ -6,7 +6,9 @@ Unknown keys are errors that name file and line; a value out of its bounds is re
 
 from __future__ import annotations
 
+import grp
 import os
+import pwd
 import re
 import tomllib
 from collections.abc import Iterator
@@ -15,7 +17,7 @@ from typing import Annotated, Literal, TypeVar, get_args, get_origin
 
 import msgspec
 
-from cage_runtime.errors import DefinitionError
+from cage_runtime.errors import DefinitionError, HostUnsupported, UsageError
 from cage_runtime.model import COMPARTMENTS_MAX, DEFINITION_BYTES_MAX, DESCRIPTION_MAX, SIZE_PATTERN, Levels
 from cage_runtime.text import escape
 
@@ -114,6 +116,22 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     users: Users = Users()
 
 
+def uid_of(user: str) -> int:
+    """The uid of one of the system users of caged.conf; HostUnsupported where this host does not have it."""
+    try:
+        return pwd.getpwnam(user).pw_uid
+    except KeyError as error:
+        raise HostUnsupported(f"there is no user {user} on this host; scripts/install adds it") from error
+
+
+def gid_of(group: str) -> int:
+    """As `uid_of`, for a group."""
+    try:
+        return grp.getgrnam(group).gr_gid
+    except KeyError as error:
+        raise HostUnsupported(f"there is no group {group} on this host; scripts/install adds it") from error
+
+
 class _LevelsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     levels: Annotated[list[_Word], msgspec.Meta(min_length=1, max_length=32)]
     compartments: Annotated[list[_Word], msgspec.Meta(max_length=256)] = []
@@ -138,6 +156,14 @@ def parse_table(text: str, kind: type[_Table], file: str) -> _Table:
     except msgspec.ValidationError as error:
         fault = _Fault.of(str(error))
         raise DefinitionError(f"{file}:{line_of(text, fault.keys)}: {fault.sentence(kind)}") from error
+
+
+def convert(untrusted_values: object, kind: type[_Table]) -> _Table:
+    """`untrusted_values`, the options of a request, as a `kind`; UsageError names the one that is wrong, and how."""
+    try:
+        return msgspec.convert(untrusted_values, kind)
+    except msgspec.ValidationError as error:
+        raise UsageError(_Fault.of(str(error)).sentence(kind, "option")) from error
 
 
 def _not_toml(text: str, file: str, message: str) -> str:
@@ -181,13 +207,13 @@ class _Fault(msgspec.Struct, frozen=True, kw_only=True):
             of_a_key=bool(found and found[1]),
         )
 
-    def sentence(self, kind: type[msgspec.Struct]) -> str:
+    def sentence(self, kind: type[msgspec.Struct], noun: str = "key") -> str:
         """The fault in the words of the file, with the place in it."""
         place = f"{self.place}: " if self.place else ""
         if self.of_a_key:
             place += "a key in it "
         if self.unknown is not None:
-            return f'{place}unknown key "{escape(self.unknown, limit=60)}"'
+            return f'{place}unknown {noun} "{escape(self.unknown, limit=60)}"'
         return place + (self._in_words(kind) or escape(self.message))
 
     def _in_words(self, kind: type[msgspec.Struct]) -> str | None:

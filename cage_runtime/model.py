@@ -180,7 +180,8 @@ class Levels:
             raise UnknownLevel(f'there is no level "{escape(level, limit=40)}"; this host has {", ".join(self.names)}')
         wanted = frozenset(compartments)
         if unknown := sorted(wanted - self.compartments):
-            raise UsageError(f'there is no compartment "{escape(unknown[0], limit=40)}"; levels.toml names them')
+            there = ", ".join(sorted(self.compartments)) or "none; levels.toml names them"
+            raise UsageError(f'there is no compartment "{escape(unknown[0], limit=40)}"; this host has {there}')
         return Label(level=level, rank=self.names.index(level), compartments=wanted)
 
 

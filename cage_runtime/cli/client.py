@@ -7,6 +7,8 @@ that says what would help.
 
 from __future__ import annotations
 
+import os
+
 from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NotAuthorized, RuntimeFailure, from_bus
 
@@ -35,9 +37,11 @@ class NotRunning(RuntimeFailure):
 class Peer:
     """One object of one program on the bus."""
 
-    def __init__(self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str) -> None:
+    def __init__(
+        self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str, root_only: bool = False
+    ) -> None:
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
-        self._who, self._absent = who, absent
+        self._who, self._absent, self._root_only = who, absent, root_only
 
     def call(
         self,
@@ -62,25 +66,28 @@ class Peer:
                 meanwhile=meanwhile,
             )
         except BusError as error:
-            raise self._error(error) from error
+            raise self._error(error, member) from error
         except TimeoutError as error:
             raise RuntimeFailure(f"{self._who} did not answer {member} within {CALL_SECONDS:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
 
-    def _error(self, error: BusError) -> CageError:
+    def _error(self, error: BusError, member: str) -> CageError:
         if error.name.startswith(BUS_ERROR_PREFIX):
             return from_bus(error.name, error.sentence)
         if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
             return NotRunning(self._absent)
         if error.name in _ENDED:
             return RuntimeFailure(f"{self._who} ended before it answered; see its journal, and try again")
+        if error.name in _FORBIDDEN and self._root_only and os.geteuid() != 0:
+            return NotAuthorized(f"{member} needs root on this host; use sudo")
         if error.name in _FORBIDDEN:
             return NotAuthorized(f"the bus does not let this user ask that of {self._who}: {error.sentence}")
         return RuntimeFailure(f"{self._who}: {error.sentence or error.name}")
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent)
+        shared = {"who": self._who, "absent": self._absent}
+        return Peer(self._bus, self._name, path, interface, root_only=self._root_only, **shared)
 
     def close(self) -> None:
         self._bus.close()
@@ -89,7 +96,8 @@ class Peer:
 def core() -> Peer:
     """caged's manager on the system bus."""
     absent = "caged is not running; start it with systemctl start caged or caged --standalone"
-    return Peer(Connection(), CORE_NAME, CORE_PATH, CORE_NAME + ".Manager", who="caged", absent=absent)
+    manager = CORE_NAME + ".Manager"
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=absent, root_only=True)
 
 
 def job(manager: Peer, path: str) -> Peer:

@@ -112,7 +112,8 @@ class Connection:
             raise self._no_bus(error) from error
 
     def _no_bus(self, error: OSError) -> NoSystemBus:
-        return NoSystemBus(f"no system bus at {self.address} ({error.strerror}); start dbus, or caged --standalone")
+        start = "start it: systemctl start dbus, or dbus-daemon --system --fork"
+        return NoSystemBus(f"no system bus at {self.address} ({error.strerror}); {start}")
 
     def close(self) -> None:
         if self._bus:

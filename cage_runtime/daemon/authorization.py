@@ -3,10 +3,8 @@
 
 from __future__ import annotations
 
-import pwd
-
 from cage_runtime.bus import Bus
-from cage_runtime.config import Users
+from cage_runtime.config import Users, uid_of
 from cage_runtime.errors import NotAuthorized
 
 MEDIATORS = ("files",)
@@ -15,7 +13,7 @@ MEDIATORS = ("files",)
 class Authorization:
     def __init__(self, bus: Bus, users: Users) -> None:
         self._bus = bus
-        self._mediators = {pwd.getpwnam(getattr(users, name)).pw_uid: name for name in MEDIATORS}
+        self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
 
     async def person(self, sender: str, member: str) -> int:
         """The uid of the person who calls `member`; NotAuthorized unless that is root."""

@@ -3,13 +3,24 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TypeVar
 
 import msgspec
 
-from cage_runtime.config import Definition, Limits, Network, Paths, masked_file, parse_definition, read_text
-from cage_runtime.errors import HostUnsupported, UsageError
-from cage_runtime.model import DEFAULT_EPHEMERAL_BYTES, DEFAULT_TASKS, check_cage_name, parse_size
+from cage_runtime.config import (
+    Definition,
+    Limits,
+    Network,
+    Paths,
+    convert,
+    line_of,
+    masked_file,
+    parse_definition,
+    read_text,
+)
+from cage_runtime.errors import HostUnsupported, InvalidName, UnknownLevel, UsageError
+from cage_runtime.model import DEFAULT_EPHEMERAL_BYTES, DEFAULT_TASKS, Levels, check_cage_name, parse_size
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
 
@@ -59,12 +70,32 @@ def _base(options: CreateOptions, paths: Paths) -> Definition:
         raise UsageError("a cage is made from a template or from a file, not from both")
     if options.definition is not None:
         return parse_definition(options.definition, escape(options.definition_file, limit=200))
-    template = masked_file(paths, f"templates.d/{check_cage_name(options.template or 'default')}.toml")
+    template = _template(options.template or "default", paths)
     if template is not None:
         return parse_definition(read_text(template), str(template))
     if options.template is not None:
-        raise UsageError(f'there is no template "{options.template}" in {paths.administrator} or {paths.shipped}')
+        shown = escape(options.template, limit=40)
+        raise UsageError(f'there is no template "{shown}"; {paths.administrator}/templates.d is where yours belong')
     return Definition()
+
+
+def _template(untrusted_name: str, paths: Paths) -> Path | None:
+    try:
+        return masked_file(paths, f"templates.d/{check_cage_name(untrusted_name)}.toml")
+    except InvalidName:
+        return None
+
+
+def check_label(definition: Definition, options: CreateOptions, levels: Levels) -> None:
+    """UsageError, with the line where a file says so, unless this host has the level and the compartments."""
+    try:
+        levels.label(definition.level, definition.compartments)
+    except UsageError as error:
+        key = "level" if isinstance(error, UnknownLevel) else "compartments"
+        if options.definition is None or getattr(options, key) is not None:
+            raise
+        file = f"{escape(options.definition_file, limit=200)}:{line_of(options.definition, (key,))}"
+        raise type(error)(f"{file}: {key}: {error.sentence}") from error
 
 
 _Table = TypeVar("_Table", bound=msgspec.Struct)
@@ -72,11 +103,7 @@ _Table = TypeVar("_Table", bound=msgspec.Struct)
 
 def _changed(table: _Table, changes: dict[str, object]) -> _Table:
     """`table` with `changes` (keys as in cage.toml), checked as a file's would be."""
-    try:
-        return msgspec.convert({**msgspec.to_builtins(table), **changes}, type(table))
-    except msgspec.ValidationError as error:
-        key = str(error).rpartition("`$.")[2].rstrip("`") or ", ".join(changes)
-        raise UsageError(f"{escape(key, limit=60)}: {str(error).partition(' - at')[0]}") from error
+    return convert({**msgspec.to_builtins(table), **changes}, type(table))
 
 
 def _network(untrusted_mode: str) -> Network:

@@ -27,7 +27,7 @@ from cage_runtime.daemon.service import CoreService, MediationService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry
-from cage_runtime.errors import CageError, HostUnsupported
+from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME
 from cage_runtime.notify import notify
 
@@ -126,6 +126,9 @@ def main() -> int:
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
+    except OSError as error:
+        LOG.critical("%s", error)
+        return RuntimeFailure.exit_status
     return 0
 
 

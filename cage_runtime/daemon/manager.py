@@ -17,7 +17,7 @@ from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Definition, Paths, render_definition
 from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.define import CreateOptions, birth_limits, compose, home_bounds
+from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label, compose, home_bounds
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Record, Registry, now
@@ -143,7 +143,7 @@ class Manager:
         if len(self._cages) + len(self._coming) >= CAGES_MAX:
             raise RuntimeFailure(f"this host has {CAGES_MAX} cages already; destroy one that is not needed")
         definition = compose(options, self._paths)
-        self.levels.label(definition.level, definition.compartments)
+        check_label(definition, options, self.levels)
         birth_limits(definition, self.controllers)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
         self._coming[name] = record.uuid

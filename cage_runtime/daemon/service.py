@@ -14,6 +14,7 @@ import msgspec
 from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Bus, Call, Handler, Service, Value, described
+from cage_runtime.config import convert
 from cage_runtime.daemon import doctor
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
@@ -47,12 +48,7 @@ class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 def options(untrusted_options: dict[str, Variant], kind: type[_Options]) -> _Options:
     """The a{sv} of a call as a `kind`; UsageError names an option that is unknown or of the wrong type."""
-    plain = {key: variant.value for key, variant in untrusted_options.items()}
-    try:
-        return msgspec.convert(plain, kind)
-    except msgspec.ValidationError as error:
-        text = str(error).replace("Object contains unknown field", "unknown option").replace("`", '"').replace("$.", "")
-        raise UsageError(text) from error
+    return convert({key: variant.value for key, variant in untrusted_options.items()}, kind)
 
 
 def cage_path(name: str) -> str:

@@ -17,7 +17,8 @@ import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
-from cage_runtime.config import RuntimeConfig
+from cage_runtime.bus import Bus
+from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.errors import HostUnsupported, RuntimeFailure
 
 LOG = logging.getLogger("caged")
@@ -96,10 +97,7 @@ class Supervisor:
 
 async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: int | None) -> int:
     """Run the core until SIGTERM; RuntimeFailure where it does not come up."""
-    if os.geteuid() != 0:
-        raise HostUnsupported("caged --standalone starts a process that makes namespaces: run it as root")
-    if shutil.which("setpriv", path="/usr/bin") is None:
-        raise HostUnsupported("setpriv is missing; install util-linux")
+    await _check_host(config)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
@@ -119,6 +117,21 @@ async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: i
                 task.cancel()
             await supervisor.stop()
     return 0
+
+
+async def _check_host(config: RuntimeConfig) -> None:
+    """HostUnsupported or NoSystemBus for what no child could do anything about, before there is any."""
+    if os.geteuid() != 0:
+        raise HostUnsupported("caged --standalone starts a process that makes namespaces: run it as root")
+    if shutil.which("setpriv", path="/usr/bin") is None:
+        raise HostUnsupported("setpriv is missing; install util-linux")
+    gid_of(config.users.gateways)
+    for child in children(config):
+        uid_of(child.user or "root")
+        program = Path(config.paths.runtime, "bin", child.program)
+        if not os.access(program, os.X_OK):
+            raise HostUnsupported(f"{program} is not there; install the runtime, or name its place in caged.conf")
+    (await Bus.connect()).disconnect()
 
 
 async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, readiness: Readiness,

@@ -138,8 +138,8 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
 def _not_cloned(error: OSError) -> RuntimeFailure:
     if error.filename == "clone3":
         return HostUnsupported(
-            f"this host gives no new user namespace ({error.strerror}); see sysctl user.max_user_namespaces and "
-            "kernel.unprivileged_userns_clone"
+            f"this host gives no new namespaces to cages ({error.strerror}); raise the sysctl "
+            "user.max_user_namespaces, and see cagectl doctor"
         )
     return RuntimeFailure(f"the cage could not be started: {error}")
 

@@ -13,7 +13,6 @@ import fcntl
 import gc
 import logging
 import os
-import pwd
 import signal
 import socket
 import struct
@@ -22,8 +21,8 @@ from pathlib import Path
 
 import msgspec
 
-from cage_runtime.config import RuntimeConfig, load_runtime
-from cage_runtime.errors import CageError, HostUnsupported
+from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
+from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.notify import notify
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import Loop
@@ -39,7 +38,7 @@ class Server:
     def __init__(self, config: RuntimeConfig, loop: Loop) -> None:
         self._loop = loop
         self._peer: socket.socket | None = None
-        self._caged = pwd.getpwnam(config.users.caged).pw_uid
+        self._caged = uid_of(config.users.caged)
         self.service = Service(config, loop, self._caged, self._send)
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
         loop.watch(self._listener.fileno(), self._accept)
@@ -163,6 +162,9 @@ def main() -> int:
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
+    except OSError as error:
+        LOG.critical("%s", error)
+        return RuntimeFailure.exit_status
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gc.collect()
     gc.freeze()

@@ -9,11 +9,10 @@ from __future__ import annotations
 
 import os
 import pwd
-import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-from cage_runtime.config import RuntimeConfig
+from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, LAST_RANGE
 from cage_runtime.spawner import birth, root, seccomp, syscall
@@ -217,13 +216,15 @@ def _make_directories(config: RuntimeConfig) -> None:
         (state / "audit", 0o700, users.caged), (state / "flatpak", 0o755, users.apps),
         (state / "staging", 0o700, users.files),
     ):
+        uid = uid_of(owner)
         directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        shutil.chown(directory, owner, pwd.getpwnam(owner).pw_gid)
+        os.chown(directory, uid, pwd.getpwuid(uid).pw_gid)
         directory.chmod(mode)
     # Gateways can be reached by caged and the mediators' core halves, and by nobody else of the host.
+    group = gid_of(config.users.gateways)
     gateways = run / "gateways"
     gateways.mkdir(mode=0o710, exist_ok=True)
-    shutil.chown(gateways, "root", config.users.gateways)
+    os.chown(gateways, 0, group)
     gateways.chmod(0o710)
 
 

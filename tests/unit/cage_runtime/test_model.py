@@ -71,7 +71,7 @@ def test_labels() -> None:
     assert level.value.sentence == 'there is no level "sec\\x1bret"; this host has public, internal, secret'
     with pytest.raises(UsageError) as compartment:
         LEVELS.label("secret", ["finance", "navy"])
-    assert compartment.value.sentence == 'there is no compartment "navy"; levels.toml names them'
+    assert compartment.value.sentence == 'there is no compartment "navy"; this host has finance, medical'
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ def test_a_good_line_gets_as_far_as_the_bus(line: str, capsys: pytest.CaptureFix
     assert status == 125
     assert out == ""
     assert err.startswith("cagectl: no system bus at unix:path=")
-    assert err.endswith("; start dbus, or caged --standalone\n")
+    assert err.endswith("; start it: systemctl start dbus, or dbus-daemon --system --fork\n")
     assert err.count("\n") == 1
 
 
