@@ -273,7 +273,8 @@ def _only(listener: socket.socket, told: int) -> int:
 
 def _seal(init_filter: Filter) -> None:
     """From here on this process and all it starts can only lose rights (law 6)."""
-    capability.bound(capability.INIT_CEILING)
+    # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
+    capability.drop_bounding_set()
     capability.lock_securebits()
     capability.hold(capability.INIT_CEILING)
     capability.one_way()

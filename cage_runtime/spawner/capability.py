@@ -9,17 +9,16 @@ from __future__ import annotations
 
 import ctypes
 import os
-from collections.abc import Iterable
 
 import prctl
 
 from cage_runtime.spawner import syscall
 
-CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN = 0, 5, 6, 7, 8, 21
+CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 0, 5, 6, 7, 21
 
-INIT_CEILING = frozenset({CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN})
-"""What cage-init needs for good: give pipes to a session, signal it, become it, drop its bounding set, and attach
-the applications that the spawner hands over.  All of it counts in the cage's user namespace alone."""
+INIT_CEILING = frozenset({CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN})
+"""What cage-init needs for good: give pipes to a session, signal it, become it, and attach the applications
+that the spawner hands over.  All of it counts in the cage's user namespace alone."""
 
 
 def last_capability() -> int:
@@ -41,11 +40,10 @@ class _Data(ctypes.Structure):
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def bound(capabilities: frozenset[int], *, of: Iterable[int] = range(LAST + 1)) -> None:
-    """Drop everything else from the bounding set, for good; needs CAP_SETPCAP.  No more is there than `of`."""
-    for capability in of:
-        if capability not in capabilities:
-            syscall.capbset_drop(capability)
+def drop_bounding_set() -> None:
+    """No exec gives a capability any more, in this process and all it starts; needs CAP_SETPCAP."""
+    for capability in range(LAST + 1):
+        syscall.capbset_drop(capability)
 
 
 def _sets(capabilities: frozenset[int]) -> ctypes.Array[_Data]:

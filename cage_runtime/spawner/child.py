@@ -126,8 +126,39 @@ _TIOCGPTPEER = 0x5441
 """Opens the other end of a pty without a path that could be swapped (ioctl_tty(2), Linux 4.13)."""
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Image:
+    """What execve(2) takes, for each place where the program may be."""
+
+    programs: tuple[str, ...]
+    argv: list[str]
+    environment: dict[str, str]
+
+    @staticmethod
+    def of(command: Command) -> _Image:
+        name = command.argv[0]
+        programs = (name,) if "/" in name else tuple(f"{directory}/{name}" for directory in PATH.split(":"))
+        return _Image(programs=programs, argv=list(command.argv), environment=dict(command.environment()))
+
+    def execute(self) -> None:
+        """Becomes the first of the programs that is there; OSError says why none could be, as a shell has it."""
+        if "LISTEN_FDS" in self.environment:
+            self.environment["LISTEN_PID"] = str(os.getpid())
+        refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        for program in self.programs:
+            try:
+                os.execve(program, self.argv, self.environment)  # noqa: S606 - a shell is what we do not want
+            except (FileNotFoundError, NotADirectoryError):
+                continue
+            except OSError as error:
+                refused = error
+        raise refused
+
+
 def start(command: Command, streams: Streams, profile: Profile, processes: int) -> int:
     """The pid of `command`, started; NotStarted says why it was not."""
+    # All that can be made before the fork is: each page that the child writes first has to be copied.
+    image = _Image.of(command)
     trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
     try:
         pid = syscall.fork()
@@ -136,10 +167,12 @@ def start(command: Command, streams: Streams, profile: Profile, processes: int) 
         os.close(trouble_write)
         raise NotStarted(125, f"the cage has no room for another process: {error.strerror}") from error
     if pid == 0:
-        _become(command, streams, profile, processes, trouble_write)
+        _become(command, image, streams, profile, processes, trouble_write)
     os.close(trouble_write)
-    with os.fdopen(trouble_read, "rb") as trouble:
-        told = trouble.read(4096)
+    try:
+        told = os.read(trouble_read, 4096)
+    finally:
+        os.close(trouble_read)
     if not told:
         return pid
     os.waitpid(pid, 0)
@@ -157,7 +190,7 @@ def _not_started(number: int, subject: str, program: str) -> NotStarted:
     return NotStarted(125, f"the command could not be started: {subject}: {os.strerror(number)}")
 
 
-def _become(command: Command, streams: Streams, profile: Profile, processes: int, trouble: int) -> None:
+def _become(command: Command, image: _Image, streams: Streams, profile: Profile, processes: int, trouble: int) -> None:
     """In the child: never returns; tells `trouble` the errno and the step that failed."""
     step = "set-up"
     try:
@@ -170,7 +203,6 @@ def _become(command: Command, streams: Streams, profile: Profile, processes: int
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
         resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_processes(processes)
-        capability.bound(frozenset(), of=capability.INIT_CEILING)
         os.setgroups([])
         os.setresgid(command.uid, command.uid, command.uid)
         os.setresuid(command.uid, command.uid, command.uid)
@@ -181,7 +213,7 @@ def _become(command: Command, streams: Streams, profile: Profile, processes: int
         step = "filter"
         profile.filter.load()
         step = "exec"
-        _execute(command)
+        image.execute()
     except OSError as error:
         os.write(trouble, f"{error.errno} {step}".encode())
     os._exit(127)
@@ -207,10 +239,3 @@ def _limit_processes(processes: int) -> None:
     _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
     limit = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
     resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
-
-
-def _execute(command: Command) -> None:
-    environment = dict(command.environment())
-    if command.activation is not None:
-        environment["LISTEN_PID"] = str(os.getpid())
-    os.execvpe(command.argv[0], list(command.argv), environment)  # noqa: S606 - a shell is what we do not want

@@ -185,7 +185,7 @@ def landlock_restrict_self(ruleset: int) -> None:
 
 
 def capbset_drop(capability: int) -> None:
-    _check(_LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), f"capability {capability}")
+    _check(_LIBC.prctl(PR_CAPBSET_DROP, capability, 0, 0, 0), "capability bounding set")
 
 
 def sethostname(name: str) -> None:
