@@ -43,7 +43,7 @@ def enter_scope() -> bool:
 def file_rules(writable: tuple[str, ...]) -> int | None:
     """A ruleset: READABLE can be read and executed, /dev/null and what is beneath `writable` written too.
 
-    None where the kernel has no Landlock.  Made by the root of the cage, for children to restrict themselves by.
+    None where the kernel has no Landlock.  Made as the root of the cage, by whom is to be restricted by it.
     """
     abi = syscall.landlock_abi()
     if abi == 0:

@@ -7,6 +7,7 @@
 
 from __future__ import annotations
 
+import os
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -33,19 +34,24 @@ class Filters:
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Profile:
     filter: Filter
-    rules: int | None = None
-    """A Landlock ruleset's descriptor; None for no file rules."""
+    writable: tuple[str, ...] | None = None
+    """What Landlock lets it write; None for no file rules."""
 
     def restrict_files(self) -> None:
-        """First: what follows opens nothing.  Needs no_new_privs."""
-        if self.rules is not None:
-            syscall.landlock_restrict_self(self.rules)
+        """In the child, first: what follows opens nothing.  Needs no_new_privs.
+
+        The rules are made here and not at birth, because most cages never have use for them.
+        """
+        rules = None if self.writable is None else landlock.file_rules(self.writable)
+        if rules is not None:
+            syscall.landlock_restrict_self(rules)
+            os.close(rules)
 
 
 def profiles(filters: Filters, home: str) -> dict[ProfileName, Profile]:
-    """The profiles of one cage, made inside it."""
+    """The profiles of a cage whose user's home is `home`."""
     return {
         ProfileName.SESSION: Profile(filter=filters.session),
-        ProfileName.MEDIATOR: Profile(filter=filters.mediator, rules=landlock.file_rules(())),
-        ProfileName.DELIVERY: Profile(filter=filters.mediator, rules=landlock.file_rules((home,))),
+        ProfileName.MEDIATOR: Profile(filter=filters.mediator, writable=()),
+        ProfileName.DELIVERY: Profile(filter=filters.mediator, writable=(home,)),
     }
