@@ -8,6 +8,7 @@ chain is opened next, and a record says how much it was.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import hashlib
 import mmap
@@ -101,7 +102,9 @@ class Chain:
                 self._rotate()
             self._write(line, durable)
         except OSError as error:
-            raise RuntimeFailure(f"no audit record can be written in {self._directory}: {error.strerror}") from error
+            advice = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
+            raise RuntimeFailure(fault) from error
         new_head = _Head(sequence=record.sequence, hash=record.hash)
         self._end = replace(self._end, size=self._end.size + len(line), head=new_head)
 
@@ -208,7 +211,9 @@ class Chain:
         try:
             written = os.write(self._fd, line)
             if written != len(line):
-                raise OSError(0, f"only {written} of {len(line)} bytes were taken")
+                written += os.write(self._fd, line[written:])  # which says why
+            if written != len(line):
+                raise OSError(errno.EIO, f"only {written} of {len(line)} bytes were taken")
             if durable:
                 os.fdatasync(self._fd)
         except OSError:

@@ -63,11 +63,11 @@ class Applications:
                 raise
         async with cage.lock:
             self._manager.find(cage.name)
+            self._manager.record(Kind.APPLICATION_INSTALLED, cage, entry)
             allowed = cage.record.definition.apps.allow
             if application not in allowed:
                 self._allow(cage, [*allowed, application])
             await self.show(cage, application)
-        self._manager.record(Kind.APPLICATION_INSTALLED, cage, entry)
         return entry
 
     async def update(self, cage: Cage) -> dict[str, str]:
@@ -90,11 +90,11 @@ class Applications:
             rest = [other for other in allowed if other != application]
             needed = {tree for other in rest for tree in await self._trees(other)}
             gone = [tree for tree in await self._trees(application) if tree not in needed]
+            self._manager.record(Kind.APPLICATION_REMOVED, cage, {"application": application})
             self._allow(cage, rest)
             if cage.state is CageState.RUNNING and gone:
                 await self._manager.spawner.ask(
                     spec.Conceal(id=self._manager.spawner.number(), uuid=cage.uuid, trees=gone))
-        self._manager.record(Kind.APPLICATION_REMOVED, cage, {"application": application})
         if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
             async with self._turn:
                 await self._ask("Remove", "s", application)

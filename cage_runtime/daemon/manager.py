@@ -160,17 +160,17 @@ class Manager:
         except (CageError, OSError) as error:
             await self._clear(record.uuid)
             if isinstance(error, OSError):
-                raise RuntimeFailure(f"{record.name} could not be written down: {error}") from error
+                raise RuntimeFailure(f"{record.name} could not be written down: {error.strerror}") from error
             raise
         cage = self._admit(record)
-        self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level})
-        if start:
-            try:
+        try:
+            self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level})
+            if start:
                 async with cage.lock:
                     await self._start(cage)
-            except CageError:
-                await self._unmake(cage)
-                raise
+        except CageError:
+            await self._unmake(cage)
+            raise
         return cage
 
     async def start(self, cage: Cage) -> None:
@@ -193,15 +193,21 @@ class Manager:
             ))
             self._gateways.open(cage.name, cage.uuid)
         except (CageError, OSError) as error:
+            if isinstance(error, OSError):
+                await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self._set(cage, before)
             self.record(Kind.CAGE_FAILED, cage, {"why": str(error)})
             if isinstance(error, OSError):
-                await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
                 raise RuntimeFailure(f"{cage.name} could not be started: {error}") from error
             raise
         cage.unenforced = unenforced
         self._set(cage, CageState.RUNNING)
-        self.record(Kind.CAGE_STARTED, cage)
+        try:
+            self.record(Kind.CAGE_STARTED, cage)
+        except RuntimeFailure:
+            await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
+            self._ended(cage)
+            raise
         if self.started is not None:
             await self.started(cage)
 
@@ -213,10 +219,11 @@ class Manager:
             await self._stop(cage, seconds)
 
     async def _stop(self, cage: Cage, seconds: float) -> None:
+        # Before it is done, as everything here: what cannot be recorded is not done.
+        self.record(Kind.CAGE_STOPPED, cage)
         self._set(cage, CageState.STOPPING)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
         self._ended(cage)
-        self.record(Kind.CAGE_STOPPED, cage)
 
     def _ended(self, cage: Cage) -> None:
         self._gateways.close(cage.uuid)
@@ -237,9 +244,9 @@ class Manager:
             if cage.state is wanted:
                 return
             cage.require(CageState.RUNNING if frozen else CageState.PAUSED)
+            self.record(Kind.CAGE_PAUSED if frozen else Kind.CAGE_RESUMED, cage)
             await self.spawner.ask(spec.Freeze(id=self.spawner.number(), uuid=cage.uuid, frozen=frozen))
             self._set(cage, wanted)
-            self.record(Kind.CAGE_PAUSED if frozen else Kind.CAGE_RESUMED, cage)
 
     async def destroy(self, cage: Cage) -> None:
         """Stop the cage and delete all of it."""
@@ -264,7 +271,10 @@ class Manager:
     # --- definitions -----------------------------------------------------------------------------------------
     def redefine(self, cage: Cage, definition: Definition) -> None:
         """Write a changed definition; what it means for a running cage is the caller's."""
-        cage.record = self._registry.redefine(cage.record, definition)
+        try:
+            cage.record = self._registry.redefine(cage.record, definition)
+        except OSError as error:
+            raise RuntimeFailure(f"the definition of {cage.name} cannot be written: {error.strerror}") from error
 
     def shown(self, cage: Cage) -> str:
         return render_definition(cage.record.definition)

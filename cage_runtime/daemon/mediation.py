@@ -22,22 +22,23 @@ class Mediation:
     def __init__(self, manager: Manager, sessions: Sessions, paths: Paths) -> None:
         self._manager, self._sessions, self._paths = manager, sessions, paths
         self.policy: Policy = load_or_refuse(paths, manager.levels)
-        self._said()
+        self._say(self.policy)
 
-    def _said(self) -> None:
-        if self.policy.fault is None:
-            self._manager.record(Kind.POLICY_LOADED, None, {"rules": str(len(self.policy.rules))})
+    def _say(self, policy: Policy) -> None:
+        if policy.fault is None:
+            self._manager.record(Kind.POLICY_LOADED, None, {"rules": str(len(policy.rules))})
         else:
-            self._manager.record(Kind.POLICY_REFUSED, None, {"why": self.policy.fault})
+            self._manager.record(Kind.POLICY_REFUSED, None, {"why": policy.fault})
 
     def reload(self) -> None:
         """Put the policy on disk in force; a bad one is refused whole, and the one in force stays."""
         try:
-            self.policy = load_policy(self._paths, self._manager.levels)
+            policy = load_policy(self._paths, self._manager.levels)
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
             raise
-        self._said()
+        self._say(policy)
+        self.policy = policy
 
     def check(self) -> list[str]:
         """What is wrong with the policy on disk, a sentence a fault."""

@@ -8,6 +8,7 @@ kept the same way under RUN, which the next boot forgets.
 
 from __future__ import annotations
 
+import errno
 import os
 import shutil
 from dataclasses import dataclass, replace
@@ -75,13 +76,15 @@ class Registry:
         fresh.mkdir(mode=0o700)
         durable = not record.ephemeral
         instance = _InstanceFile(uuid=record.uuid, created=record.created, owner=record.owner)
-        _write(fresh / "instance.json", msgspec.json.encode(instance), durable=durable)
-        _write(fresh / "cage.toml", render_definition(record.definition).encode(), durable=durable)
         try:
+            _write(fresh / "instance.json", msgspec.json.encode(instance), durable=durable)
+            _write(fresh / "cage.toml", render_definition(record.definition).encode(), durable=durable)
             fresh.rename(parent / record.name)
         except OSError as error:
             shutil.rmtree(fresh)
-            raise NameTaken(f'there is a cage "{record.name}" already') from error
+            if error.errno in (errno.ENOTEMPTY, errno.EEXIST):
+                raise NameTaken(f'there is a cage "{record.name}" already') from error
+            raise
         if durable:
             _sync(parent)
 
@@ -89,8 +92,12 @@ class Registry:
         """Replace the cage's definition, at one instant."""
         directory = self._directories[record.ephemeral] / record.name
         fresh = directory / "cage.toml.new"
-        _write(fresh, render_definition(definition).encode(), durable=not record.ephemeral)
-        fresh.rename(directory / "cage.toml")
+        try:
+            _write(fresh, render_definition(definition).encode(), durable=not record.ephemeral)
+            fresh.rename(directory / "cage.toml")
+        except OSError:
+            fresh.unlink(missing_ok=True)
+            raise
         if not record.ephemeral:
             _sync(directory)
         return replace(record, definition=definition)

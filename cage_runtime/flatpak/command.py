@@ -7,6 +7,7 @@ for whoever answers.  It gets a bus that has nobody on it: the answer is immedia
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import selectors
@@ -48,6 +49,8 @@ _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Confi
 """
 
 
+_NO_SPACE = (os.strerror(errno.ENOSPC), "min-free-space")
+"""What ostree and flatpak say of a full disk; they have no status for it, and it is no fault of who offers."""
 _ADVICE_TO_DISABLE = re.compile(r" \(use gpg-verify[^)]*\)")
 """ostree ends its refusals with how to switch the check off, which nobody should read here."""
 
@@ -131,7 +134,10 @@ class Runner:
         if self._cancelled and not cleaning:
             raise CageError("cancelled before it was done")
         if status != 0:
-            raise ProgramFailed(argv[0], status, complaint)
+            failed = ProgramFailed(argv[0], status, complaint)
+            if any(sign in failed.complaint for sign in _NO_SPACE):
+                raise RuntimeFailure(f"no space is left for applications in {self._surroundings.installation}")
+            raise failed
         return output
 
     def _start(self, argv: Sequence[str], *, cleaning: bool) -> subprocess.Popen[bytes]:

@@ -8,7 +8,6 @@ answers each.  A peer that breaks the protocol is hung up on.
 from __future__ import annotations
 
 import argparse
-import errno
 import fcntl
 import gc
 import logging
@@ -100,9 +99,7 @@ class Server:
         except CageError as error:
             self._send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
         except OSError as error:
-            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
-            what = "no space left on the device" if full else type(request).__name__
-            sentence = f"{what}: {error}"
+            sentence = f"the spawner failed in {type(request).__name__}: {error}"
             self._send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
 
     def _send(self, message: AnyReply) -> None:

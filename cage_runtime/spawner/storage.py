@@ -62,16 +62,15 @@ class Storage:
         number = self._lowest_free()
         parent = self._directories[ephemeral]
         fresh = parent / (_NEW + uuid)
-        fresh.mkdir(mode=0o700)
-        (fresh / "range").write_text(str(number), encoding="ascii")
-        if not ephemeral:
-            owner = number * ID_RANGE + USER_UID
-            Directory(path="/home", mode=0o700, owner=owner).execute(str(fresh))
-            for step in new_home("/home", owner):
-                step.execute(str(fresh))
-            _sync(fresh / "range")
-            _sync(fresh)
-        fresh.rename(parent / uuid)
+        try:
+            fresh.mkdir(mode=0o700)
+            (fresh / "range").write_text(str(number), encoding="ascii")
+            if not ephemeral:
+                _make_home(fresh, number)
+            fresh.rename(parent / uuid)
+        except OSError as error:
+            _delete(fresh).wait()
+            raise RuntimeFailure(f"{parent} takes no storage for another cage: {error.strerror}") from error
         if not ephemeral:
             _sync(parent)
         self._ranges[uuid] = number
@@ -101,6 +100,16 @@ class Storage:
             if number not in used:
                 return number
         raise RuntimeFailure("every id range for cages is in use; destroy a cage that is not needed")
+
+
+def _make_home(fresh: Path, number: int) -> None:
+    """The home of a cage with the id range `number`, on stable storage with the record of that."""
+    owner = number * ID_RANGE + USER_UID
+    Directory(path="/home", mode=0o700, owner=owner).execute(str(fresh))
+    for step in new_home("/home", owner):
+        step.execute(str(fresh))
+    _sync(fresh / "range")
+    _sync(fresh)
 
 
 def _subordinate_ranges() -> set[int]:
