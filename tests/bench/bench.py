@@ -121,8 +121,8 @@ def life(client: Client) -> Work:
 
 def timed(runtime: Runtime, client: Client, programs: dict[str, str], runs: int, cgroup: str) -> Iterator[Row]:
     """P1 to P4."""
-    with tempfile.TemporaryDirectory(prefix="cage-bench-", dir="/var/tmp") as folder:  # noqa: S108
-        os.chmod(folder, 0o755)  # noqa: S103 - a container's root has an id of its own
+    with tempfile.TemporaryDirectory(prefix="cage-bench-", dir="/var/tmp") as folder:
+        os.chmod(folder, 0o755)
         one_shot = peers.one_shot(programs, Path(folder), cgroup)
         yield from measure("P1", {P1: life(client)} | {n: process(argv) for n, argv in one_shot.items()}, runs)
         client.create("work", ephemeral=False)
@@ -176,7 +176,7 @@ def shown(rows: list[Row], verdicts: list[Verdict], changed: list[Change]) -> st
     missing = sorted({package for name, package in peers.PACKAGES.items() if name not in peers.found()})
     parts = [rows_shown(rows, OURS), verdicts_shown(verdicts, changed)]
     if missing:
-        parts.append(f"Peers are missing; these packages bring them: {' '.join(missing)} (scripts/bench --install-peers)")
+        parts.append(f"Peers are missing; scripts/bench --install-peers brings them: {' '.join(missing)}")
     return "\n\n".join(parts)
 
 

@@ -126,7 +126,7 @@ def table(heads: Sequence[str], lines: Sequence[Sequence[str]], *, right: frozen
 
 
 def rows_shown(rows: Sequence[Row], ours: frozenset[tuple[str, str]]) -> str:
-    """Every row, each with its ratio to every one of the figure's own contenders that is first in its figure."""
+    """Every row; a peer's says what part of its time the figure's first contender of ours takes."""
     first: dict[str, float] = {}
     for row in rows:
         if (row.figure, row.contender) in ours:
@@ -137,7 +137,7 @@ def rows_shown(rows: Sequence[Row], ours: frozenset[tuple[str, str]]) -> str:
         ratio = f"{base / row.median:.2f}" if base and row.median and (row.figure, row.contender) not in ours else ""
         lines.append([row.figure, row.contender, f"{row.median:.2f}", f"{row.minimum:.2f}", f"{row.maximum:.2f}",
                       row.unit, str(row.runs), ratio])
-    heads = ["", "what", "median", "min", "max", "", "runs", "ours is ×"]
+    heads = ["", "what", "median", "min", "max", "", "runs", "ours / it"]
     return table(heads, lines, right=frozenset({2, 3, 4, 6, 7}))
 
 
@@ -145,10 +145,10 @@ def verdicts_shown(verdicts: Sequence[Verdict], changed: Sequence[Change]) -> st
     before = {(c.figure, c.ours, c.peer): c for c in changed}
     lines = []
     for verdict in verdicts:
-        against = f"{verdict.limit:g} × {verdict.peer}" if verdict.peer else f"{verdict.limit:g}"
+        against = f"{verdict.limit:g} of {verdict.peer}" if verdict.peer else f"{verdict.limit:g}"
         change = before.get((verdict.figure, verdict.ours, verdict.peer))
         then = "" if change is None else f"{change.before:.2f}{' worse' if change.worse else ''}"
-        lines.append([verdict.figure, verdict.ours, f"≤ {against}", "stretch" if verdict.stretch else "bound",
+        lines.append([verdict.figure, verdict.ours, f"<= {against}", "stretch" if verdict.stretch else "bound",
                       "-" if verdict.ratio is None else f"{verdict.ratio:.2f}", verdict.outcome.value, then])
     heads = ["", "what", "to reach", "", "measured", "", "saved"]
     return table(heads, lines, right=frozenset({4}))

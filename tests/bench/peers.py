@@ -107,8 +107,8 @@ def _configuration(argv: list[str], cgroup: str) -> dict[str, object]:
         "mounts": [
             mount("/proc", "proc", "nodev", "noexec"), mount("/usr", "bind", "bind", "ro", "nodev", source="/usr"),
             mount("/dev", "tmpfs", "mode=755"), mount("/dev/pts", "devpts", "newinstance", "ptmxmode=0666"),
-            mount("/dev/shm", "tmpfs", "nodev", "noexec"),  # noqa: S108 - in the container
-            *(mount(path, "tmpfs", "nodev", "noexec") for path in ("/tmp", "/run", "/home")),  # noqa: S108
+            mount("/dev/shm", "tmpfs", "nodev", "noexec"),
+            *(mount(path, "tmpfs", "nodev", "noexec") for path in ("/tmp", "/run", "/home")),
         ],
         "linux": {"namespaces": [{"type": kind} for kind in kinds], "uidMappings": ids, "gidMappings": ids,
                   "cgroupsPath": cgroup},

@@ -76,7 +76,7 @@ class Runtime:
 @contextlib.contextmanager
 def running(prefix: Path, name: str) -> Iterator[Runtime]:
     """A runtime whose files are on the disk, where a host has them, and whose sockets are in /run."""
-    state = Path(tempfile.mkdtemp(prefix="cage-bench-", dir="/var/tmp"))  # noqa: S108
+    state = Path(tempfile.mkdtemp(prefix="cage-bench-", dir="/var/tmp"))
     run = Path(tempfile.mkdtemp(prefix="cage-bench-", dir="/run"))
     cgroup = _cgroups() / name
     try:
@@ -119,7 +119,8 @@ def _caged(prefix: Path, name: str, state: Path, run: Path) -> Iterator[int]:
     ready, told = os.pipe()
     log = state / "caged.log"
     with log.open("wb") as output:
-        command = [prefix / "bin" / "caged", "--standalone", "--config", configuration, "--ready-fd", str(told)]
+        program = str(prefix / "bin" / "caged")
+        command = [program, "--standalone", "--config", str(configuration), "--ready-fd", str(told)]
         daemon = subprocess.Popen(command, pass_fds=[told], stdin=subprocess.DEVNULL, stdout=output, stderr=output,
                                   start_new_session=True)
     os.close(told)
