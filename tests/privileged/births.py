@@ -1,0 +1,189 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Births that fail, each at another kernel call: a spawner's service without its socket, run by test_birth.py.
+
+Run as root by the installed runtime's interpreter: births.py RUNTIME CONFIG.  It bears one cage with every call of
+`CALLS` counted, then as many as there were calls, the Nth call of the Nth failing, on either side of clone3; after
+each it looks what is left, and bears a cage that has to live.  It prints one JSON object a birth.
+"""
+
+from __future__ import annotations
+
+import errno
+import json
+import mmap
+import os
+import signal
+import socket
+import struct
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+RUNTIME, CONFIG = sys.argv[1:]
+sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
+
+from cage_runtime.config import load_runtime  # noqa: E402
+from cage_runtime.errors import CageError  # noqa: E402
+from cage_runtime.spawner import capability, syscall  # noqa: E402
+from cage_runtime.spawner.loop import Loop  # noqa: E402
+from cage_runtime.spawner.service import Service  # noqa: E402
+from cage_runtime.spawner.spec import Birth, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
+
+UUID = "0123456789abcdef" * 2
+CALLS: dict[Any, tuple[str, ...]] = {
+    syscall: ("capbset_drop", "clone3", "keyctl_join_session_keyring", "landlock_create_ruleset",
+              "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree", "pivot_root",
+              "seccomp_filter", "sethostname", "unshare"),
+    capability: ("hold", "lock_securebits", "one_way"),
+    os: ("chdir", "chmod", "chown", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2", "read",
+         "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
+    socket.socket: ("bind", "connect", "listen"),
+}
+"""What a birth asks of the kernel; each can fail for want of memory, descriptors or space, so each does here."""
+
+
+class Fault:
+    """Counts calls in this process or in its child; the Nth fails.  Both see the count: it is in shared memory."""
+
+    def __init__(self, *, inside: bool, number: int | None) -> None:
+        self._inside, self._number = inside, number
+        self._parent = os.getpid()
+        self._shared = mmap.mmap(-1, mmap.PAGESIZE)
+
+    def step(self, name: str) -> None:
+        if (os.getpid() != self._parent) is not self._inside:
+            return
+        count = self.count + 1
+        self._shared[:4] = struct.pack("i", count)
+        if count == self._number:
+            self._shared[4 : 4 + len(name)] = name.encode()
+            raise OSError(errno.ENOMEM, "no memory, says the test", name)
+
+    @property
+    def count(self) -> int:
+        return int(struct.unpack("i", self._shared[:4])[0])
+
+    @property
+    def name(self) -> str:
+        """The call that failed."""
+        return self._shared[4:64].rstrip(b"\0").decode()
+
+
+@contextmanager
+def patched(fault: Fault) -> Iterator[None]:
+    """Every call of CALLS goes through `fault`."""
+    before = [(room, name, getattr(room, name)) for room, names in CALLS.items() for name in names]
+
+    def through(name: str, call: Callable[..., Any]) -> Callable[..., Any]:
+        def counted(*arguments: Any, **named: Any) -> Any:
+            if arguments != ("/",):  # to go back there is how things are undone
+                fault.step(name)
+            return call(*arguments, **named)
+        return counted
+
+    for room, name, call in before:
+        setattr(room, name, through(name, call))
+    try:
+        yield
+    finally:
+        for room, name, call in before:
+            setattr(room, name, call)
+
+
+class Nursery:
+    def __init__(self) -> None:
+        config = load_runtime(Path(CONFIG))
+        self.run = Path(config.paths.run)
+        self.run.mkdir(parents=True)
+        syscall.unshare(syscall.CLONE_NEWNS)
+        syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
+        self.loop = Loop()
+        self.service = Service(config, self.loop, 65534, lambda _ended: None)
+        self.subtree = self.run / "cgroup" / config.paths.cgroup
+
+    def ask(self, request: Any) -> None:
+        """Until the answer is there; its fault is raised."""
+        replies: list[Reply] = []
+
+        def respond(reply: Reply) -> None:
+            replies.append(reply)
+            self.loop.running = False
+
+        self.loop.running = True
+        self.service.obey(request, [], respond)
+        if not replies:
+            self.loop.run()
+        assert replies[0].fault is None, replies[0].fault
+
+    def bear(self) -> None:
+        self.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False,
+                       limits=Limits(), processes=64, home_bytes=1 << 20, home_files=64))
+
+    def end(self) -> None:
+        self.ask(Stop(id=1, uuid=UUID, seconds=0))
+
+    def standing(self) -> dict[str, list[str]]:
+        """All that a birth makes."""
+        listed = {name: sorted(os.listdir(self.run / name)) for name in ("cages", "gateways")}
+        mounts = Path("/proc/self/mountinfo").read_text().splitlines()
+        descriptors = sorted(_target(entry) for entry in os.listdir("/proc/self/fd"))
+        return {
+            **listed, "mounts": sorted(line.split(" ", 3)[3] for line in mounts), "descriptors": descriptors,
+            "cgroups": sorted(entry.name for entry in self.subtree.iterdir() if entry.is_dir()),
+            "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), "cwd": [os.getcwd()],
+        }
+
+
+def _target(entry: str) -> str:
+    """What a descriptor is open on, without the number of a pipe or socket."""
+    try:
+        return os.readlink(f"/proc/self/fd/{entry}").partition("[")[0]
+    except FileNotFoundError:
+        return ""
+
+
+def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
+    """One birth that fails, what it says and leaves, and whether the next one lives."""
+    before = nursery.standing()
+    fault = Fault(inside=inside, number=number)
+    said = ""
+    try:
+        with patched(fault):
+            nursery.bear()
+    except CageError as error:
+        said = error.sentence
+    except OSError as error:
+        said = f"OSError {error}"
+    nursery.end()
+    after = nursery.standing()
+    left = {key: sorted(set(after[key]) ^ set(before[key])) for key in after if len(after[key]) != len(before[key])
+            or set(after[key]) != set(before[key])}
+    nursery.bear()
+    nursery.end()
+    return {"call": fault.name, "said": said, "left": left}
+
+
+def main() -> None:
+    nursery = Nursery()
+    nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=False))
+    nursery.bear()  # the first one also copies what all cages share
+    nursery.end()
+    for inside in (False, True):
+        fault = Fault(inside=inside, number=None)
+        with patched(fault):
+            nursery.bear()
+        nursery.end()
+        for number in range(1, fault.count + 1):
+            outcome = attempt(nursery, inside=inside, number=number)
+            side = "inside" if inside else "outside"
+            line = json.dumps({"side": side, "number": number, "of": fault.count, **outcome})
+            sys.stdout.write(line + "\n")
+    nursery.ask(Remove(id=1, uuid=UUID))
+    nursery.subtree.rmdir()
+
+
+if __name__ == "__main__":
+    signal.alarm(100)
+    main()
