@@ -106,16 +106,19 @@ def _assemble(steps: list[Operation], directory: str) -> None:
 
 def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
            listener: socket.socket) -> tuple[int, int]:
-    go_read, go_write = os.pipe2(os.O_CLOEXEC)
-    told_read, told_write = os.pipe2(os.O_CLOEXEC)
-    directory = cgroup.open()
-    os.chdir(cradle.root)
+    held: list[int] = []
     try:
+        held += os.pipe2(os.O_CLOEXEC)
+        held += os.pipe2(os.O_CLOEXEC)
+        held.append(cgroup.open())
+        go_read, go_write, told_read, told_write, directory = held
+        os.chdir(cradle.root)
         pid, pidfd = syscall.clone3(NAMESPACES, cgroup=directory)
         if pid == 0:
             _inside(request, place, listener, go_read, told_write)
+        # The child alone holds it now, so that its end is seen.
+        held.remove(told_write)
         os.close(told_write)
-        told_write = -1
         try:
             _map_ids(pid, spec.base)
             os.write(go_write, b"!")
@@ -130,9 +133,8 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         raise _not_cloned(error) from error
     finally:
         os.chdir("/")
-        for descriptor in (go_read, go_write, told_read, told_write, directory):
-            if descriptor >= 0:
-                os.close(descriptor)
+        for descriptor in held:
+            os.close(descriptor)
 
 
 def _not_cloned(error: OSError) -> RuntimeFailure:

@@ -161,7 +161,11 @@ class Service:
             remove_cradle(cradle)
             raise
         cage = self._cages[request.uuid] = self._cage(request.uuid)
-        cage.born(pid, pidfd)
+        try:
+            cage.born(pid, pidfd)
+        except OSError as error:
+            cage.end()
+            raise RuntimeFailure(f"the cage {request.name} could not be reached: {error}") from error
 
     def _limited(self, uuid: str, limits: Limits) -> Cgroup:
         try:
