@@ -216,7 +216,9 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
         image.execute()
     except OSError as error:
         os.write(trouble, f"{error.errno} {step}".encode())
-    os._exit(127)
+    finally:
+        # Whatever else is raised is our own fault, and must not go on as a second cage-init.
+        os._exit(127)
 
 
 def _place(inner: tuple[int, int, int], activation: int | None, trouble: int) -> int:
