@@ -23,6 +23,7 @@ from types import TracebackType
 from typing import BinaryIO
 
 from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record, decode
+from cage_runtime.audit.reserve import ENTITLED, FULL, Reserve
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_TAIL_MAX
 
@@ -66,6 +67,7 @@ class Chain:
         self._end = _End()
         self._fd = -1
         self._broken = False
+        self._reserve = Reserve(directory_fd)
 
     @classmethod
     def open(
@@ -98,11 +100,9 @@ class Chain:
         record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
         line = record.encode()
         try:
-            if self._end.size >= self._file_bytes:
-                self._rotate()
-            self._write(line, durable)
+            self._append(kind, line, durable)
         except OSError as error:
-            advice = "; make room there" if error.errno in (errno.ENOSPC, errno.EDQUOT) else ""
+            advice = "; make room there" if error.errno in FULL else ""
             fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
             raise RuntimeFailure(fault) from error
         new_head = _Head(sequence=record.sequence, hash=record.hash)
@@ -194,6 +194,18 @@ class Chain:
 
     # --- appending ---------------------------------------------------------------------------------------------
 
+    def _append(self, kind: Kind, line: bytes, durable: bool) -> None:
+        entitled = kind in ENTITLED
+        if not entitled:
+            self._reserve.hold()
+        try:
+            self._write(line, durable)
+        except OSError as error:
+            if not entitled or error.errno not in FULL:
+                raise
+            self._reserve.release()
+            self._write(line, durable)
+
     def _begin_file(self, number: int) -> None:
         flags = os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL
         descriptor = _open_file(self._directory_fd, _file_name(number), flags)
@@ -208,6 +220,8 @@ class Chain:
         self._begin_file(self._end.number + 1)
 
     def _write(self, line: bytes, durable: bool) -> None:
+        if self._end.size >= self._file_bytes:
+            self._rotate()
         try:
             written = os.write(self._fd, line)
             if written != len(line):

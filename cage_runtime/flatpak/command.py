@@ -49,7 +49,7 @@ _BUS_CONFIG = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Confi
 """
 
 
-_NO_SPACE = (os.strerror(errno.ENOSPC), "min-free-space")
+_NO_SPACE = (os.strerror(errno.ENOSPC), "Not enough disk space", "min-free-space")
 """What ostree and flatpak say of a full disk; they have no status for it, and it is no fault of who offers."""
 _ADVICE_TO_DISABLE = re.compile(r" \(use gpg-verify[^)]*\)")
 """ostree ends its refusals with how to switch the check off, which nobody should read here."""

@@ -109,8 +109,8 @@ class Remotes:
             raise UntrustedSource(f'the remote "{name}" has no key, so that nothing from it could be checked; {advice}')
         if len(untrusted_key) > KEY_BYTES_MAX:
             raise UntrustedSource(f'the key of the remote "{name}" has more than {KEY_BYTES_MAX} bytes')
-        file.write_bytes(untrusted_key)
         try:
+            file.write_bytes(untrusted_key)
             listing = self._runner.run(
                 "gpg", "--batch", "--no-options", "--no-default-keyring", "--with-colons", "--show-keys",
                 "--", str(file), seconds=QUICK_SECONDS,
@@ -119,8 +119,8 @@ class Remotes:
         except ProgramFailed as error:
             file.unlink()
             raise UntrustedSource(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
-        except UntrustedSource:
-            file.unlink()
+        except (UntrustedSource, OSError):
+            file.unlink(missing_ok=True)
             raise
 
 

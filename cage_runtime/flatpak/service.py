@@ -152,6 +152,8 @@ def _whole(operation: Callable[[], _Result]) -> _Result:
     """`operation`, and afterwards the end of what its programs left behind: gpgme's helpers outlive their parents."""
     try:
         return operation()
+    except OSError as error:
+        raise RuntimeFailure(f"the applications' installation cannot be changed: {error.strerror}") from error
     finally:
         try:
             while os.waitpid(-1, os.WNOHANG)[0]:
