@@ -113,7 +113,9 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         held.append(cgroup.open())
         go_read, go_write, told_read, told_write, directory = held
         os.chdir(cradle.root)
-        pid, pidfd = syscall.clone3(NAMESPACES, cgroup=directory)
+        # Every signal is as by default: the kernel drops what PID 1 of a namespace does not handle (signal(7)), and
+        # what it starts inherits that.
+        pid, pidfd = syscall.clone3(NAMESPACES | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
         if pid == 0:
             _inside(request, place, listener, go_read, told_write)
         # The child alone holds it now, so that its end is seen.
@@ -137,12 +139,30 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
             os.close(descriptor)
 
 
+def check_namespaces() -> None:
+    """HostUnsupported where the host has switched user namespaces off: better said before anything is made."""
+    if user_namespaces() == 0:
+        raise _no_namespaces("user.max_user_namespaces is 0")
+
+
+def user_namespaces() -> int:
+    """How many there may be; 0 also where the kernel was built without them."""
+    try:
+        with open("/proc/sys/user/max_user_namespaces", encoding="ascii") as file:
+            return int(file.read())
+    except FileNotFoundError:
+        return 0
+
+
+def _no_namespaces(why: str) -> HostUnsupported:
+    return HostUnsupported(
+        f"this host gives no user namespace to a cage ({why}); set the sysctl user.max_user_namespaces to 10000 or more"
+    )
+
+
 def _not_cloned(error: OSError) -> RuntimeFailure:
     if error.filename == "clone3":
-        return HostUnsupported(
-            f"this host gives no new namespaces to cages ({error.strerror}); raise the sysctl "
-            "user.max_user_namespaces, and see cagectl doctor"
-        )
+        return _no_namespaces(error.strerror)
     return RuntimeFailure(f"the cage could not be started: {error}")
 
 
@@ -212,10 +232,6 @@ def _become_root(name: str) -> None:
     syscall.unshare(syscall.CLONE_NEWCGROUP)
     syscall.keyctl_join_session_keyring()
     syscall.sethostname(name)
-    # The kernel drops what PID 1 of a namespace does not handle; what it starts inherits the defaults (signal(7)).
-    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ):
-        signal.signal(number, signal.SIG_DFL)
-    signal.set_wakeup_fd(-1)
 
 
 def _enter_root() -> None:

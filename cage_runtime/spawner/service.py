@@ -127,7 +127,7 @@ class Service:
         return Host(
             kernel=os.uname().release, cgroup=str(self._subtree.path), controllers=sorted(self._subtree.controllers),
             landlock_abi=syscall.landlock_abi(), lsm=_read("/sys/kernel/security/lsm").split(","),
-            user_namespaces=int(_read("/proc/sys/user/max_user_namespaces") or 0),
+            user_namespaces=birth.user_namespaces(),
             memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
             ranges=LAST_RANGE - FIRST_RANGE + 1, ranges_free=self._storage.free,
         )
@@ -144,6 +144,7 @@ class Service:
             base = self._storage.base(request.uuid)
         except KeyError as error:
             raise NoSuchCage(f"the cage {request.name} has no storage") from error
+        birth.check_namespaces()
         cradle = self._cradle(request.uuid)
         cradle.directory.mkdir(mode=0o700)
         try:
