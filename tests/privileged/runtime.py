@@ -168,7 +168,9 @@ def is_zombie(pid: int) -> bool:
 class Runtime:
     """One private bus and one core; `start` and `stop` may alternate, cages outlive `kill`."""
 
-    def __init__(self) -> None:
+    def __init__(self, *through: str) -> None:
+        """`through` is a command that executes the words after it, such as unshare(1)."""
+        self._through = through
         # Short, because the addresses of sockets below it may have 107 bytes.
         self.top = Path(tempfile.mkdtemp(prefix="cages-"))
         self.top.chmod(0o755)
@@ -201,7 +203,7 @@ class Runtime:
         """Start the core and wait until all of it is ready."""
         read, write = os.pipe()
         self.supervisor = subprocess.Popen(
-            [PREFIX / "bin/caged", "--standalone", "--config", self.config, "--ready-fd", str(write)],
+            [*self._through, PREFIX / "bin/caged", "--standalone", "--config", self.config, "--ready-fd", str(write)],
             pass_fds=(write,), env=self.environment(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         os.close(write)
         wait_readable(read, "the core", 2 * SECONDS)
