@@ -139,10 +139,12 @@ def _prepare(config: RuntimeConfig) -> None:
 
 
 def _default_signals() -> None:
-    """What whoever started us ignored or blocked, no cage is to inherit; PID 1 of a cage sees to Python's own."""
-    pythons = {signal.SIGINT, signal.SIGPIPE, signal.SIGXFSZ}
-    for number in signal.valid_signals() - pythons - {signal.SIGKILL, signal.SIGSTOP}:
+    """What whoever started us ignored or blocked, no cage is to inherit."""
+    for number in signal.valid_signals() - {signal.SIGINT, signal.SIGKILL, signal.SIGSTOP}:
         signal.signal(number, signal.SIG_DFL)
+    # Python ignores these, which would be inherited; a handler has the same use here, and ends with the clone.
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):
+        signal.signal(number, lambda *_: None)
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
