@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -39,14 +39,17 @@ class Check:
     help: str = ""
 
 
-def examine(host: Host, *, polkit: bool, policy_fault: str | None, labels: int) -> list[Check]:
-    """Every check, in the order in which a person would go through them."""
+def examine(
+    host: Host, *, polkit: bool, policy_fault: str | None, labels: int, unenforced: Mapping[str, tuple[str, ...]]
+) -> list[Check]:
+    """Every check, in the order in which a person would go through them; `unenforced` is by cage."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault), _authorisation(polkit=polkit),
         Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
         Check(check="id ranges", state=Health.OK if host.ranges_free else Health.MISSING,
               detail=f"{host.ranges_free} of {host.ranges} free",
               help="" if host.ranges_free else "destroy cages that are not needed"),
+        *_cages(unenforced),
     ]
 
 
@@ -70,6 +73,17 @@ def _cgroup(host: Host) -> Iterator[Check]:
         yield Check(check=f"controller {controller}", state=Health.OK if there else Health.LIMITED,
                     detail="enforced" if there else f"the limit {limits} cannot be enforced",
                     help="" if there else "boot with a unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)")
+
+
+    yield Check(check="disk limits", state=Health.LIMITED, detail="the limits disk and disk-files cannot be enforced",
+                help="an ephemeral cage's home is bounded; a home that persists has what the disk has")
+
+
+def _cages(unenforced: Mapping[str, tuple[str, ...]]) -> Iterator[Check]:
+    for name, faults in unenforced.items():
+        for fault in faults:
+            yield Check(check=f"cage {name}", state=Health.LIMITED, detail=fault,
+                        help=f"see cagectl status {name}")
 
 
 def _programs() -> Iterator[Check]:

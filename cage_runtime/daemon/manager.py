@@ -21,7 +21,7 @@ from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label,
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Record, Registry, now
-from cage_runtime.errors import CageError, NameTaken, NoSuchCage, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, HostUnsupported, NameTaken, NoSuchCage, RuntimeFailure, UsageError
 from cage_runtime.model import (
     AUDIT_TAIL_MAX,
     CAGES_MAX,
@@ -114,9 +114,16 @@ class Manager:
     def _adopt(self, cage: Cage, *, paused: bool) -> None:
         state = CageState.PAUSED if paused else CageState.RUNNING
         if cage.state is not state:
+            cage.unenforced = cage.unenforced or self._unenforced(cage)
             self._set(cage, state)
             self._gateways.open(cage.name, cage.uuid)
             self.record(Kind.CAGE_ADOPTED, cage)
+
+    def _unenforced(self, cage: Cage) -> tuple[str, ...]:
+        try:
+            return birth_limits(cage.record.definition, self.controllers)[1]
+        except HostUnsupported as error:
+            return (error.sentence,)
 
     def _set(self, cage: Cage, state: CageState) -> None:
         cage.state, cage.since = state, now()

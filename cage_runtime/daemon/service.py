@@ -271,7 +271,8 @@ class CoreService:
             raise RuntimeFailure("the spawner does not describe this host")
         polkit = await self._parts.bus.has_owner("org.freedesktop.PolicyKit1")
         checks = doctor.examine(host, polkit=polkit, policy_fault=self._parts.mediation.policy.fault,
-                                labels=len(self._parts.manager.levels.names))
+                                labels=len(self._parts.manager.levels.names),
+                                unenforced={c.name: c.unenforced for c in self._parts.manager.cages()})
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 

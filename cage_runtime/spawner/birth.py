@@ -162,7 +162,7 @@ def _no_namespaces(why: str) -> HostUnsupported:
 
 def _not_cloned(error: OSError) -> RuntimeFailure:
     if error.filename == "clone3":
-        return _no_namespaces(error.strerror)
+        return _no_namespaces(os.strerror(error.errno or 0))
     return RuntimeFailure(f"the cage could not be started: {error}")
 
 
