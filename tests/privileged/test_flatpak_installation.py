@@ -14,7 +14,6 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -35,65 +34,13 @@ from cage_runtime.errors import (
     UntrustedSource,
     UsageError,
 )
+from tests.privileged.sample import NOTES, PLATFORM, TOP, Sample, run, short_directory
 
-TOP = Path(__file__).parents[2]
-NOTES, PLATFORM = "org.cageruntime.Notes", "org.cageruntime.Platform"
 USER = 65534
 """Anybody unprivileged that every system knows: nobody."""
 BUS_CONFIG = """<busconfig><type>system</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/>
 <allow receive_sender="*"/></policy></busconfig>"""
-
-
-def run(*argv: str | Path, **options: Any) -> str:
-    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, **options)
-    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
-    return str(done.stdout).strip()
-
-
-@contextmanager
-def short_directory() -> Iterator[Path]:
-    """A directory that an unprivileged user may enter and a socket's address has room for."""
-    with tempfile.TemporaryDirectory(prefix="apps-", ignore_cleanup_errors=False) as name:
-        Path(name).chmod(0o755)
-        yield Path(name)
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Sample:
-    directory: Path
-
-    @property
-    def repository(self) -> Path:
-        return self.directory / "repo"
-
-    @property
-    def key(self) -> bytes:
-        return (self.directory / "key.gpg").read_bytes()
-
-    def ostree(self, verb: str, *words: str) -> str:
-        return run("ostree", verb, f"--repo={self.repository}", *words)
-
-    @property
-    def ref(self) -> str:
-        return next(ref for ref in self.ostree("refs").splitlines() if ref.startswith(f"app/{NOTES}/"))
-
-    @property
-    def commit(self) -> str:
-        return self.ostree("rev-parse", self.ref)
-
-    def file_object(self, path: str) -> Path:
-        return self.object(self.ostree("ls", "-C", self.ref, path).split()[4], "filez")
-
-    def object(self, checksum: str, kind: str) -> Path:
-        return self.repository / "objects" / checksum[:2] / f"{checksum[2:]}.{kind}"
-
-    def copy(self, directory: Path) -> Sample:
-        shutil.copytree(self.directory, directory, symlinks=True)
-        return Sample(directory=directory)
-
-    def build(self, *options: str) -> None:
-        run(TOP / "scripts/build-sample-app", *options, self.directory)
 
 
 @pytest.fixture(scope="module")

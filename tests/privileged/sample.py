@@ -1,0 +1,67 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The sample repository of scripts/build-sample-app, and what can be done to it."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+import tempfile
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+TOP = Path(__file__).parents[2]
+NOTES, PLATFORM = "org.cageruntime.Notes", "org.cageruntime.Platform"
+
+
+def run(*argv: str | Path, **options: Any) -> str:
+    done = subprocess.run([str(word) for word in argv], capture_output=True, text=True, check=False, **options)
+    assert done.returncode == 0, f"{argv}: {done.stdout}{done.stderr}"
+    return str(done.stdout).strip()
+
+
+@contextmanager
+def short_directory() -> Iterator[Path]:
+    """A directory that an unprivileged user may enter and a socket's address has room for."""
+    with tempfile.TemporaryDirectory(prefix="apps-", ignore_cleanup_errors=False) as name:
+        Path(name).chmod(0o755)
+        yield Path(name)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Sample:
+    directory: Path
+
+    @property
+    def repository(self) -> Path:
+        return self.directory / "repo"
+
+    @property
+    def key(self) -> bytes:
+        return (self.directory / "key.gpg").read_bytes()
+
+    def ostree(self, verb: str, *words: str) -> str:
+        return run("ostree", verb, f"--repo={self.repository}", *words)
+
+    @property
+    def ref(self) -> str:
+        return next(ref for ref in self.ostree("refs").splitlines() if ref.startswith(f"app/{NOTES}/"))
+
+    @property
+    def commit(self) -> str:
+        return self.ostree("rev-parse", self.ref)
+
+    def file_object(self, path: str) -> Path:
+        return self.object(self.ostree("ls", "-C", self.ref, path).split()[4], "filez")
+
+    def object(self, checksum: str, kind: str) -> Path:
+        return self.repository / "objects" / checksum[:2] / f"{checksum[2:]}.{kind}"
+
+    def copy(self, directory: Path) -> Sample:
+        shutil.copytree(self.directory, directory, symlinks=True)
+        return Sample(directory=directory)
+
+    def build(self, *options: str) -> None:
+        run(TOP / "scripts/build-sample-app", *options, self.directory)
