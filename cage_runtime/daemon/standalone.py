@@ -126,8 +126,9 @@ async def _check_host(config: RuntimeConfig) -> None:
     if shutil.which("setpriv", path="/usr/bin") is None:
         raise HostUnsupported("setpriv is missing; install util-linux")
     gid_of(config.users.gateways)
+    for user in (config.users.caged, config.users.files, config.users.apps):
+        uid_of(user)
     for child in children(config):
-        uid_of(child.user or "root")
         program = Path(config.paths.runtime, "bin", child.program)
         if not os.access(program, os.X_OK):
             raise HostUnsupported(f"{program} is not there; install the runtime, or name its place in caged.conf")
