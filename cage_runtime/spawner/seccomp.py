@@ -2,8 +2,8 @@
 """seccomp filters: profiles (seccomp.d/*.toml) made into BPF programs by libseccomp, once, before any cage.
 
 Law of this room: an allow-list, with ENOSYS for what it does not name; a foreign architecture kills.  A profile is
-two programs, because libseccomp cannot say "all but": the second one allows everything but its refusals, and the
-kernel takes the stricter answer of both (seccomp(2)).
+three programs, because libseccomp cannot say "all but": the second one allows everything but its refusals, the third
+is otherwise.py's, and the kernel takes the strictest answer of all (seccomp(2)).
 """
 
 from __future__ import annotations
@@ -13,15 +13,17 @@ import tempfile
 import tomllib
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 import pyseccomp
 
 from cage_runtime.errors import DefinitionError
-from cage_runtime.spawner import syscall
+from cage_runtime.spawner import otherwise, syscall
 
 _Condition = tuple[Annotated[int, msgspec.Meta(ge=0, le=5)], int, int]
+
+_Errno = Literal["EACCES", "EAFNOSUPPORT", "EINVAL", "EPERM"]
 
 
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
@@ -37,6 +39,8 @@ class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     refuse: dict[str, list[str]] = {}
     allow_if: list[_Rule] = []
     refuse_if: list[_Rule] = []
+    otherwise: dict[_Errno, list[str]] = {}
+    """What calls of [[allow-if]] answer where no rule fits; without it that is ENOSYS."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -70,7 +74,20 @@ def build(directory: Path, name: str) -> Filter:
             _add(allowing, pyseccomp.ALLOW, rule.call, rule.arguments, unknown)
         for rule in profile.refuse_if:
             _add(refusing, pyseccomp.ERRNO(errno.EPERM), rule.call, rule.arguments, unknown)
-    return Filter(programs=(_export(allowing), _export(refusing)), unknown=tuple(sorted(unknown)))
+    programs = (_export(allowing), _export(refusing), _answers(profiles))
+    return Filter(programs=tuple(filter(None, programs)), unknown=tuple(sorted(unknown)))
+
+
+def _answers(profiles: list[_Profile]) -> bytes:
+    rules = [rule for profile in profiles for rule in profile.allow_if]
+    calls = []
+    for error, names in ((error, names) for profile in profiles for error, names in profile.otherwise.items()):
+        for name in names:
+            number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name)
+            if number >= 0:  # mknod(2) is not on every architecture
+                alternatives = [rule.arguments for rule in rules if rule.call == name]
+                calls.append((number, getattr(errno, error), alternatives))
+    return otherwise.program(calls)
 
 
 def without_own(directory: Path, name: str) -> Filter:

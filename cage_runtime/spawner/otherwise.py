@@ -1,0 +1,56 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What a call answers where none of the conditions under which it is allowed holds.
+
+libseccomp knows no "all but", so its answer there is the filter's default, ENOSYS, which for socket(2) or mknod(2)
+no program expects.  This program is written out as classic BPF (Documentation/userspace-api/seccomp_filter.rst) and
+loaded after the others: it only ever refuses, and among refusals the kernel takes the one that was loaded last.
+"""
+
+from __future__ import annotations
+
+import platform
+import struct
+from collections.abc import Sequence
+
+_LOAD, _AND, _EQUAL, _RETURN = 0x20, 0x54, 0x15, 0x06
+_ALLOW, _ERRNO = 0x7FFF0000, 0x00050000
+_NUMBER, _ARCHITECTURE, _ARGUMENTS = 0, 4, 16
+"""Offsets in struct seccomp_data; an argument is two words, the lower one first."""
+_ARCHITECTURES = {"x86_64": 0xC000003E, "aarch64": 0xC00000B7}
+
+Condition = tuple[int, int, int]
+"""(number, mask, value): (argument & mask) == value."""
+_Instruction = tuple[int, int, int, int]
+"""Code, how far to jump where it is true, where not, and the constant."""
+
+
+def program(calls: Sequence[tuple[int, int, Sequence[Sequence[Condition]]]]) -> bytes:
+    """Refuses each call (its number, an errno, the alternatives that allow it) where no alternative fits.
+
+    Empty on an architecture that this file does not know.
+    """
+    architecture = _ARCHITECTURES.get(platform.machine())
+    if architecture is None:
+        return b""
+    code: list[_Instruction] = [
+        (_LOAD, 0, 0, _ARCHITECTURE), (_EQUAL, 1, 0, architecture), (_RETURN, 0, 0, _ALLOW), (_LOAD, 0, 0, _NUMBER),
+    ]
+    for number, error, alternatives in calls:
+        block = [instruction for conditions in alternatives for instruction in _alternative(conditions)]
+        block.append((_RETURN, 0, 0, _ERRNO | error))
+        code += [(_EQUAL, 0, len(block), number), *block]
+    code.append((_RETURN, 0, 0, _ALLOW))
+    return b"".join(struct.pack("=HBBI", *instruction) for instruction in code)
+
+
+def _alternative(conditions: Sequence[Condition]) -> list[_Instruction]:
+    """Allow where all of `conditions` hold, else go on behind it."""
+    words = [
+        (_ARGUMENTS + 8 * number + 4 * half, mask >> (32 * half) & 0xFFFFFFFF, value >> (32 * half) & 0xFFFFFFFF)
+        for number, mask, value in conditions for half in (0, 1) if mask >> (32 * half) & 0xFFFFFFFF
+    ]
+    code: list[_Instruction] = []
+    for index, (offset, mask, value) in enumerate(words):
+        behind = 3 * (len(words) - index - 1) + 1
+        code += [(_LOAD, 0, 0, offset), (_AND, 0, 0, mask), (_EQUAL, 0, behind, value)]
+    return [*code, (_RETURN, 0, 0, _ALLOW)]
