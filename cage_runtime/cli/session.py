@@ -181,7 +181,8 @@ class Session:
 
     def _send_size(self) -> None:
         size = os.get_terminal_size(1)
-        self._send({"rows": size.lines, "columns": size.columns})
+        if size.lines and size.columns:
+            self._send({"rows": size.lines, "columns": size.columns})
 
     # --- signals -------------------------------------------------------------------------------------------
 

@@ -98,7 +98,8 @@ def _session(
     terminal = os.isatty(0) and os.isatty(1)
     if terminal:
         size = os.get_terminal_size(1)
-        options |= {"tty": True, "rows": ("q", size.lines), "columns": ("q", size.columns)}
+        # A terminal that does not know its size (a serial line, a script's) says 0.
+        options |= {"tty": True, "rows": ("q", size.lines or 24), "columns": ("q", size.columns or 80)}
         options["term"] = os.environ.get("TERM", "dumb")
     with _opened(args, member, signature, *values, options, terminal=terminal) as session:
         return session.run()
