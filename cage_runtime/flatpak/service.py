@@ -155,11 +155,24 @@ def _whole(operation: Callable[[], _Result]) -> _Result:
     except OSError as error:
         raise RuntimeFailure(f"the applications' installation cannot be changed: {error.strerror}") from error
     finally:
-        try:
-            while os.waitpid(-1, os.WNOHANG)[0]:
-                pass
-        except ChildProcessError:
-            LOG.debug("no children are left")
+        _end_orphans()
+
+
+def _end_orphans() -> None:
+    """Kill and reap what has become our child: a gpg-agent waits for ever for a directory that is gone.
+
+    Called between operations, when nothing that we started ourselves runs.
+    """
+    while pids := _children():
+        for pid in pids:
+            # Not waited for yet, so the pid is still its own, dead or alive; its children are ours next.
+            os.kill(pid, signal.SIGKILL)
+            os.waitpid(pid, 0)
+
+
+def _children() -> list[int]:
+    lists = (listed.read_text(encoding="ascii") for listed in Path("/proc/self/task").glob("*/children"))
+    return [int(pid) for pids in lists for pid in pids.split()]
 
 
 async def serve(config: RuntimeConfig) -> None:
