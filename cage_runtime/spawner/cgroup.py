@@ -7,6 +7,7 @@ mounted in the spawner's own mount namespace, so that where the host shows it do
 
 from __future__ import annotations
 
+import errno
 import os
 import subprocess
 from pathlib import Path
@@ -77,6 +78,14 @@ class Subtree:
             cgroup.path.rmdir()
             raise
         return cgroup
+
+    def close(self) -> None:
+        """Remove the subtree, unless cages go on in it."""
+        try:
+            self.path.rmdir()
+        except OSError as error:
+            if error.errno not in (errno.ENOTEMPTY, errno.EBUSY):
+                raise
 
     def existing(self) -> list[str]:
         return [entry.name for entry in self.path.iterdir() if entry.is_dir()]

@@ -157,7 +157,7 @@ def main() -> int:
     try:
         config = load_runtime(options.config)
         _prepare(config)
-        Server(config, loop)
+        server = Server(config, loop)
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
@@ -168,7 +168,10 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     notify("READY=1")
-    loop.run()
+    try:
+        loop.run()
+    finally:
+        server.service.close()
     return 0
 
 

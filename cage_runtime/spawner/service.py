@@ -97,6 +97,10 @@ class Service:
             raise WrongState("the cage does not run; start it first")
         return cage
 
+    def close(self) -> None:
+        """Leave nothing of our own behind; what cages need stays while they run."""
+        self._subtree.close()
+
     # --- requests --------------------------------------------------------------------------------------------
     def obey(self, request: AnyRequest, descriptors: list[int], respond: Respond) -> None:
         """Do as asked and `respond`, now or when it is done; a CageError is the caller's to answer."""

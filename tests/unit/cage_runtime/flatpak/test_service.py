@@ -25,5 +25,6 @@ print(service._children())
 
 
 def test_orphans_and_their_children_are_ended_and_reaped() -> None:
-    ran = subprocess.run([sys.executable, "-c", LEAVING], cwd=TOP, capture_output=True, text=True, timeout=30, check=True)
+    command = [sys.executable, "-c", LEAVING]
+    ran = subprocess.run(command, cwd=TOP, capture_output=True, text=True, timeout=30, check=True)
     assert ran.stdout.splitlines()[-1] == "[]"
