@@ -1,0 +1,101 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The manual pages name every flag and every key that there is, and none that there is not."""
+
+from __future__ import annotations
+
+import importlib
+import re
+import sys
+from pathlib import Path
+
+import msgspec
+import pytest
+
+from cage_runtime.cli import cagectl, incage
+from cage_runtime.cli.command import Program
+from cage_runtime.cli.parser import Parser
+from cage_runtime.config import Definition, RuntimeConfig
+from cage_runtime.daemon import main as caged
+from cage_runtime.model import Action
+from cage_runtime.policy.rule import Relation
+
+PAGES = Path(caged.__file__).parents[1] / "resources/man"
+
+
+def page(name: str) -> str:
+    return (PAGES / name).read_text(encoding="utf-8")
+
+
+def flags_in(text: str) -> set[str]:
+    """The flags of an mdoc page: `Fl -level` is --level, and `Fl h , -help` is two."""
+    found = re.findall(r"\bFl (-?[a-z][a-z-]*(?: , -[a-z][a-z-]*)*)", text)
+    return {f"-{word}" for group in found for word in group.split(" , ")}
+
+
+def flags_of(program: Program) -> set[str]:
+    flags = {"--version"}
+    for verb, (module, _) in program.verbs.items():
+        parser = Parser(prog=verb, description="")
+        importlib.import_module(f"cage_runtime.cli.{module}").VERBS[verb][0](parser)
+        flags |= set(parser._option_string_actions)
+    return flags
+
+
+@pytest.mark.parametrize("program", [cagectl.PROGRAM, incage.PROGRAM], ids=lambda program: program.name)
+def test_a_programs_page_has_its_commands_and_flags(program: Program) -> None:
+    text = page(f"{program.name}.1")
+    for verb in program.verbs:
+        assert re.search(rf"\bCm {verb}\b", text), verb
+    assert flags_in(text) == flags_of(program)
+
+
+def test_cageds_page_has_its_flags(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setattr(sys, "argv", ["caged", "--help"])
+    with pytest.raises(SystemExit):
+        caged.main()
+    assert flags_in(page("caged.8")) == set(re.findall(r"(?<![a-z-])--?[a-z][a-z-]*", capsys.readouterr().out))
+
+
+def keys_in(text: str) -> dict[str, set[str]]:
+    """The keys of each table; those before any table are in the table ""."""
+    tables: dict[str, set[str]] = {}
+    for section in text.split("\n.Ss ")[1:]:
+        heading, _, body = section.partition("\n")
+        body = body.partition("\n.Sh ")[0]
+        tables[heading.strip("[]") if heading.startswith("[") else ""] = set(re.findall(r"^\.It Cm (\S+)", body, re.M))
+    return tables
+
+
+def keys_of(kind: type[msgspec.Struct]) -> dict[str, set[str]]:
+    tables: dict[str, set[str]] = {"": set()}
+    for field in msgspec.structs.fields(kind):
+        if isinstance(field.type, type) and issubclass(field.type, msgspec.Struct):
+            tables[field.encode_name] = set(field.type.__struct_encode_fields__)
+        else:
+            tables[""].add(field.encode_name)
+    return {name: keys for name, keys in tables.items() if keys}
+
+
+@pytest.mark.parametrize(("name", "kind"), [("cage.toml.5", Definition), ("caged.conf.5", RuntimeConfig)])
+def test_a_files_page_has_its_keys(name: str, kind: type[msgspec.Struct]) -> None:
+    assert keys_in(page(name)) == keys_of(kind)
+
+
+def test_the_defaults_of_caged_conf_are_the_true_ones() -> None:
+    told = re.findall(r"^\.It Cm (\S+)\n(?:(?!\.It).*\n)*?Default:\n\.(?:Pa|Li) (\S+) \.", page("caged.conf.5"), re.M)
+    tables = RuntimeConfig()
+    assert dict(told) == msgspec.to_builtins(tables.paths) | msgspec.to_builtins(tables.users)
+
+
+def test_the_policys_page_has_its_words() -> None:
+    text = page("cage.policy.5")
+    assert set(re.findall(r"@[a-z-]+", text)) == {"@level", *Relation}
+    assert set(re.findall(r"^\.It Cm (\S+)", text, re.M)) == {"declassify", "max-size"}
+    actions = text.partition("\n.It Ar action\n")[2].partition("\n.El\n")[0]
+    assert set(re.findall(r"\.Li (\w+)", actions)) == {Action.ALLOW, Action.DENY}
+
+
+def test_every_page_is_seen_from_another() -> None:
+    pages = {file.name for file in PAGES.iterdir()}
+    named = {f"{name}.{section}" for text in map(page, pages) for name, section in re.findall(r"\.Xr (\S+) (\d)", text)}
+    assert named == pages
