@@ -43,7 +43,7 @@ class Tmpfs:
     owner: int = 0
 
     def describe(self) -> str:
-        return f"tmpfs {self.target} {_flags(self.flags)} size={self.size} mode={self.mode:o} uid={self.owner}"
+        return f"tmpfs {self.target or '/'} {_flags(self.flags)} size={self.size} mode={self.mode:o} uid={self.owner}"
 
     def execute(self, root: str) -> None:
         data = f"size={self.size},nr_inodes={self.files},mode={self.mode:o},uid={self.owner},gid={self.owner}"

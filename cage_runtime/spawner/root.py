@@ -7,6 +7,7 @@ the cage (mount_namespaces(7)).  Law 7: what is writable here is noexec, what is
 
 from __future__ import annotations
 
+import hashlib
 import os
 import shutil
 from dataclasses import dataclass
@@ -161,31 +162,34 @@ def new_home(prefix: str, owner: int) -> list[Operation]:
 
 
 class SharedEtc:
-    """The layer under every cage's /etc, copied from the host once and again when the host's has changed."""
+    """The layer under every cage's /etc, copied from the host once and again when the host's has changed.
+
+    A layer that is there is never changed: cages may stand on it, also those of an earlier spawner.
+    """
 
     def __init__(self, directory: Path) -> None:
         self._parent = directory
-        self._stamp: tuple[int, ...] = ()
-        self._current: Path | None = None
 
     def path(self) -> str:
-        """The layer's directory, made anew first where /etc has changed; the old one stays for cages that use it."""
-        stamp = tuple(_modified(Path("/etc", name)) for name in ("ld.so.cache", "alternatives", "localtime"))
-        if self._current is None or stamp != self._stamp:
-            self._current, self._stamp = self._copy(stamp), stamp
-        return str(self._current)
+        """The layer's directory, made first where there is none for the host's /etc as it is now."""
+        changed = tuple(_modified(Path("/etc", name)) for name in ("ld.so.cache", "alternatives", "localtime"))
+        what = repr((changed, ETC_FROM_HOST, sorted(ETC_GENERATED.items()))).encode()
+        target = self._parent / hashlib.sha256(what).hexdigest()[:16]
+        if not target.is_dir():
+            self._copy(target)
+        return str(target)
 
-    def _copy(self, stamp: tuple[int, ...]) -> Path:
-        target = self._parent / f"etc-{abs(hash(stamp)):x}"
-        if target.exists():
-            shutil.rmtree(target)
-        target.mkdir(parents=True)
+    def _copy(self, target: Path) -> None:
+        fresh = target.with_suffix(".new")
+        if fresh.exists():
+            shutil.rmtree(fresh)
+        fresh.mkdir(parents=True)
         for name in ETC_FROM_HOST:
-            _copy_public(Path("/etc", name), target / name)
+            _copy_public(Path("/etc", name), fresh / name)
         for name, content in ETC_GENERATED.items():
-            (target / name).write_text(content, encoding="utf-8")
-        (target / "mtab").symlink_to("../proc/self/mounts")
-        return target
+            (fresh / name).write_text(content, encoding="utf-8")
+        (fresh / "mtab").symlink_to("../proc/self/mounts")
+        fresh.rename(target)
 
 
 def _modified(path: Path) -> int:

@@ -1,0 +1,89 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The plan of a root, as text; and the layer of /etc that cages share."""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.spawner import root
+from cage_runtime.spawner.root import RootSpec, SharedEtc, plan
+
+SPEC = RootSpec(
+    name="work", machine_id="0" * 32, identity="{}\n", base=0x70000000, home="/storage/home", home_bytes=1 << 20,
+    home_files=64, exec_home=False, programs="/programs", etc="/layer", empty="/empty", gateway="/gateway",
+)
+
+
+def described(spec: RootSpec) -> list[str]:
+    return [step.describe() for step in plan(spec)]
+
+
+def mounts(spec: RootSpec) -> list[str]:
+    return [line for line in described(spec) if line.startswith(("tmpfs ", "overlay ", "bind "))]
+
+
+def test_what_can_be_written_cannot_be_executed() -> None:
+    for line in mounts(SPEC):
+        assert " ro," in line or "noexec" in line, line
+
+
+def test_every_mount_refuses_setuid_files() -> None:
+    assert [line for line in mounts(SPEC) if "nosuid" not in line] == []
+
+
+def test_devices_are_in_one_place_alone() -> None:
+    assert [line.split()[1] for line in mounts(SPEC) if "nodev" not in line] == ["/dev"]
+
+
+def test_exec_home_loosens_the_home_alone() -> None:
+    loosened = set(described(dataclasses.replace(SPEC, exec_home=True))) - set(described(SPEC))
+    assert loosened == {"bind /storage/home /home/user nosuid,nodev"}
+
+
+def test_the_home_of_an_ephemeral_cage_is_in_memory_and_bounded() -> None:
+    lines = described(dataclasses.replace(SPEC, home=None))
+    assert "tmpfs /home/user nosuid,nodev,noexec size=1048576 mode=700 uid=1879049192" in lines
+    assert not any("/storage/home" in line for line in lines)
+
+
+def test_the_last_steps_make_what_was_assembled_read_only() -> None:
+    assert described(SPEC)[-2:] == ["read-only /dev", "read-only /"]
+
+
+@pytest.fixture
+def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedEtc:
+    monkeypatch.setattr(root, "ETC_FROM_HOST", ("os-release",))
+    return SharedEtc(tmp_path / "etc")
+
+
+def test_the_layer_of_etc_is_made_once(etc: SharedEtc, tmp_path: Path) -> None:
+    layer = Path(etc.path())
+    (layer / "mark").touch()
+    assert SharedEtc(tmp_path / "etc").path() == str(layer)
+    assert (layer / "mark").exists(), "a layer on which cages may stand was made anew"
+    assert "user:x:1000:" in (layer / "passwd").read_text()
+
+
+def test_a_changed_host_gives_another_layer_and_keeps_the_old(etc: SharedEtc, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = etc.path()
+    monkeypatch.setattr(root, "ETC_GENERATED", {**root.ETC_GENERATED, "motd": "new\n"})
+    assert etc.path() != before
+    assert Path(before, "passwd").exists()
+
+
+def test_a_copy_that_was_cut_off_is_made_again(etc: SharedEtc) -> None:
+    layer = Path(etc.path())
+    layer.rename(layer.with_suffix(".new"))
+    (layer.with_suffix(".new") / "leftover").touch()
+    assert etc.path() == str(layer)
+    assert not (layer / "leftover").exists()
+
+
+def test_private_files_of_the_host_are_left_out(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(root, "ETC_FROM_HOST", ("shadow", "gshadow"))
+    layer = Path(SharedEtc(tmp_path / "etc").path())
+    assert not (layer / "shadow").exists()
+    assert not (layer / "gshadow").exists()
