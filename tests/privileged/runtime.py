@@ -229,9 +229,7 @@ class Runtime:
         self._bus.terminate()
         self._bus.wait(SECONDS)
         self._log.close()
-        for directory in self.subtree(), *self.subtree().parents[:-4]:
-            if directory.name == self.cgroup:
-                directory.rmdir()
+        assert not self.subtree().exists(), "the spawner takes its empty cgroup along"
         os.close(self._hierarchy)
         shutil.rmtree(self.top)
 

@@ -1,0 +1,207 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Documents across the wall, between real cages: what arrives is what was sent, whole, or nothing does.
+
+What cannot be sent at all is in test_bad_input.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.privileged.conftest import MakeCage
+from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime, arguments_of, wait_gone
+
+LARGE = 96 << 20
+"""Bytes that take some tenths of a second to copy."""
+
+
+@pytest.fixture(scope="module")
+def low(shared_cage: MakeCage) -> Cage:
+    return shared_cage("low", "--level", "internal")
+
+
+@pytest.fixture(scope="module")
+def high(shared_cage: MakeCage) -> Cage:
+    return shared_cage("high", "--level", "secret")
+
+
+def send(source: Cage, target: str, *files: str) -> Ended:
+    return source.enter("incage", "send", *files, "--to", target)
+
+
+def events(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
+    """The fields of the last events of that kind in the audit log."""
+    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 1000)})[0]]
+    return [event["fields"] for event in listed if event["kind"] == kind]
+
+
+def inbox(runtime: Runtime, target: Cage) -> list[str]:
+    """All that is in the target's inbox, as the host sees it: hidden and half-made files too."""
+    top = runtime.storage / target.uuid / "home/Inbox"
+    return sorted(str(path.relative_to(top)) for path in top.rglob("*") if not path.is_dir())
+
+
+# --- what arrives ------------------------------------------------------------------------------------------------
+def test_up_it_arrives_as_it_was(runtime: Runtime, low: Cage, high: Cage) -> None:
+    content = os.urandom((10 << 20) + 1)
+    low.sh("cat > Documents/figures.bin", input=content)
+    ended = send(low, "high", "Documents/figures.bin")
+    assert (ended.returncode, ended.stdout) == (0, b"figures.bin -> high: Inbox/low/figures.bin\n"), ended.stderr
+    arrived = high.enter("cat", "Inbox/low/figures.bin").stdout
+    digest = hashlib.sha256(content).hexdigest()
+    assert hashlib.sha256(arrived).hexdigest() == digest
+    about = high.sh("stat -c '%U %a' Inbox/low/figures.bin").split()
+    assert about == ["user", "644"]
+    noted = events(runtime, "transfer")[-1]
+    assert (noted["cage"], noted["target"], noted["sha256"]) == ("low", "high", digest)
+    assert noted["size"] == str(len(content))
+    assert noted["outcome"] == "arrived as Inbox/low/figures.bin"
+    high.sh("rm -r Inbox")
+
+
+def test_a_name_that_is_taken_gets_a_number(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh("echo one > Documents/notes.txt")
+    for name in ("notes.txt", "notes (2).txt", "notes (3).txt"):
+        ended = send(low, "high", "Documents/notes.txt")
+        assert ended.stdout.decode() == f"notes.txt -> high: Inbox/low/{name}\n"
+    assert inbox(runtime, high) == ["low/notes (2).txt", "low/notes (3).txt", "low/notes.txt"]
+    high.sh("rm -r Inbox")
+
+
+def test_several_files_and_those_that_can_arrive_do(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh("echo a > a; echo b > b; ln -s /etc/passwd away")
+    ended = send(low, "high", "a", "away", "no-such", "b")
+    assert ended.returncode == 1
+    assert ended.stdout == b"a -> high: Inbox/low/a\nb -> high: Inbox/low/b\n"
+    assert len(ended.stderr.splitlines()) == 2
+    assert inbox(runtime, high) == ["low/a", "low/b"]
+    high.sh("rm -r Inbox")
+
+
+def test_several_at_once(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh("for i in 1 2 3 4; do head -c 300000 /dev/urandom > many-$i; done")
+    low.sh("for i in 1 2 3 4; do incage send many-$i --to high & done; wait")
+    assert inbox(runtime, high) == [f"low/many-{number}" for number in range(1, 5)]
+    sums = "sha256sum many-* | sort"
+    assert low.sh(sums) == high.sh(f"cd Inbox/low; {sums}")
+    high.sh("rm -r Inbox")
+
+
+# --- what is refused ---------------------------------------------------------------------------------------------
+def test_down_it_is_refused_and_the_log_names_the_rule(runtime: Runtime, low: Cage, high: Cage) -> None:
+    high.sh("echo secret > plan.txt")
+    ended = send(high, "low", "plan.txt")
+    assert (ended.returncode, ended.stdout) == (126, b"")
+    decided = events(runtime, "decision")[-1]
+    assert (decided["cage"], decided["target"], decided["decision"]) == ("high", "low", "deny")
+    assert "90-default.policy:5" in decided["rule"]
+    assert "90-default.policy:5" in ended.stderr.decode()
+    assert not (runtime.storage / low.uuid / "home/Inbox").exists()
+
+
+def test_unknown_and_forbidden_targets_look_alike(low: Cage, high: Cage) -> None:
+    high.sh("echo secret > plan.txt")
+    forbidden, unknown = send(high, "low", "plan.txt"), send(high, "owl", "plan.txt")
+    assert low.name in forbidden.stderr.decode()
+    assert (forbidden.returncode, forbidden.stdout) == (unknown.returncode, unknown.stdout) == (126, b"")
+    assert forbidden.stderr.replace(b'"low"', b"@") == unknown.stderr.replace(b'"owl"', b"@")
+
+
+def test_nobody_sends_in_the_name_of_another(runtime: Runtime, low: Cage, high: Cage) -> None:
+    """Who sends follows from the gateway: a cage that rewrites its own identity stays what it is."""
+    forged = 'mkdir x; cp -r /run/cage x; sed -i s/low/high/ x/cage/identity.json 2>/dev/null; echo a > f'
+    low.enter("sh", "-c", forged, root=True)
+    low.sh("echo a > f; incage send f --to high")
+    assert inbox(runtime, high) == ["low/f"]
+    high.sh("rm -r Inbox")
+
+
+def test_a_full_target_says_so_and_keeps_nothing(low: Cage, cage: MakeCage) -> None:
+    small = cage("small", "--level", "secret", "--ephemeral", "--disk", "1M")
+    low.sh("head -c 3000000 /dev/urandom > large")
+    ended = send(low, "small", "large")
+    assert (ended.returncode, ended.stdout) == (1, b"")
+    assert b'"large" did not arrive in small: its home is full' in ended.stderr
+    assert small.sh("find Inbox 2>/dev/null; true") == ""
+    low.sh("echo less > less; incage send less --to small")
+    assert small.sh("cat Inbox/low/less") == "less\n"
+
+
+# --- what is cut off ---------------------------------------------------------------------------------------------
+def children_of(pid: int) -> list[int]:
+    return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
+
+
+@contextmanager
+def stopped(runtime: Runtime, target: Cage) -> Iterator[None]:
+    """The target's processes stand still, and the core does not know."""
+    cgroup = runtime.subtree() / target.uuid
+    (cgroup / "cgroup.freeze").write_text("1")
+    try:
+        yield
+    finally:
+        (cgroup / "cgroup.freeze").write_text("0")
+        if target.status["state"] == "paused":  # as a core that was started meanwhile has found it
+            runtime.ok("resume", target.name)
+
+
+def nothing_is_left(runtime: Runtime, high: Cage) -> None:
+    assert high.sh("find Inbox 2>/dev/null; true") == ""
+    assert os.listdir(runtime.state / "staging") == []
+
+
+def test_a_mediator_killed_while_it_copies_leaves_nothing(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh(f"head -c {LARGE} /dev/zero > large")
+    mediator = runtime.process("cage-mediator")
+    with low.popen("incage", "send", "large", "--to", "high", stderr=subprocess.PIPE) as sending:
+        while not (workers := children_of(mediator)):
+            assert sending.poll() is None
+        runtime.kill_and_wait("cage-mediator")
+        for worker in workers:
+            wait_gone(worker)
+        _, errors = sending.communicate(timeout=SECONDS)
+    assert sending.returncode not in (0, 2, 126), errors
+    nothing_is_left(runtime, high)
+    assert send(low, "high", "large").returncode == 0
+    high.sh("rm -r Inbox")
+    low.sh("rm large")
+
+
+@pytest.mark.parametrize("program", ["cage-mediator", "caged", "cage-spawner"])
+def test_what_is_cut_off_while_it_is_delivered_is_not_there(
+    runtime: Runtime, low: Cage, high: Cage, program: str
+) -> None:
+    low.sh("echo figures > figures")
+    high.sh("true")
+    with Changes(runtime.state / "audit") as changes:
+        decided = len(events(runtime, "decision"))
+        with stopped(runtime, high):
+            sending = low.popen("incage", "send", "figures", "--to", "high", stdout=subprocess.PIPE,
+                                stderr=subprocess.PIPE)
+            changes.until(lambda: len(events(runtime, "decision")) >= decided + 2, "the second decision")
+            runtime.kill_and_wait(program)
+        output, errors = sending.communicate(timeout=SECONDS)
+    arrived = high.sh("find Inbox -type f 2>/dev/null; true")
+    if sending.returncode == 0:
+        assert (output, arrived) == (b"figures -> high: Inbox/low/figures\n", "Inbox/low/figures\n")
+    else:
+        assert arrived == "", errors
+    assert os.listdir(runtime.state / "staging") == []
+    assert send(low, "high", "figures").returncode == 0
+    high.sh("rm -r Inbox")
+
+
+def test_no_process_of_a_transfer_stays(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh("echo a > f; incage send f --to high")
+    assert children_of(runtime.process("cage-mediator")) == []
+    assert [pid for pid in runtime.cage_processes(high.uuid) if "--deliver" in arguments_of(pid)] == []
+    high.sh("rm -r Inbox")
