@@ -40,7 +40,8 @@ class Check:
 
 
 def examine(
-    host: Host, *, polkit: bool, policy_fault: str | None, labels: int, unenforced: Mapping[str, tuple[str, ...]]
+    host: Host, *, polkit: bool, policy_fault: str | None, labels: int, unenforced: Mapping[str, tuple[str, ...]],
+    orphans: tuple[str, ...] = (),
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage."""
     return [
@@ -50,6 +51,8 @@ def examine(
               detail=f"{host.ranges_free} of {host.ranges} free",
               help="" if host.ranges_free else "destroy cages that are not needed"),
         *_cages(unenforced),
+        *(Check(check="storage", state=Health.LIMITED, detail=f"{uuid} belongs to no cage that is known, and is kept",
+                help="restore its definition, or look through it as root and remove it") for uuid in orphans),
     ]
 
 

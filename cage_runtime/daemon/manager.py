@@ -47,8 +47,12 @@ class Manager:
         self.started: Callable[[Cage], Awaitable[None]] | None = None
         """Called under the lock of a cage that has just started or been adopted from nothing."""
         self._cages: dict[str, Cage] = {}
-        self._coming: dict[str, str] = {}
-        """Names that are being created, and their uuids."""
+        self._coming: set[str] = set()
+        """Names that are being created."""
+        self._in_hand: set[str] = set()
+        """Uuids of cages that are being created or destroyed: `look` leaves them to whoever does that."""
+        self.orphans: tuple[str, ...] = ()
+        """Storage that is kept and belongs to no cage."""
         self.controllers: frozenset[str] = frozenset()
 
     # --- finding ---------------------------------------------------------------------------------------------
@@ -85,17 +89,46 @@ class Manager:
         if host is None or standings is None:
             raise RuntimeFailure("the spawner does not say what stands")
         self.controllers = frozenset(host.controllers)
+        await self._finish(standings)
         for cage in list(self._cages.values()):
-            if cage.uuid not in standings.stored and cage.uuid not in standings.running:
-                # Only an ephemeral cage can lose its storage, by a reboot; then it is gone.
-                self._forget(cage)
-            elif cage.uuid in standings.running:
+            if cage.uuid in self._in_hand:
+                continue
+            if cage.uuid in standings.running:
                 self._adopt(cage, paused=cage.uuid in standings.paused)
-            else:
+            elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
                 self._ended(cage)
-        known = {cage.uuid for cage in self._cages.values()} | set(self._coming.values())
-        for uuid in {*standings.running, *standings.stored} - known:
+            elif cage.record.ephemeral:
+                self._forget(cage)  # a reboot has taken it
+            else:
+                self._lose(cage)
+
+    async def _finish(self, standings: spec.Standings) -> None:
+        """End what a create or destroy that was cut off has left half done."""
+        for uuid in set(standings.condemned) - self._in_hand:
+            if cage := self.by_uuid(uuid):
+                self._forget(cage)
             await self._clear(uuid)
+        for uuid in set(standings.new) - self._in_hand:
+            if self.by_uuid(uuid):
+                await self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid))
+            else:
+                await self._clear(uuid)
+        known = {cage.uuid for cage in self._cages.values()} | self._in_hand | {*standings.condemned, *standings.new}
+        for uuid in set(standings.ephemeral) - known:
+            await self._clear(uuid)
+        for uuid in set(standings.running) - {*known, *standings.ephemeral}:
+            await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0))
+        self.orphans = tuple(sorted(set(standings.stored) - known))
+        for uuid in self.orphans:
+            # Somebody's documents: that we do not know whose is no reason to delete them.
+            LOG.error("the storage of %s belongs to no cage that is known, and is kept", uuid)
+
+    def _lose(self, cage: Cage) -> None:
+        """Say that a cage's storage is not there; it may be on a file system that is not mounted."""
+        why = f"its storage {cage.uuid} is not there; mount or restore it, or destroy the cage"
+        cage.unenforced = (f"{cage.name}: {why}",)
+        self._set(cage, CageState.FAILED)
+        self.record(Kind.CAGE_FAILED, cage, {"why": "its storage is not there"})
 
     def _admit(self, record: Record) -> Cage:
         label = None
@@ -153,11 +186,13 @@ class Manager:
         check_label(definition, options, self.levels)
         birth_limits(definition, self.controllers)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
-        self._coming[name] = record.uuid
+        self._coming.add(name)
+        self._in_hand.add(record.uuid)
         try:
             return await self._make(record, start=options.start)
         finally:
-            del self._coming[name]
+            self._coming.discard(name)
+            self._in_hand.discard(record.uuid)
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:
@@ -175,6 +210,9 @@ class Manager:
             if start:
                 async with cage.lock:
                     await self._start(cage)
+            if not record.ephemeral:
+                # The last step: until now nothing of the cage was worth keeping.
+                await self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=record.uuid))
         except CageError:
             await self._unmake(cage)
             raise
@@ -260,11 +298,17 @@ class Manager:
         async with cage.lock:
             if self._cages.get(cage.name) is not cage:
                 raise NoSuchCage(f'there is no cage "{cage.name}" any more')
-            self.record(Kind.CAGE_DESTROYED, cage)
-            await self._unmake(cage)
+            self._in_hand.add(cage.uuid)
+            try:
+                self.record(Kind.CAGE_DESTROYED, cage)
+                if not cage.record.ephemeral:
+                    await self.spawner.ask(spec.Condemn(id=self.spawner.number(), uuid=cage.uuid))
+                await self._unmake(cage)
+            finally:
+                self._in_hand.discard(cage.uuid)
 
     async def _unmake(self, cage: Cage) -> None:
-        # From here on a crash is finished by `look`: what stands without a registry entry is removed.
+        """Forget the cage and end it; where that is cut off, `look` finishes it."""
         self._registry.remove(cage.record)
         self._set(cage, CageState.STOPPING)
         self._gateways.close(cage.uuid)

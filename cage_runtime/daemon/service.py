@@ -272,7 +272,8 @@ class CoreService:
         polkit = await self._parts.bus.has_owner("org.freedesktop.PolicyKit1")
         checks = doctor.examine(host, polkit=polkit, policy_fault=self._parts.mediation.policy.fault,
                                 labels=len(self._parts.manager.levels.names),
-                                unenforced={c.name: c.unenforced for c in self._parts.manager.cages()})
+                                unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
+                                orphans=self._parts.manager.orphans)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 

@@ -17,6 +17,8 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+import prctl
+
 from cage_runtime.errors import HostUnsupported, RuntimeFailure
 from cage_runtime.model import ID_RANGE
 from cage_runtime.spawner import capability, landlock, root, syscall
@@ -117,7 +119,7 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         # what it starts inherits that.
         pid, pidfd = syscall.clone3(NAMESPACES | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
         if pid == 0:
-            _inside(request, place, listener, go_read, told_write)
+            _inside(request, place, listener, go_read, told_write, (go_write, told_read))
         # The child alone holds it now, so that its end is seen.
         held.remove(told_write)
         os.close(told_write)
@@ -185,11 +187,14 @@ def _hear(told: int) -> None:
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
-def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int) -> None:
-    """In the new namespaces: never returns."""
+def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int, parents: tuple[int, int]) -> None:
+    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `told`."""
     step = "waiting for ids"
     status = 1
     try:
+        # Held here too, they would hide that the spawner has ended, and we would wait with all that it had open.
+        for descriptor in parents:
+            os.close(descriptor)
         if os.read(go, 1) == b"!":
             step = "its memory files"
             _forbid_executable_memfds()
@@ -244,6 +249,9 @@ def _become_root(name: str) -> None:
     os.setresgid(0, 0, 0)
     os.setresuid(0, 0, 0)
     os.setsid()
+    # What `ps` on the host shows, instead of the spawner's own command line.
+    prctl.set_name("cage-init")
+    prctl.set_proctitle(f"cage-init {name}")
     syscall.unshare(syscall.CLONE_NEWCGROUP)
     syscall.keyctl_join_session_keyring()
     syscall.sethostname(name)

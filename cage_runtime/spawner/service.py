@@ -24,12 +24,14 @@ from cage_runtime.spawner.spec import (
     AnyRequest,
     Birth,
     Conceal,
+    Condemn,
     Describe,
     Ended,
     Expose,
     Fault,
     Freeze,
     Host,
+    Keep,
     Limits,
     Logs,
     MakeStorage,
@@ -40,7 +42,7 @@ from cage_runtime.spawner.spec import (
     Standings,
     Stop,
 )
-from cage_runtime.spawner.storage import Storage
+from cage_runtime.spawner.storage import Stage, Storage
 
 Respond = Callable[[Reply], None]
 
@@ -112,6 +114,12 @@ class Service:
             case MakeStorage():
                 self._storage.make(request.uuid, ephemeral=request.ephemeral)
                 respond(Reply(id=request.id))
+            case Keep():
+                self._storage.keep(request.uuid)
+                respond(Reply(id=request.id))
+            case Condemn():
+                self._storage.condemn(request.uuid)
+                respond(Reply(id=request.id))
             case Birth():
                 self._bear(request)
                 respond(Reply(id=request.id))
@@ -139,7 +147,11 @@ class Service:
     def _standing(self) -> Standings:
         running = [cage for cage in self._cages.values() if not cage.ending]
         paused = [cage.uuid for cage in running if cage.cgroup.frozen()]
-        return Standings(running=[cage.uuid for cage in running], paused=paused, stored=self._storage.stored())
+        return Standings(
+            running=[cage.uuid for cage in running], paused=paused, new=self._storage.listed(Stage.NEW),
+            stored=self._storage.listed(Stage.KEPT), ephemeral=self._storage.listed(Stage.KEPT, ephemeral=True),
+            condemned=self._storage.listed(Stage.GONE),
+        )
 
     def _bear(self, request: Birth) -> None:
         if request.uuid in self._cages:

@@ -52,6 +52,18 @@ class MakeStorage(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     ephemeral: bool
 
 
+class Keep(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="keep"):
+    """The new cage is written down: its storage stays until it is condemned."""
+
+    uuid: Uuid
+
+
+class Condemn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="condemn"):
+    """The cage is destroyed: whatever happens from now on, its storage will be deleted."""
+
+    uuid: Uuid
+
+
 class Birth(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="birth"):
     """Start the cage: its namespaces, root, cgroup and cage-init."""
 
@@ -121,13 +133,14 @@ class Stop(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="
 
 
 class Remove(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="remove"):
-    """Delete the storage of a cage that does not run and give its id range back."""
+    """Delete the condemned (or never kept, or ephemeral) storage of a cage that does not run; its range is free."""
 
     uuid: Uuid
 
 
 AnyRequest = (
-    Describe | Standing | MakeStorage | Birth | Expose | Conceal | Spawn | Logs | Freeze | Stop | Remove
+    Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Logs | Freeze | Stop
+    | Remove
 )
 
 
@@ -141,7 +154,12 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     running: list[Uuid]
     paused: list[Uuid]
+    new: list[Uuid]
+    """Storage that was made and not kept."""
     stored: list[Uuid]
+    """Storage that is kept."""
+    ephemeral: list[Uuid]
+    condemned: list[Uuid]
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -4,98 +4,155 @@
 A cage's record of its range *is* the allocation: the pool is what is read back from the records, so that a range
 cannot be handed out twice whatever caged says, and comes free when its storage is gone.  Names of cages do not occur
 here, and nothing in a parent directory of a home belongs to anybody but root, so that no link can lead astray.
+
+A home that was once kept is deleted for one reason: its cage was destroyed by request.  That a cage is unknown to
+caged is none; a registry can be lost, and what people wrote must not go with it.
 """
 
 from __future__ import annotations
 
 import os
 import subprocess
+from dataclasses import dataclass, replace
+from enum import StrEnum
 from pathlib import Path
 
-from cage_runtime.errors import RuntimeFailure
+from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
 from cage_runtime.spawner.mount import Directory
 from cage_runtime.spawner.root import new_home
 
-_NEW, _GONE = ".new-", ".gone-"
+
+class Stage(StrEnum):
+    """How far a cage's storage is; the value is the prefix of its directory's name."""
+
+    NEW = ".new-"
+    """Made, and its cage not yet written down: worth nothing without it."""
+    KEPT = ""
+    """A cage's: never removed but by a request that condemns it first."""
+    GONE = ".gone-"
+    """Its cage is destroyed, whatever else has been done about that."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Place:
+    parent: Path
+    stage: Stage
+    number: int
+    """Of the id range."""
 
 
 class Storage:
     def __init__(self, persistent: Path, ephemeral: Path) -> None:
-        self._directories = {False: persistent, True: ephemeral}
-        for directory in self._directories.values():
+        self._persistent, self._ephemeral = persistent, ephemeral
+        for directory in (persistent, ephemeral):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chown(directory, 0, 0)
             directory.chmod(0o700)
-        self._ranges: dict[str, int] = {}
+        self._places: dict[str, _Place] = {}
         self._reserved = _subordinate_ranges()
-        self._read_back()
+        for directory in (persistent, ephemeral):
+            self._read_back(directory)
 
-    def _read_back(self) -> None:
-        for directory in self._directories.values():
-            for entry in directory.iterdir():
-                if entry.name.startswith((_NEW, _GONE)):
-                    _delete(entry).wait()
-                else:
-                    self._ranges[entry.name] = int((entry / "range").read_text(encoding="ascii"))
+    def _read_back(self, parent: Path) -> None:
+        for entry in parent.iterdir():
+            stage = next((stage for stage in (Stage.NEW, Stage.GONE) if entry.name.startswith(stage)), Stage.KEPT)
+            try:
+                number = int((entry / "range").read_text(encoding="ascii"))
+            except (FileNotFoundError, ValueError):
+                if stage is Stage.KEPT:
+                    raise
+                _delete(entry).wait()  # cut off before it was whole, or after it was not any more
+                continue
+            self._places[entry.name.removeprefix(stage)] = _Place(parent=parent, stage=stage, number=number)
 
-    def stored(self) -> list[str]:
-        return list(self._ranges)
+    def listed(self, stage: Stage, *, ephemeral: bool = False) -> list[str]:
+        """The cages whose storage is that far."""
+        parent = self._ephemeral if ephemeral else self._persistent
+        return [uuid for uuid, place in self._places.items() if place.stage is stage and place.parent == parent]
 
     @property
     def free(self) -> int:
-        return LAST_RANGE - FIRST_RANGE + 1 - len(set(self._ranges.values()) | self._reserved)
+        return LAST_RANGE - FIRST_RANGE + 1 - len(self._used())
 
     def base(self, uuid: str) -> int:
-        """The first host id of the cage's range; KeyError where it has no storage."""
-        return self._ranges[uuid] * ID_RANGE
+        """The first host id of the cage's range; KeyError where it has no storage, or condemned one.
+
+        RuntimeFailure where storage that was away for a while has come back and shares it with another's.
+        """
+        place = self._places[uuid]
+        if place.stage is Stage.GONE:
+            raise KeyError(uuid)
+        if [other.number for other in self._places.values()].count(place.number) > 1:
+            raise RuntimeFailure(f"the storage of {uuid} has the same id range as another's; keep one of the two")
+        return place.number * ID_RANGE
 
     def home(self, uuid: str) -> Path | None:
-        """The home to bind, None for an ephemeral cage."""
-        path = self._directories[False] / uuid / "home"
-        return path if path.is_dir() else None
+        """The home to bind, None for an ephemeral cage; KeyError where it has no storage."""
+        place = self._places[uuid]
+        return None if place.parent == self._ephemeral else place.parent / (place.stage + uuid) / "home"
 
     def make(self, uuid: str, *, ephemeral: bool) -> None:
-        """An id range, and unless `ephemeral` a home; either all of it is there afterwards or nothing."""
-        if uuid in self._ranges:
+        """An id range, and unless `ephemeral` a new home, to be kept; either all of it is there or nothing."""
+        if uuid in self._places:
             raise RuntimeFailure(f"the cage {uuid} has storage already")
-        number = self._lowest_free()
-        parent = self._directories[ephemeral]
-        fresh = parent / (_NEW + uuid)
+        parent, stage = (self._ephemeral, Stage.KEPT) if ephemeral else (self._persistent, Stage.NEW)
+        place = _Place(parent=parent, stage=stage, number=self._lowest_free())
+        directory = parent / (stage + uuid)
         try:
-            fresh.mkdir(mode=0o700)
-            (fresh / "range").write_text(str(number), encoding="ascii")
+            directory.mkdir(mode=0o700)
+            (directory / "range").write_text(str(place.number), encoding="ascii")
             if not ephemeral:
-                _make_home(fresh, number)
-            fresh.rename(parent / uuid)
+                _make_home(directory, place.number)
         except OSError as error:
-            _delete(fresh).wait()
+            _delete(directory).wait()
             raise RuntimeFailure(f"{parent} takes no storage for another cage: {error.strerror}") from error
-        if not ephemeral:
-            _sync(parent)
-        self._ranges[uuid] = number
+        self._places[uuid] = place
+
+    def keep(self, uuid: str) -> None:
+        """The cage is written down: from now on its home is somebody's."""
+        self._move(uuid, Stage.KEPT)
+
+    def condemn(self, uuid: str) -> None:
+        """The cage is destroyed, from this moment on and whatever comes; its range is not free before `remove`."""
+        if uuid in self._places:
+            self._move(uuid, Stage.GONE)
+
+    def _move(self, uuid: str, stage: Stage) -> None:
+        place = self._places.get(uuid)
+        if place is None:
+            raise RuntimeFailure(f"the cage {uuid} has no storage")
+        if place.stage is stage:
+            return
+        (place.parent / (place.stage + uuid)).rename(place.parent / (stage + uuid))
+        _sync(place.parent)
+        self._places[uuid] = replace(place, stage=stage)
 
     def remove(self, uuid: str) -> subprocess.Popen[bytes] | None:
-        """Delete the storage and give the range back; the process that is still deleting a home, if there is one.
+        """Delete storage that is not kept, or an ephemeral cage's, and give the range back.
 
-        The home's old name is free at once; a deletion that is cut off is finished at the next start.
+        Answers with the process that is still deleting a home, if there is one; nothing happens where there is none.
         """
-        if uuid not in self._ranges:
+        place = self._places.get(uuid)
+        if place is None:
             return None
-        ephemeral, persistent = self._directories[True] / uuid, self._directories[False] / uuid
-        deleting = None
-        if ephemeral.is_dir():
-            (ephemeral / "range").unlink()
-            ephemeral.rmdir()
+        directory = place.parent / (place.stage + uuid)
+        if place.parent == self._ephemeral:
+            (directory / "range").unlink()
+            directory.rmdir()
+            deleting = None
+        elif place.stage is Stage.KEPT:
+            raise WrongState(f"the storage of {uuid} is kept; it has to be condemned before it is deleted")
         else:
-            gone = persistent.with_name(_GONE + uuid)
-            persistent.rename(gone)
-            deleting = _delete(gone)
-        del self._ranges[uuid]
+            deleting = _delete(directory)
+        del self._places[uuid]
         return deleting
 
+    def _used(self) -> set[int]:
+        return {place.number for place in self._places.values()} | self._reserved
+
     def _lowest_free(self) -> int:
-        used = set(self._ranges.values()) | self._reserved
+        used = self._used()
         for number in range(FIRST_RANGE, LAST_RANGE + 1):
             if number not in used:
                 return number

@@ -1,0 +1,178 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The storage of cages, as root: a home is deleted because its cage was destroyed, and for no other reason."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.errors import RuntimeFailure, WrongState
+from cage_runtime.model import FIRST_RANGE, ID_RANGE, USER_UID
+from cage_runtime.spawner.storage import Stage, Storage
+from tests.privileged.conftest import MakeCage
+from tests.privileged.runtime import Runtime
+
+pytestmark = pytest.mark.privileged
+
+A, B = "a" * 32, "b" * 32
+
+
+def a_storage(top: Path) -> Storage:
+    return Storage(top / "state", top / "run")
+
+
+def removed(storage: Storage, uuid: str) -> None:
+    deleting = storage.remove(uuid)
+    assert deleting is None or deleting.wait() == 0
+
+
+def test_a_range_is_recorded_and_the_home_is_its_user_s(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    home = storage.home(A)
+    assert home is not None
+    assert home.stat().st_uid == FIRST_RANGE * ID_RANGE + USER_UID
+    assert a_storage(tmp_path).base(A) == storage.base(A) == FIRST_RANGE * ID_RANGE
+
+
+def test_a_range_is_not_given_twice_and_comes_free_with_the_storage(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    storage.make(B, ephemeral=True)
+    assert storage.base(A) != storage.base(B)
+    taken = storage.base(A)
+    storage.condemn(A)
+    storage.make("c" * 32, ephemeral=True)
+    assert storage.base("c" * 32) != taken, "a condemned home is still there, and so are its owner's ids"
+    removed(storage, A)
+    storage.make("d" * 32, ephemeral=True)
+    assert storage.base("d" * 32) == taken
+
+
+def test_what_is_kept_is_never_deleted_unless_it_is_condemned(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    storage.keep(A)
+    with pytest.raises(WrongState, match="has to be condemned"):
+        storage.remove(A)
+    again = a_storage(tmp_path)
+    assert again.listed(Stage.KEPT) == [A]
+    with pytest.raises(WrongState, match="has to be condemned"):
+        again.remove(A)
+    again.condemn(A)
+    removed(again, A)
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_every_stage_is_found_again_after_a_crash(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    for uuid in (A, B, "c" * 32):
+        storage.make(uuid, ephemeral=False)
+    storage.keep(B)
+    storage.keep("c" * 32)
+    storage.condemn("c" * 32)
+    again = a_storage(tmp_path)
+    assert (again.listed(Stage.NEW), again.listed(Stage.KEPT), again.listed(Stage.GONE)) == ([A], [B], ["c" * 32])
+    assert again.free == storage.free
+
+
+def test_what_was_cut_off_half_made_is_deleted(tmp_path: Path) -> None:
+    a_storage(tmp_path).make(A, ephemeral=False)
+    (tmp_path / "state" / f".new-{A}" / "range").unlink()
+    again = a_storage(tmp_path)
+    assert again.listed(Stage.NEW) == []
+    assert list((tmp_path / "state").iterdir()) == []
+
+
+def test_kept_storage_without_its_record_stops_the_spawner(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    storage.keep(A)
+    (tmp_path / "state" / A / "range").unlink()
+    with pytest.raises(FileNotFoundError):
+        a_storage(tmp_path)
+    assert (tmp_path / "state" / A / "home").is_dir()
+
+
+def test_condemned_storage_cannot_be_used(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    storage.condemn(A)
+    with pytest.raises(KeyError):
+        storage.base(A)
+
+
+def test_two_homes_with_one_range_are_not_used(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    (tmp_path / "state" / f".new-{A}").rename(tmp_path / "away")
+    again = a_storage(tmp_path)
+    again.make(B, ephemeral=False)
+    (tmp_path / "away").rename(tmp_path / "state" / f".new-{A}")
+    both = a_storage(tmp_path)
+    for uuid in (A, B):
+        with pytest.raises(RuntimeFailure, match="the same id range"):
+            both.base(uuid)
+
+
+def test_a_cage_has_one_storage(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=True)
+    with pytest.raises(RuntimeFailure, match="has storage already"):
+        storage.make(A, ephemeral=False)
+    with pytest.raises(RuntimeFailure, match="has no storage"):
+        storage.keep(B)
+    assert storage.remove(B) is None
+
+
+def test_a_deep_tree_of_a_cage_s_making_is_deleted(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    home = storage.home(A)
+    assert home is not None
+    canary = tmp_path / "canary"
+    canary.write_text("stays")
+    (home / "link").symlink_to(canary)
+    deep = home
+    for _ in range(1500):
+        deep /= "d"
+        deep.mkdir()
+    removed(storage, A)
+    assert list((tmp_path / "state").iterdir()) == []
+    assert canary.read_text() == "stays"
+
+
+def test_a_lost_registry_takes_no_documents_with_it(runtime: Runtime, cage: MakeCage) -> None:
+    work = cage("keeper", "--level", "internal")
+    uuid, definition = work.uuid, runtime.state / "cages" / "keeper"
+    work.sh("echo dear > Documents/letter")
+    runtime.ok("stop", "keeper")
+    runtime.stop()
+    definition.rename(runtime.top / "backup")
+    runtime.start()
+    assert runtime.json("list") == []
+    assert (runtime.storage / uuid / "home/Documents/letter").read_text() == "dear\n"
+    doctor = {check["detail"] for check in runtime.json("doctor") if check["check"] == "storage"}
+    assert doctor == {f"{uuid} belongs to no cage that is known, and is kept"}
+    runtime.stop()
+    (runtime.top / "backup").rename(definition)
+    runtime.start()
+    runtime.ok("start", "keeper")
+    assert work.sh("cat Documents/letter") == "dear\n"
+
+
+def test_lost_storage_takes_no_definition_with_it(runtime: Runtime, cage: MakeCage) -> None:
+    work = cage("waiter", "--level", "internal")
+    storage, away = runtime.storage / work.uuid, runtime.top / "elsewhere"
+    runtime.ok("stop", "waiter")
+    runtime.stop()
+    storage.rename(away)
+    runtime.start()
+    assert runtime.state_of("waiter") == "failed"
+    assert "its storage" in runtime.ok("status", "waiter")
+    assert runtime.cagectl("start", "waiter").returncode == 1
+    runtime.stop()
+    away.rename(storage)
+    runtime.start()
+    runtime.ok("start", "waiter")
