@@ -8,6 +8,7 @@ from collections.abc import Callable, Generator, Iterator
 from pathlib import Path
 
 import pytest
+from pyroute2 import IPRoute
 
 from tests.privileged.runtime import Cage, Runtime, arguments_of, is_zombie, processes
 
@@ -25,8 +26,12 @@ def mounts() -> set[str]:
     return {line.split(" ", 3)[3] for line in Path("/proc/self/mountinfo").read_text().splitlines()}
 
 
-def interfaces() -> set[str]:
-    return set(os.listdir("/sys/class/net"))
+def interfaces() -> set[tuple[str, str]]:
+    """Links and addresses of the host's network namespace, by netlink."""
+    with IPRoute() as netlink:
+        names = {link["index"]: link.get_attr("IFLA_IFNAME") for link in netlink.get_links()}
+        addresses = {(names[entry["index"]], entry.get_attr("IFA_ADDRESS")) for entry in netlink.get_addr()}
+    return addresses | {(name, "") for name in names.values()}
 
 
 def cage_processes() -> set[int]:
