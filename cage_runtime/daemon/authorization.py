@@ -8,6 +8,8 @@ from cage_runtime.config import Users, uid_of
 from cage_runtime.errors import NotAuthorized
 
 MEDIATORS = ("files",)
+ADMINISTRATOR = 0
+"""Root, and nobody else; tests that are not root put themselves here."""
 
 
 class Authorization:
@@ -18,7 +20,7 @@ class Authorization:
     async def person(self, sender: str, member: str) -> int:
         """The uid of the person who calls `member`; NotAuthorized unless that is root."""
         uid = await self._bus.uid_of(sender)
-        if uid != 0:
+        if uid != ADMINISTRATOR:
             raise NotAuthorized(f"{member} needs root on this host; use sudo")
         return uid
 
