@@ -1,0 +1,361 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""caged on the bus: its objects, its signals, its refusals, and what it does when its spawner fails or is gone."""
+
+from __future__ import annotations
+
+import array
+import asyncio
+import json
+import os
+import socket
+import xml.etree.ElementTree as ET
+from typing import Any
+
+import pytest
+from dbus_next import Message as NextMessage
+from dbus_next.aio import MessageBus as NextBus
+
+from cage_runtime.spawner import spec
+from tests.bus.core.conftest import CORE, PATH, TOP, Client, Core, FakeApps, Refusal
+
+XML = ET.parse(TOP / "cage_runtime/resources/org.cageruntime.Core1.xml")
+CAGE = f"{PATH}/cage/"
+
+
+def canonical(element: ET.Element) -> str:
+    return ET.canonicalize(ET.tostring(element, encoding="unicode"), strip_text=True)
+
+
+def introspected(client: Client, path: str) -> ET.Element:
+    return ET.fromstring(client.call("Introspect", interface="org.freedesktop.DBus.Introspectable", path=path))
+
+
+def ours(node: ET.Element) -> dict[str, str]:
+    return {name: canonical(interface) for interface in node.findall("interface")
+            if (name := interface.attrib["name"]).startswith(CORE)}
+
+
+def described(*names: str) -> dict[str, str]:
+    everything = ours(XML.getroot())
+    return {f"{CORE}.{name}": everything[f"{CORE}.{name}"] for name in names}
+
+
+def created(client: Client, name: str, **options: Any) -> str:
+    return str(client.call("Create", "sa{sv}", name, options))
+
+
+def states(client: Client) -> dict[str, str]:
+    return {cage["name"][1]: cage["state"][1] for cage in client.call("List", "a{sv}", {})}
+
+
+# --- what there is -------------------------------------------------------------------------------------------------
+def test_introspection_is_the_description(client: Client, apps: FakeApps) -> None:
+    del apps
+    created(client, "work")
+    job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})
+    assert ours(introspected(client, PATH)) == described("Manager", "Mediation")
+    assert ours(introspected(client, CAGE + "work")) == described("Cage")
+    assert ours(introspected(client, job)) == described("Job")
+    assert [node.attrib["name"] for node in introspected(client, PATH).findall("node")] == ["cage", "job"]
+
+
+def test_cages_are_managed_objects(client: Client) -> None:
+    assert created(client, "work", level=("s", "internal"), compartments=("as", ["legal", "finance"])) == CAGE + "work"
+    assert created(client, "other-one", start=("b", False)) == CAGE + "other_2done"
+    managed = client.call("GetManagedObjects", interface="org.freedesktop.DBus.ObjectManager")
+    assert set(managed) == {CAGE + "work", CAGE + "other_2done"}
+    properties = {name: value for name, (_, value) in managed[CAGE + "work"][f"{CORE}.Cage"].items()}
+    assert len(properties.pop("Uuid")) == 32
+    assert properties == {"Name": "work", "State": "running", "Level": "internal",
+                          "Compartments": ["finance", "legal"], "Ephemeral": False}
+    assert client.properties(CAGE + "other_2done", f"{CORE}.Cage")["State"] == "stopped"
+
+
+def test_a_cages_life_in_signals(client: Client) -> None:
+    with client.signals() as following:
+        created(client, "work")
+        assert following() == (PATH, "CageAdded", ("work", CAGE + "work"))
+
+        def next_state() -> str:
+            path, member, (interface, changed, invalidated) = following()
+            assert (path, member, interface, invalidated) == (CAGE + "work", "PropertiesChanged", f"{CORE}.Cage", [])
+            return str(changed["State"][1])
+
+        assert [next_state(), next_state()] == ["starting", "running"]
+        client.call("Pause", "sa{sv}", "work", {})
+        assert next_state() == "paused"
+        client.call("Resume", "sa{sv}", "work", {})
+        assert next_state() == "running"
+        client.call("Stop", "sa{sv}", "work", {})
+        assert [next_state(), next_state()] == ["stopping", "stopped"]
+        client.call("Destroy", "sa{sv}", "work", {})
+        assert next_state() == "stopping"
+        assert following() == (PATH, "CageRemoved", ("work", CAGE + "work"))
+
+
+def test_a_cage_that_ends_by_itself_is_stopped(core: Core, client: Client) -> None:
+    created(client, "work")
+    with client.signals() as following:
+        core.spawner.end(next(iter(core.spawner.running)))
+        assert following()[2][1] == {"State": ("s", "stopped")}
+    assert states(client) == {"work": "stopped"}
+
+
+# --- what is not understood ------------------------------------------------------------------------------------------
+WRONG: list[tuple[str, str, tuple[Any, ...], str, str]] = [
+    ("Create", "sa{sv}", ("x", {"colour": ("s", "red")}), "InvalidArgument", 'unknown option "colour"'),
+    ("Create", "sa{sv}", ("x", {"level": ("u", 5)}), "InvalidArgument", "level: must be text, not a whole number"),
+    ("Create", "sa{sv}", ("x", {"start": ("s", "no")}), "InvalidArgument", "start: must be true or false, not text"),
+    ("Create", "sa{sv}", ("x", {"memory": ("s", "lots")}), "InvalidArgument",
+     'memory: must be a size such as "512M" or "2G"'),
+    ("Create", "s", ("x",), "InvalidArgument", 'Create takes the signature "sa{sv}", not "s"'),
+    ("Create", "sa{ss}", ("x", {}), "InvalidArgument", 'Create takes the signature "sa{sv}", not "sa{ss}"'),
+    ("Create", "sa{sv}", ("X", {}), "InvalidName",
+     '"X" cannot be a cage\'s name: use 1 to 31 of a-z, 0-9 and "-", first a letter'),
+    ("Create", "sa{sv}", ("x", {"level": ("s", "top")}), "UnknownLevel",
+     'there is no level "top"; this host has public, internal, secret'),
+    ("List", "a{sv}", ({"all": ("b", True)},), "InvalidArgument", 'unknown option "all"'),
+    ("Enter", "sasa{sv}", ("x", ["true"], {}), "NoSuchCage",
+     'there is no cage "x"; cagectl list shows those there are'),
+    ("TailAudit", "a{sv}", ({"count": ("u", 0)},), "InvalidArgument", "count: 1 to 10000 records"),
+    ("Frobnicate", "", (), "InvalidArgument", f"{PATH} has no method {CORE}.Manager.Frobnicate"),
+]
+
+
+@pytest.mark.parametrize(("member", "signature", "arguments", "name", "sentence"), WRONG)
+def test_what_is_wrong_is_said(
+    client: Client, member: str, signature: str, arguments: tuple[Any, ...], name: str, sentence: str
+) -> None:
+    with pytest.raises(Refusal) as refused:
+        client.call(member, signature, *arguments)
+    assert (refused.value.name, refused.value.sentence) == (name, sentence)
+    assert states(client) == {}
+
+
+def test_a_descriptor_that_nobody_asked_for_is_an_error(core: Core, client: Client) -> None:
+    before = descriptors_of(core)
+    with open(os.devnull, "rb") as file, pytest.raises(Refusal) as refused:
+        client.call("List", "a{sv}", {"file": ("h", file.fileno())})
+    assert refused.value.name == "InvalidArgument"
+    assert descriptors_of(core) == before
+
+
+def descriptors_of(core: Core) -> int:
+    return len(os.listdir(f"/proc/{core.pid}/fd"))
+
+
+def test_objects_and_properties_that_are_not_there(client: Client) -> None:
+    for path, member, signature, arguments in (
+        (CAGE + "nope", "GetAll", "s", (f"{CORE}.Cage",)),
+        (PATH, "Get", "ss", (f"{CORE}.Cage", "State")),
+    ):
+        with pytest.raises(Refusal) as refused:
+            client.call(member, signature, *arguments, interface="org.freedesktop.DBus.Properties", path=path)
+        assert refused.value.name == "InvalidArgument"
+
+
+def test_properties_cannot_be_set(client: Client) -> None:
+    created(client, "work")
+    with pytest.raises(Refusal):
+        client.call("Set", "ssv", f"{CORE}.Cage", "Level", ("s", "public"), path=CAGE + "work",
+                    interface="org.freedesktop.DBus.Properties")
+    assert client.properties(CAGE + "work", f"{CORE}.Cage")["Level"] == "public"
+
+
+# --- who may ---------------------------------------------------------------------------------------------------------
+def test_whoever_is_not_the_administrator_may_nothing(core: Core) -> None:
+    core.stop()
+    core.start(administrator=os.geteuid() + 1)
+    client = core.client()
+    for member, signature, arguments in (
+        ("Create", "sa{sv}", ("work", {})), ("List", "a{sv}", ({},)), ("Doctor", "a{sv}", ({},)),
+        ("Enter", "sasa{sv}", ("work", [], {})), ("TailAudit", "a{sv}", ({},)),
+    ):
+        with pytest.raises(Refusal) as refused:
+            client.call(member, signature, *arguments)
+        assert (refused.value.name, refused.value.sentence) == (
+            "NotAuthorized", f"{member} needs root on this host; use sudo")
+    client.close()
+    assert "MakeStorage" not in core.spawner.kinds()
+
+
+@pytest.mark.parametrize("member", ["Gateways", "Decide", "Deliver", "Record"])
+def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> None:
+    """As root, the caller is not the user that mediators run as; as anybody else, it is."""
+    arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
+        "Gateways": ("", ()), "Decide": ("ssss", ("0" * 32, "files.Send", "", "work")),
+        "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))), "Record": ("sssa{ss}", ("", "", "", {})),
+    }
+    signature, values = arguments[member]
+    if core.is_mediator(os.geteuid()):
+        assert client.call("Gateways", interface=f"{CORE}.Mediation") in ([], None)
+        return
+    with pytest.raises(Refusal) as refused:
+        client.call(member, signature, *values, interface=f"{CORE}.Mediation")
+    assert (refused.value.name, refused.value.sentence) == ("NotAuthorized", "uid 0 is not a mediator's")
+
+
+# --- a spawner that fails, or is gone --------------------------------------------------------------------------------
+def nothing_is_left(core: Core, client: Client) -> bool:
+    cages = [*(core.top / "state/cages").iterdir(), *(core.top / "run/caged/cages").iterdir()]
+    return not (states(client) or core.spawner.anything or cages)
+
+
+@pytest.mark.parametrize("request_", [spec.MakeStorage, spec.Birth, spec.Keep])
+def test_a_create_that_fails_leaves_nothing(core: Core, client: Client, request_: type[spec.Request]) -> None:
+    core.spawner.faults[request_] = spec.Fault(kind="HostUnsupported", sentence="the host will not")
+    for ephemeral in (False, True) if request_ is not spec.Keep else (False,):
+        with pytest.raises(Refusal) as refused:
+            created(client, "work", ephemeral=("b", ephemeral))
+        assert (refused.value.name, refused.value.sentence) == ("HostUnsupported", "the host will not")
+        assert nothing_is_left(core, client)
+    core.spawner.faults.clear()
+    created(client, "work")
+    assert client.call("VerifyAudit", "a{sv}", {}) == ""
+
+
+@pytest.mark.parametrize("request_", [spec.MakeStorage, spec.Birth, spec.Keep])
+def test_a_create_whose_spawner_is_killed_leaves_nothing(
+    core: Core, client: Client, request_: type[spec.Request]
+) -> None:
+    core.spawner.silent.add(request_)
+    creating = core.client()
+    pending = creating.send("Create", "sa{sv}", "work", {})
+    core.spawner.wait_for(request_)
+    core.spawner.silent.clear()
+    core.spawner.stop()
+    core.spawner.start()
+    with pytest.raises(Refusal) as refused:
+        creating.answer(pending)
+    assert refused.value.name == "SpawnerUnavailable"
+    creating.close()
+    assert nothing_is_left(core, client)
+
+
+def test_a_spawner_that_comes_back_is_looked_at(core: Core, client: Client) -> None:
+    created(client, "stays")
+    created(client, "goes")
+    uuids = {cage["name"][1]: cage["uuid"][1] for cage in client.call("List", "a{sv}", {})}
+    core.spawner.stop()
+    core.spawner.running.discard(uuids["goes"])
+    core.spawner.new.add("f" * 32)
+    core.spawner.stored.add("d" * 32)
+    with client.signals() as following:
+        core.spawner.start()
+        assert following()[:2] == (CAGE + "goes", "PropertiesChanged")
+    assert states(client) == {"stays": "running", "goes": "stopped"}
+    core.spawner.wait_for(spec.Remove)
+    assert "f" * 32 not in core.spawner.anything
+    assert "d" * 32 in core.spawner.stored, "somebody's documents"
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_caged_that_comes_back_finds_its_cages(core: Core, client: Client, kill: bool) -> None:
+    for name in ("runs", "sleeps", "stands"):
+        created(client, name)
+    client.call("Stop", "sa{sv}", "sleeps", {})
+    client.call("Pause", "sa{sv}", "stands", {})
+    assert core.stop(kill=kill) == (-9 if kill else 0)
+    core.start()
+    assert states(client) == {"runs": "running", "sleeps": "stopped", "stands": "paused"}
+    assert client.call("VerifyAudit", "a{sv}", {}) == ""
+
+
+def test_what_a_killed_create_left_is_removed(core: Core) -> None:
+    """Storage without a cage, and a cage that was being written down."""
+    core.stop()
+    core.spawner.new.add("e" * 32)
+    core.spawner.condemned.add("d" * 32)
+    half = core.top / "state/cages/.new-x"
+    half.mkdir()
+    os.chown(half, (core.top / "state/cages").stat().st_uid, -1)
+    core.start()
+    client = core.client()
+    assert nothing_is_left(core, client)
+    client.close()
+
+
+# --- jobs ------------------------------------------------------------------------------------------------------------
+def test_a_job_is_waited_for(core: Core, client: Client, apps: FakeApps) -> None:
+    created(client, "work")
+    job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {"remote": ("s", "x")})
+    results = client.call("Wait", interface=f"{CORE}.Job", path=job)
+    assert results["commit"] == ("s", "c" * 64)
+    assert client.properties(job, f"{CORE}.Job") == {
+        "Description": "install org.example.App in work", "Progress": "done"}
+    assert apps.calls[0] == ("Install", ("org.example.App", "x"))
+    assert core.spawner.kinds()[-1] == "Expose"
+    assert 'allow = ["org.example.App"]' in client.call("Show", "sa{sv}", "work", {})
+
+
+def test_a_job_that_fails_says_why(client: Client, apps: FakeApps) -> None:
+    created(client, "work")
+    apps.fault = ("org.cageruntime.Error.UntrustedSource", "it is not signed")
+    job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})
+    for _ in range(2):
+        with pytest.raises(Refusal) as refused:
+            client.call("Wait", interface=f"{CORE}.Job", path=job)
+        assert (refused.value.name, refused.value.sentence) == ("UntrustedSource", "it is not signed")
+    assert "org.example.App" not in client.call("Show", "sa{sv}", "work", {})
+
+
+def test_a_job_is_cancelled(core: Core, client: Client, apps: FakeApps) -> None:
+    created(client, "work")
+    apps.patient = True
+    job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})
+    assert apps.asked.wait(10)
+    assert client.properties(job, f"{CORE}.Job")["Progress"] == "running"
+    waiting = core.client()
+    pending = waiting.send("Wait", interface=f"{CORE}.Job", path=job)
+    client.call("Cancel", interface=f"{CORE}.Job", path=job)
+    with pytest.raises(Refusal) as refused:
+        waiting.answer(pending)
+    assert refused.value.sentence == "install org.example.App in work: cancelled"
+    waiting.close()
+    assert [member for member, _ in apps.calls] == ["Install", "Cancel"]
+    assert "org.example.App" not in client.call("Show", "sa{sv}", "work", {})
+
+
+# --- another library -------------------------------------------------------------------------------------------------
+async def next_call(bus: NextBus, member: str, signature: str, *arguments: Any) -> NextMessage:
+    reply = await bus.call(NextMessage(destination=CORE, path=PATH, interface=f"{CORE}.Manager", member=member,
+                                       signature=signature, body=list(arguments)))
+    assert reply is not None
+    return reply
+
+
+def test_dbus_next_creates_lists_and_enters(core: Core) -> None:
+    async def session() -> tuple[list[str], bytes, list[dict[str, Any]]]:
+        bus = await NextBus(bus_address=core.address, negotiate_unix_fd=True).connect()
+        assert (await next_call(bus, "Create", "sa{sv}", "work", {})).body == [CAGE + "work"]
+        listed = (await next_call(bus, "List", "a{sv}", {})).body[0]
+        entered = await next_call(bus, "Enter", "sasa{sv}", "work", ["echo", "hello"], {})
+        assert entered.signature == "h"
+        result = followed(entered.unix_fds[entered.body[0]])
+        refused = await next_call(bus, "Create", "sa{sv}", "work", {})
+        assert refused.error_name == "org.cageruntime.Error.NameTaken"
+        bus.disconnect()
+        return [cage["name"].value for cage in listed], *result
+
+    names, output, events = asyncio.run(session())
+    assert names == ["work"]
+    assert output == b"echo hello\n"
+    assert events == [{"event": "started"}, {"event": "exit", "status": 7}]
+
+
+def followed(channel: int) -> tuple[bytes, list[dict[str, Any]]]:
+    """What a session's channel brings until it ends: the command's output, and the events."""
+    events, output = [], b""
+    with socket.socket(fileno=channel) as end:
+        assert end.type == socket.SOCK_SEQPACKET
+        end.settimeout(10)
+        while True:
+            message, ancillary, _, _ = end.recvmsg(4096, socket.CMSG_SPACE(3 * array.array("i").itemsize))
+            if not message:
+                return output, events
+            events.append(json.loads(message))
+            for _, _, data in ancillary:
+                _, out, _ = streams = array.array("i", data)
+                output += os.read(out, 4096)
+                for descriptor in streams:
+                    os.close(descriptor)
