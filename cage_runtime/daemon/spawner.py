@@ -16,7 +16,7 @@ from pathlib import Path
 
 import msgspec
 
-from cage_runtime.errors import BUS_ERROR_PREFIX, SpawnerUnavailable, from_bus
+from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, SpawnerUnavailable, from_bus
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.spec import AnyRequest, Ended, Reply, decode_reply, encode
 
@@ -64,11 +64,19 @@ class SpawnerClient:
             lost = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().add_reader(connection, self._receive, connection, lost)
             self._up.set()
-            if not first:
-                await self._reconnected()
+            # Beside the wait: a spawner that ends while we look is to be reached again, and then looked at.
+            looking = None if first else asyncio.get_running_loop().create_task(self._look())
             first = False
             await lost
+            if looking is not None:
+                looking.cancel()
             LOG.warning("the spawner went away")
+
+    async def _look(self) -> None:
+        try:
+            await self._reconnected()
+        except CageError as error:
+            LOG.error("what stands could not be looked at: %s", error.sentence)
 
     def _receive(self, connection: socket.socket, lost: asyncio.Future[None]) -> None:
         try:

@@ -187,7 +187,8 @@ def _hear(told: int) -> None:
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
-def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int, parents: tuple[int, int]) -> None:
+def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int,
+            parents: tuple[int, int]) -> None:
     """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `told`."""
     step = "waiting for ids"
     status = 1
