@@ -270,9 +270,9 @@ class Runtime:
         return pids
 
     def ranges(self) -> dict[str, int]:
-        """The recorded id range of every cage, by uuid."""
+        """The recorded id range of every cage, by uuid; storage that comes or goes has a prefix."""
         entries = [*self.storage.iterdir(), *(self.run / "storage").iterdir()]
-        return {entry.name: int((entry / "range").read_text()) for entry in entries}
+        return {entry.name: _range_of(entry) for entry in entries}
 
     # --- driving ---------------------------------------------------------------------------------------------
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
@@ -342,6 +342,14 @@ class Runtime:
         """SIGKILL one of our processes and wait until it serves again."""
         with self.coming_back(program):
             self.kill(program)
+
+
+def _range_of(entry: Path) -> int:
+    """-1 while it is being made or deleted."""
+    try:
+        return int((entry / "range").read_text())
+    except (FileNotFoundError, ValueError):
+        return -1
 
 
 def _made(path: Path) -> int:
