@@ -65,6 +65,10 @@ def _kernel(host: Host) -> Iterator[Check]:
     enough = host.landlock_abi >= SCOPE_ABI
     yield Check(check="landlock", state=Health.OK if enough else Health.LIMITED, detail=f"ABI {host.landlock_abi}",
                 help="" if enough else "signals and abstract sockets are kept apart by namespaces alone (Linux 6.12)")
+    noexec = host.memfd_noexec
+    yield Check(check="memory files", state=Health.OK if noexec else Health.LIMITED,
+                detail="cannot be executed in cages" if noexec else "can be executed in cages",
+                help="" if noexec else "what a cage writes to a memfd it can run; Linux 6.3 and later forbid it")
     yield Check(check="security context", state=Health.LIMITED, detail="no LSM of this runtime is loaded",
                 help="the wall is namespaces, seccomp and Landlock; a lost namespace has no second line behind it")
 
