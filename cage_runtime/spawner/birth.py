@@ -50,6 +50,8 @@ class Place:
 
     programs: str
     empty: str
+    proc: str
+    """A procfs of the spawner's own, whole and writable whatever the host has put over its /proc."""
     etc: root.SharedEtc
     filters: Filters
 
@@ -198,7 +200,7 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
             os.close(descriptor)
         if os.read(go, 1) == b"!":
             step = "its memory files"
-            _forbid_executable_memfds()
+            _forbid_executable_memfds(place.proc)
             step = "becoming its root"
             _become_root(request.name)
             step = "entering its root"
@@ -232,10 +234,10 @@ def _report(told: int, sentence: str) -> None:
         return
 
 
-def _forbid_executable_memfds() -> None:
+def _forbid_executable_memfds(proc: str) -> None:
     """A memfd is no way around write xor execute; the sysctl is this pid namespace's, and the host's root sets it."""
     try:
-        descriptor = os.open("/proc/sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC)
+        descriptor = os.open(f"{proc}/sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC)
     except FileNotFoundError:  # before Linux 6.3
         return
     try:

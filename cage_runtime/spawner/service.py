@@ -60,7 +60,7 @@ class Service:
         self._subtree = Subtree(run / "cgroup", paths.cgroup)
         profiles = _profiles(config)
         self._place = birth.Place(
-            programs=paths.runtime, empty=str(empty), etc=root.SharedEtc(run / "etc"),
+            programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
             filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
                             mediator=seccomp.build(profiles, "mediator")),
         )
@@ -226,6 +226,13 @@ class Service:
             respond(Reply(id=request.id, fault=fault))
 
         self._loop.watch(pidfd, deleted)
+
+
+def _own_proc(directory: Path) -> str:
+    """Mount a procfs; it also shows the kernel one in full, without which a cage could mount none of its own."""
+    directory.mkdir(mode=0o555, exist_ok=True)
+    syscall.mount("proc", str(directory), "proc", syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC)
+    return str(directory)
 
 
 def _make_directories(config: RuntimeConfig) -> None:
