@@ -78,12 +78,11 @@ class Chain:
         `file_bytes` is the size at which the next file begins.
         """
         try:
-            chain = cls(directory, _hold(directory), file_bytes, clock)
-            try:
+            with contextlib.ExitStack() as on_failure:
+                chain = cls(directory, _hold(directory), file_bytes, clock)
+                on_failure.callback(chain.close)
                 chain._continue()
-            except BaseException:
-                chain.close()
-                raise
+                on_failure.pop_all()
         except OSError as error:
             raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}") from error
         return chain
@@ -242,7 +241,8 @@ def _hold(directory: Path) -> int:
     with contextlib.suppress(FileExistsError):
         directory.mkdir(mode=0o700)
     descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
+    with contextlib.ExitStack() as on_failure:
+        on_failure.callback(os.close, descriptor)
         found = os.fstat(descriptor)
         if found.st_uid != os.geteuid() or stat.S_IMODE(found.st_mode) & 0o077:
             raise RuntimeFailure(f"{directory} must belong to the core's user alone: chown it to that user, chmod 0700")
@@ -250,9 +250,7 @@ def _hold(directory: Path) -> int:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError as error:
             raise RuntimeFailure(f"the audit chain in {directory} is in use by another core; stop it first") from error
-    except BaseException:
-        os.close(descriptor)
-        raise
+        on_failure.pop_all()
     return descriptor
 
 

@@ -20,34 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime.cli.client import Peer, core
+from tests import system_bus
 
 TOP = Path(__file__).parents[2]
 READY_SECONDS = 60
-BUS = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Configuration 1.0//EN"
- "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
-<busconfig>
-  <type>system</type>
-  <listen>unix:path={run}/bus</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-    <deny own="*"/>
-    <deny send_type="method_call"/>
-    <allow send_type="signal"/>
-    <allow send_requested_reply="true" send_type="method_return"/>
-    <allow send_requested_reply="true" send_type="error"/>
-    <allow receive_type="method_call"/>
-    <allow receive_type="method_return"/>
-    <allow receive_type="error"/>
-    <allow receive_type="signal"/>
-    <allow send_destination="org.freedesktop.DBus"/>
-  </policy>
-  <includedir>{policies}</includedir>
-</busconfig>
-"""
-"""The rules of a distribution's system.conf, beside which our policy stands on a host."""
-
-
 @dataclass(frozen=True, kw_only=True)
 class Runtime:
     prefix: Path
@@ -99,7 +75,7 @@ def _cgroups() -> Path:
 @contextlib.contextmanager
 def _bus(run: Path) -> Iterator[int]:
     configuration = run / "bus.conf"
-    configuration.write_text(BUS.format(run=run, policies=TOP / "policies" / "dbus"), encoding="utf-8")
+    configuration.write_text(system_bus.configuration(run / "bus"), encoding="utf-8")
     command = ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={configuration}", "--print-address"]
     daemon = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.DEVNULL, text=True,
                               start_new_session=True)

@@ -25,6 +25,8 @@ from typing import IO, Any
 from jeepney import DBusAddress, HeaderFields, MatchRule, message_bus, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
+from tests import system_bus
+
 TOP = Path(__file__).parents[2]
 PREFIX = Path(os.environ.get("CAGE_TEST_RUNTIME", TOP / ".build/runtime"))
 """The installed programs; scripts/test installs them there first."""
@@ -33,15 +35,6 @@ SECONDS = 30.0
 CORE, APPS = "org.cageruntime.Core1", "org.cageruntime.Apps1"
 USERS = {"caged": "caged", "cage-spawner": "root", "cage-mediator": "cage-files", "cage-apps": "cage-apps"}
 """The processes of the core and whom they run as."""
-
-BUS_CONFIGURATION = """<busconfig><type>system</type><listen>unix:path={socket}</listen><auth>EXTERNAL</auth>
-<policy context="default"><allow user="*"/><deny own="*"/><deny send_type="method_call"/><allow send_type="signal"/>
-<allow send_requested_reply="true" send_type="method_return"/><allow send_requested_reply="true" send_type="error"/>
-<allow receive_type="method_call"/><allow receive_type="method_return"/><allow receive_type="error"/>
-<allow receive_type="signal"/><allow send_destination="org.freedesktop.DBus"/></policy>
-<includedir>{policies}</includedir></busconfig>
-"""
-"""The rules of a distribution's system.conf, and the shipped ones."""
 
 CAGED_CONFIGURATION = """[paths]
 state = "{top}/state"
@@ -188,7 +181,7 @@ class Runtime:
     # --- coming and going ------------------------------------------------------------------------------------
     def _start_bus(self) -> subprocess.Popen[bytes]:
         file = self.top / "bus.conf"
-        file.write_text(BUS_CONFIGURATION.format(socket=self.top / "bus", policies=TOP / "policies/dbus"))
+        file.write_text(system_bus.configuration(self.top / "bus"))
         read, write = os.pipe()
         process = subprocess.Popen(
             ["dbus-daemon", f"--config-file={file}", "--nofork", "--nopidfile", f"--print-address={write}"],

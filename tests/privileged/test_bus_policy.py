@@ -12,30 +12,10 @@ from pathlib import Path
 
 import pytest
 
+from tests import system_bus
+
 TOP = Path(__file__).parents[2]
 CORE, APPS = "org.cageruntime.Core1", "org.cageruntime.Apps1"
-
-CONFIGURATION = """<busconfig>
-  <type>system</type>
-  <listen>unix:path={folder}/bus</listen>
-  <auth>EXTERNAL</auth>
-  <policy context="default">
-    <allow user="*"/>
-    <deny own="*"/>
-    <deny send_type="method_call"/>
-    <allow send_type="signal"/>
-    <allow send_requested_reply="true" send_type="method_return"/>
-    <allow send_requested_reply="true" send_type="error"/>
-    <allow receive_type="method_call"/>
-    <allow receive_type="method_return"/>
-    <allow receive_type="error"/>
-    <allow receive_type="signal"/>
-    <allow send_destination="org.freedesktop.DBus"/>
-  </policy>
-  <includedir>{policies}</includedir>
-</busconfig>
-"""
-"""The rules of a distribution's system.conf, which every policy file of ours stands beside."""
 
 OWNER = """
 import os, sys
@@ -62,7 +42,7 @@ def bus() -> Iterator[str]:
 
 def _bus_in(folder: Path) -> Iterator[str]:
     configuration = folder / "bus.conf"
-    configuration.write_text(CONFIGURATION.format(folder=folder, policies=TOP / "policies/dbus"))
+    configuration.write_text(system_bus.configuration(folder / "bus"))
     daemon = subprocess.Popen(
         ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={configuration}", "--print-address"],
         stdout=subprocess.PIPE,
