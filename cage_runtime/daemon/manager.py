@@ -219,7 +219,10 @@ class Manager:
         return cage
 
     async def start(self, cage: Cage) -> None:
+        """Set the cage up; one that runs already goes on as it is."""
         async with cage.lock:
+            if cage.state is CageState.RUNNING:
+                return
             cage.require(CageState.STOPPED, CageState.FAILED)
             await self._start(cage)
 

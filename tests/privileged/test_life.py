@@ -73,7 +73,6 @@ def test_a_cage_goes_through_its_states(runtime: Runtime, cage: MakeCage) -> Non
     ("stopped", "pause", b"start it with: cagectl start wrong"),
     ("stopped", "resume", b"start it with: cagectl start wrong"),
     ("stopped", "enter", b"start it with: cagectl start wrong"),
-    ("running", "start", b"stop it with: cagectl stop wrong"),
     ("paused", "enter", b"resume it with: cagectl resume wrong"),
     ("paused", "start", b"resume it with: cagectl resume wrong"),
 ])
@@ -86,6 +85,17 @@ def test_what_the_state_does_not_allow_says_what_would_help(
     ended = runtime.cagectl(verb, "wrong", *(["--", "true"] if verb == "enter" else []))
     assert (ended.returncode, help_ in ended.stderr) == (1, True), ended.stderr
     assert wrong.status["state"] == state
+
+
+def test_what_is_so_already_is_no_error(runtime: Runtime, cage: MakeCage) -> None:
+    steady = cage("steady")
+    with steady.popen("sh", "-c", "read line; echo $line", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as shell:
+        runtime.ok("start", "steady")
+        assert shell.communicate(b"still here\n", timeout=SECONDS)[0] == b"still here\n"
+    for verb, state in (("pause", "paused"), ("resume", "running"), ("stop", "stopped")):
+        for _ in range(2):
+            runtime.ok(verb, "steady")
+            assert steady.status["state"] == state
 
 
 def test_a_paused_cage_stands_still(runtime: Runtime, cage: MakeCage) -> None:
