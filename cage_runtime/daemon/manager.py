@@ -337,16 +337,17 @@ class Manager:
         """The cage's comings and goings, then the last output of what runs detached in it."""
         lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
         if cage.state is CageState.RUNNING:
-            reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))
+            reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid, output=True))
             # Marked, so that nothing that runs in a cage can print a line of ours.
-            lines += [f"| {escape(line)}" for line in reply.log.splitlines()]
+            lines += [f"| {escape(line)}" for line in reply.log.split(b"\n") if line]
         return lines
 
     async def processes(self, cage: Cage) -> int:
         """Commands that were started in the cage and still run; 0 where it does not run."""
         if cage.state is not CageState.RUNNING:
             return 0
-        return (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).processes
+        request = spec.Logs(id=self.spawner.number(), uuid=cage.uuid, output=False)
+        return (await self.spawner.ask(request)).processes
 
 
 def _shown(record: str) -> str:

@@ -20,6 +20,7 @@ from cage_runtime.model import MEDIATOR_UID, USER_UID
 from cage_runtime.spawner import capability, syscall
 from cage_runtime.spawner.profile import Profile, ProfileName
 from cage_runtime.spawner.spec import Spawn, Terminal
+from cage_runtime.text import escape
 
 HOME = "/home/user"
 PATH = "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games"
@@ -181,10 +182,11 @@ def start(command: Command, streams: Streams, profile: Profile, processes: int) 
 
 
 def _not_started(number: int, subject: str, program: str) -> NotStarted:
+    shown = escape(program, limit=200)
     if subject == "exec" and number in (errno.ENOENT, errno.ENOTDIR):
-        return NotStarted(127, f"there is no command {program!r} in the cage")
+        return NotStarted(127, f'there is no command "{shown}" in the cage')
     if subject == "exec":
-        return NotStarted(126, f"{program!r} in the cage cannot be executed: {os.strerror(number)}")
+        return NotStarted(126, f'"{shown}" in the cage cannot be executed: {os.strerror(number)}')
     if subject == "cwd":
         return NotStarted(125, f"the directory cannot be entered in the cage: {os.strerror(number)}")
     return NotStarted(125, f"the command could not be started: {subject}: {os.strerror(number)}")

@@ -27,6 +27,7 @@ from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, NotStarted, Streams, start
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
+    SENTENCE_MAX,
     Conceal,
     Expose,
     Fault,
@@ -104,7 +105,9 @@ class Init:
             self._await_first(bus)
         while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
             for key, _ in self._selector.select():
-                key.data()
+                # A handler before this one may have closed it, and another may have its number by now.
+                if self._selector.get_map().get(key.fd) is key:
+                    key.data()
 
     def _watch(self, source: socket.socket | int, handler: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, handler)
@@ -159,8 +162,8 @@ class Init:
             case Conceal():
                 return _conceal(request)
             case Logs():
-                return Reply(id=request.id, log=self._log.decode("utf-8", "backslashreplace"),
-                             processes=len(self._running))
+                output = bytes(self._log) if request.output else b""
+                return Reply(id=request.id, log=output, processes=len(self._running))
             case Stop():
                 self._stopping = True
                 signal_all(signal.SIGTERM)
@@ -303,7 +306,7 @@ class Init:
 
 
 def _fault(request: Request, kind: str, sentence: str) -> Reply:
-    return Reply(id=request.id, fault=Fault(kind=kind, sentence=sentence))
+    return Reply(id=request.id, fault=Fault(kind=kind, sentence=sentence[:SENTENCE_MAX]))
 
 
 def _tell(channel: socket.socket, event: dict[str, object], descriptors: list[int] | None = None) -> bool:

@@ -19,6 +19,8 @@ Tree = Annotated[str, msgspec.Meta(pattern=r"^(app|runtime)/[A-Za-z0-9_][A-Za-z0
 Text = Annotated[str, msgspec.Meta(max_length=65536, pattern=r"^[^\x00]*\Z")]
 Term = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9+.-]{0,31}\Z")]
 Bytes = Annotated[int, msgspec.Meta(ge=4096, le=2**60)]
+SENTENCE_MAX = 4000
+"""Characters in what a failed request says."""
 Cells = Annotated[int, msgspec.Meta(ge=1, le=9999)]
 
 
@@ -115,9 +117,10 @@ class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
 
 
 class Logs(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="logs"):
-    """The last output of what runs detached in the cage."""
+    """How many commands run in the cage, and with `output` the last that those print which run detached."""
 
     uuid: Uuid
+    output: bool
 
 
 class Freeze(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="freeze"):
@@ -148,7 +151,7 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """Why a request failed: `kind` is the bus_name of an error of cage_runtime.errors."""
 
     kind: Annotated[str, msgspec.Meta(max_length=64)]
-    sentence: Annotated[str, msgspec.Meta(max_length=4000)]
+    sentence: Annotated[str, msgspec.Meta(max_length=SENTENCE_MAX)]
 
 
 class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -183,7 +186,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     standings: Standings | None = None
     unenforced: list[str] = []
     """Limits of a born cage that the host does not enforce, a sentence each."""
-    log: str = ""
+    log: bytes = b""
+    """As it was printed; base64 on the wire, so that its size there does not depend on what a cage prints."""
     processes: int = 0
 
 

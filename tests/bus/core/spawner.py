@@ -163,7 +163,7 @@ class FakeSpawner:
             case spec.Spawn():
                 run_echo(descriptors[0], request.argv)
             case spec.Logs():
-                return spec.Reply(id=request.id, log="hello\n", processes=2)
+                return spec.Reply(id=request.id, log=b"hello\n", processes=2)
         return spec.Reply(id=request.id)
 
     def _gateway(self, uuid: str) -> Path:
