@@ -242,16 +242,21 @@ class Bus:
 
     async def _answer(self, message: Message, received: tuple[int, ...]) -> None:
         try:
-            service, handler = self._find(message, received)
-            call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
-                        arguments=message.body, descriptors=received)
-            answer = await handler(call)
+            service, answer = await self._handled(message, received)
         except CageError as error:
             self._refuse(message, error)
             return
+        await self._reply(message, service.signature(str(message.member), "out"), answer)
+
+    async def _handled(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Answer]:
+        """What the handler says; by then the descriptors that came with the call are closed."""
+        try:
+            service, handler = self._find(message, received)
+            call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
+                        arguments=message.body, descriptors=received)
+            return service, await handler(call)
         finally:
             _close(received)
-        await self._reply(message, service.signature(str(message.member), "out"), answer)
 
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
         self._tasks.discard(task)

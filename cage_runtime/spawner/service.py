@@ -229,9 +229,15 @@ class Service:
 
 
 def _own_proc(directory: Path) -> str:
-    """Mount a procfs; it also shows the kernel one in full, without which a cage could mount none of its own."""
+    """Mount a procfs; it also shows the kernel one in full, without which a cage could mount none of its own.
+
+    The host's where that is not permitted, in a container that is not the root of its pid namespace.
+    """
     directory.mkdir(mode=0o555, exist_ok=True)
-    syscall.mount("proc", str(directory), "proc", syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC)
+    try:
+        syscall.mount("proc", str(directory), "proc", syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC)
+    except PermissionError:
+        return "/proc"
     return str(directory)
 
 

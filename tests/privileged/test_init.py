@@ -150,7 +150,8 @@ def test_clients_that_leave_at_once(cage: Cage) -> None:
 
 @pytest.mark.parametrize("noise", [
     b"{", b"[]", b'{"signal": 99999999999999999999}', b'{"signal": -1}', b'{"signal": "9"}',
-    b'{"rows": 0, "columns": -7}', b'{"rows": 9999999999, "columns": 1}', b"\xff" * 100, b"[" * 4000, b'{"signal": 0}', b"x" * 100_000,
+    b'{"rows": 0, "columns": -7}', b'{"rows": 9999999999, "columns": 1}', b"\xff" * 100, b"[" * 4000,
+    b'{"signal": 0}', b"x" * 100_000,
 ])
 def test_noise_on_a_channel_ends_that_session_at_most(cage: Cage, noise: bytes) -> None:
     with cage.spawn("cat", terminal=Terminal(term="dumb", rows=1, columns=1)) as channel:

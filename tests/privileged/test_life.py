@@ -169,8 +169,8 @@ def test_an_ephemeral_home_vanishes(runtime: Runtime, cage: MakeCage) -> None:
     (("sh", "-c", "exit 255"), 255, b""),
     (("no-such-command",), 127, b'there is no command "no-such-command" in the cage'),
     (("/no/such/command",), 127, b'there is no command "/no/such/command" in the cage'),
-    (("/etc/passwd",), 126, b"'/etc/passwd' in the cage cannot be executed"),
-    (("/home",), 126, b"'/home' in the cage cannot be executed"),
+    (("/etc/passwd",), 126, b'"/etc/passwd" in the cage cannot be executed'),
+    (("/home",), 126, b'"/home" in the cage cannot be executed'),
     (("sh", "-c", "kill -TERM $$"), 128 + signal.SIGTERM, b""),
     (("sh", "-c", "kill -KILL $$"), 128 + signal.SIGKILL, b""),
 ])
