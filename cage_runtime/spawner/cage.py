@@ -142,8 +142,10 @@ class Cage:
             self._loop.forget(self._pidfd)
             os.close(self._pidfd)
             self._pid, self._pidfd = 0, -1
-            self.end()
-            self._emptied()
+            if self.ending:
+                self._emptied()
+            else:
+                self.end()
 
     def _emptied(self) -> None:
         if self._events >= 0:
