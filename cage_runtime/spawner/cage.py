@@ -171,6 +171,7 @@ class Cage:
 
 
 def remove_cradle(cradle: Cradle) -> None:
-    for directory in (cradle.directory, cradle.gateway):
+    # The cage's own directory last: it is what a spawner that was killed here goes on from.
+    for directory in (cradle.gateway, cradle.directory):
         if directory.is_dir():
             shutil.rmtree(directory)

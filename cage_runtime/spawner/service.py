@@ -70,7 +70,8 @@ class Service:
     # --- finding again ---------------------------------------------------------------------------------------
     def _adopt(self) -> None:
         """Take over what an earlier spawner left: running cages are adopted, half-dead ones ended."""
-        found = {entry.name for entry in self._cradles.iterdir()} | set(self._subtree.existing())
+        found = {entry.name for place in (self._cradles, self._gateways) for entry in place.iterdir()}
+        found.update(self._subtree.existing())
         for uuid in sorted(found):
             cage = self._cage(uuid)
             self._cages[uuid] = cage
