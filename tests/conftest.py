@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import signal
 from collections.abc import Generator
 from pathlib import Path
 
@@ -11,6 +12,12 @@ import pytest
 
 TESTS = Path(__file__).parent
 IN_CI = bool(os.environ.get("CI"))
+
+
+def pytest_configure() -> None:
+    """A shell starts what it runs in the background with these ignored, and everything below inherits that."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGQUIT, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
