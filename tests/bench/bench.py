@@ -46,6 +46,7 @@ P3, P4 = "cagectl enter NAME -- true", "cagectl --help"
 PYTHON = "python3 -I -c pass"
 
 BOUNDS = (
+    Bound(figure="P1", ours=P1, peer="runc run", limit=1.0),
     Bound(figure="P1", ours=P1, peer="crun run", limit=0.6),
     Bound(figure="P1", ours=P1, peer="crun run, no cgroup", limit=0.6),
     Bound(figure="P1", ours=P1, peer="bwrap", limit=0.9, stretch=True),
