@@ -35,7 +35,6 @@ class Kind(StrEnum):
     CAGE_ENTERED = "cage-entered"
     DECISION = "decision"
     TRANSFER = "transfer"
-    VIOLATION = "violation"
     REMOTE_ADDED = "remote-added"
     APPLICATION_INSTALLED = "application-installed"
     APPLICATION_UPDATED = "application-updated"
@@ -43,7 +42,6 @@ class Kind(StrEnum):
     APPLICATION_RUN = "application-run"
     POLICY_LOADED = "policy-loaded"
     POLICY_REFUSED = "policy-refused"
-    NOT_AUTHORIZED = "not-authorized"
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -39,7 +39,8 @@ class Applications:
 
     async def add_remote(self, name: str, url: str, key: bytes) -> str:
         """The fingerprint of the pinned key."""
-        fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=QUICK_SECONDS))
+        async with self._turn:
+            fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=QUICK_SECONDS))
         self._manager.record(Kind.REMOTE_ADDED, None, {"remote": name, "url": url, "key": fingerprint})
         return fingerprint
 
@@ -61,13 +62,13 @@ class Applications:
             except asyncio.CancelledError:
                 await self._ask("Cancel", seconds=QUICK_SECONDS)
                 raise
-        async with cage.lock:
-            self._manager.find(cage.name)
-            self._manager.record(Kind.APPLICATION_INSTALLED, cage, entry)
-            allowed = cage.record.definition.apps.allow
-            if application not in allowed:
-                self._allow(cage, [*allowed, application])
-            await self.show(cage, application)
+            # Still in turn: a cage that removes the same application must not take it from under this one.
+            async with self._manager.held(cage):
+                self._manager.record(Kind.APPLICATION_INSTALLED, cage, entry)
+                allowed = cage.record.definition.apps.allow
+                if application not in allowed:
+                    self._allow(cage, [*allowed, application])
+                await self.show(cage, application)
         return entry
 
     async def update(self, cage: Cage) -> dict[str, str]:
@@ -83,7 +84,7 @@ class Applications:
 
     async def remove(self, cage: Cage, application: str) -> None:
         """Take it from `cage`; the last cage to lose it takes it from the installation too."""
-        async with cage.lock:
+        async with self._manager.held(cage):
             allowed = cage.record.definition.apps.allow
             if application not in allowed:
                 raise NoSuchApplication(f"{escape(application, limit=100)} is not an application of {cage.name}")
@@ -95,8 +96,8 @@ class Applications:
             if cage.state is CageState.RUNNING and gone:
                 await self._manager.spawner.ask(
                     spec.Conceal(id=self._manager.spawner.number(), uuid=cage.uuid, trees=gone))
-        if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
-            async with self._turn:
+        async with self._turn:
+            if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
                 await self._ask("Remove", "s", application)
 
     def _allow(self, cage: Cage, allow: list[str]) -> None:

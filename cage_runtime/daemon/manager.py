@@ -11,7 +11,8 @@ from __future__ import annotations
 import json
 import logging
 import uuid as uuids
-from collections.abc import Awaitable, Callable, Mapping
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from contextlib import asynccontextmanager
 
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -218,9 +219,17 @@ class Manager:
             raise
         return cage
 
+    @asynccontextmanager
+    async def held(self, cage: Cage) -> AsyncIterator[None]:
+        """The cage's lock; NoSuchCage where it was destroyed meanwhile, also if its name has come again (M17)."""
+        async with cage.lock:
+            if self._cages.get(cage.name) is not cage:
+                raise NoSuchCage(f'there is no cage "{cage.name}" any more')
+            yield
+
     async def start(self, cage: Cage) -> None:
         """Set the cage up; one that runs already goes on as it is."""
-        async with cage.lock:
+        async with self.held(cage):
             if cage.state is CageState.RUNNING:
                 return
             cage.require(CageState.STOPPED, CageState.FAILED)
@@ -261,7 +270,7 @@ class Manager:
 
     async def stop(self, cage: Cage, *, seconds: float = STOP_SECONDS) -> None:
         """End the cage's processes, politely first; a stopped cage stays stopped."""
-        async with cage.lock:
+        async with self.held(cage):
             if cage.state in (CageState.STOPPED, CageState.FAILED):
                 return
             await self._stop(cage, seconds)
@@ -287,7 +296,7 @@ class Manager:
 
     async def freeze(self, cage: Cage, *, frozen: bool) -> None:
         """Pause or resume every process of the cage."""
-        async with cage.lock:
+        async with self.held(cage):
             wanted = CageState.PAUSED if frozen else CageState.RUNNING
             if cage.state is wanted:
                 return
@@ -298,9 +307,7 @@ class Manager:
 
     async def destroy(self, cage: Cage) -> None:
         """Stop the cage and delete all of it."""
-        async with cage.lock:
-            if self._cages.get(cage.name) is not cage:
-                raise NoSuchCage(f'there is no cage "{cage.name}" any more')
+        async with self.held(cage):
             self._in_hand.add(cage.uuid)
             try:
                 self.record(Kind.CAGE_DESTROYED, cage)

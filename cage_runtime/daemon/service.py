@@ -13,7 +13,7 @@ from typing import TypeVar
 import msgspec
 from dbus_fast import Variant
 
-from cage_runtime.bus import Answer, Bus, Call, Handler, Service, Value, described
+from cage_runtime.bus import Answer, Bus, Call, Handler, Service, described
 from cage_runtime.config import convert
 from cage_runtime.daemon import doctor
 from cage_runtime.daemon.applications import Applications
@@ -289,9 +289,6 @@ def _properties(cage: Cage) -> dict[str, Variant]:
         "Level": Variant("s", definition.level), "Compartments": Variant("as", sorted(definition.compartments)),
         "Ephemeral": Variant("b", cage.record.ephemeral),
     }
-
-
-Emit = Callable[[str, str, tuple[Value, ...]], None]
 
 
 class MediationService:

@@ -139,7 +139,7 @@ class Service:
     def _describe(self) -> Host:
         return Host(
             kernel=os.uname().release, cgroup=str(self._subtree.path), controllers=sorted(self._subtree.controllers),
-            landlock_abi=syscall.landlock_abi(), lsm=_read("/sys/kernel/security/lsm").split(","),
+            landlock_abi=syscall.landlock_abi(),
             user_namespaces=birth.user_namespaces(),
             memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
             ranges=LAST_RANGE - FIRST_RANGE + 1, ranges_free=self._storage.free,
@@ -288,10 +288,3 @@ def _detached(installation: Path, tree: str) -> int:
 def _profiles(config: RuntimeConfig) -> Path:
     masked = Path(config.paths.administrator, "seccomp.d")
     return masked if masked.is_dir() else Path(config.paths.shipped, "seccomp.d")
-
-
-def _read(file: str) -> str:
-    try:
-        return Path(file).read_text(encoding="ascii").strip()
-    except FileNotFoundError:
-        return ""

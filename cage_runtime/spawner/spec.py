@@ -172,7 +172,6 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     cgroup: str
     controllers: list[str]
     landlock_abi: int
-    lsm: list[str]
     user_namespaces: int
     memfd_noexec: bool
     ranges: int
@@ -184,8 +183,6 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fault: Fault | None = None
     host: Host | None = None
     standings: Standings | None = None
-    unenforced: list[str] = []
-    """Limits of a born cage that the host does not enforce, a sentence each."""
     log: bytes = b""
     """As it was printed; base64 on the wire, so that its size there does not depend on what a cage prints."""
     processes: int = 0

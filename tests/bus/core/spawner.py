@@ -19,7 +19,7 @@ from cage_runtime.spawner import spec, wire
 
 KERNEL = spec.Host(
     kernel="6.12.0", cgroup="/sys/fs/cgroup/cage-runtime", controllers=["cpu", "memory", "pids"], landlock_abi=6,
-    lsm=["landlock"], user_namespaces=1000, memfd_noexec=True, ranges=4094, ranges_free=4000,
+    user_namespaces=1000, memfd_noexec=True, ranges=4094, ranges_free=4000,
 )
 
 
