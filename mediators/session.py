@@ -11,15 +11,17 @@ import asyncio
 import contextlib
 import json
 import os
+import signal
 import socket
 import stat
 from array import array
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from typing import Annotated, Literal
 
 import msgspec
 
-from cage_runtime.errors import TransferFailed
+from cage_runtime.errors import CageError, TransferFailed
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
 DIAGNOSTICS_MAX = 1024
@@ -42,50 +44,73 @@ class _Event(msgspec.Struct, frozen=True, kw_only=True):
     status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
 
-async def run_to_end(channel: int, *, output_max: int, seconds: float) -> Ended:
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Gate:
+    """Where a program has to wait: it writes `ready`, `passing` is awaited, and `go` is sent to it.
+
+    `passing` may raise, and then the program does not pass.
+    """
+
+    ready: bytes
+    passing: Callable[[], Awaitable[None]]
+    go: signal.Signals
+
+
+async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: float) -> Ended:
     """Follow the program at the other end of `channel`, which is closed in every case.
 
-    TransferFailed where it could not start, wrote more than `output_max` bytes, broke the protocol, or had not ended
-    after `seconds`; then it is killed.
+    TransferFailed where it could not start, wrote more than `output_max` bytes, ended well without having passed
+    `gate`, broke the protocol otherwise, or had not ended after `seconds`; then it is killed.
     """
     with socket.socket(fileno=channel) as near, contextlib.ExitStack() as held:
         near.setblocking(False)
         try:
             async with asyncio.timeout(seconds):
-                return await _follow(near, held, output_max)
+                return await _follow(near, held, gate, output_max)
         except TimeoutError as error:
-            _kill(near)
+            _signal(near, signal.SIGKILL)
             raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
-        except TransferFailed:
-            _kill(near)
+        except CageError:
+            # It tidies up; what does not is behind the gate, and the target's own.
+            _signal(near, signal.SIGTERM)
             raise
 
 
-def _kill(near: socket.socket) -> None:
-    """What is reported as failed must not arrive after all."""
+def _signal(near: socket.socket, number: signal.Signals) -> None:
     with contextlib.suppress(OSError):  # it has ended already
-        near.send(json.dumps({"signal": 9}).encode())
+        near.send(json.dumps({"signal": number}).encode())
 
 
-async def _follow(near: socket.socket, held: contextlib.ExitStack, output_max: int) -> Ended:
+async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, output_max: int) -> Ended:
     started, pipes = await _event(near, held)
     if started.event == "refused":
         raise TransferFailed("the target could not start to receive it")
     if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
-    kept = (output_max + 1, DIAGNOSTICS_MAX)
-    reading = [asyncio.ensure_future(_read(pipe, limit)) for pipe, limit in zip(pipes, kept, strict=True)]
+    answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max))
+    diagnosing = asyncio.ensure_future(_read(pipes[1], DIAGNOSTICS_MAX))
     ending = asyncio.ensure_future(_ended(near, held))
+    tasks = (answering, diagnosing, ending)
     try:
-        await asyncio.gather(*reading, ending)
+        await asyncio.gather(*tasks)
     finally:
-        for task in (*reading, ending):
+        for task in tasks:
             task.cancel()
-        await asyncio.gather(*reading, ending, return_exceptions=True)  # before their descriptors are closed
-    output, diagnostics, ended = reading[0].result(), reading[1].result(), ending.result()
-    if len(output) > output_max:
+        await asyncio.gather(*tasks, return_exceptions=True)  # before their descriptors are closed
+    (passed, output), ended = answering.result(), ending.result()
+    if len(output) > output_max or (ended.status == 0 and not passed):
         raise TransferFailed("the target did not answer as it should")
-    return Ended(status=ended.status, untrusted_output=output, untrusted_diagnostics=diagnostics)
+    return Ended(status=ended.status, untrusted_output=output, untrusted_diagnostics=diagnosing.result())
+
+
+async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int) -> tuple[bool, bytes]:
+    """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
+    first = await _read(pipe, len(gate.ready), enough=True)
+    if first != gate.ready:
+        return False, first + await _read(pipe, output_max + 1 - len(first))
+    await gate.passing()
+    _signal(near, gate.go)
+    return True, await _read(pipe, output_max + 1)
 
 
 async def _ended(near: socket.socket, held: contextlib.ExitStack) -> _Event:
@@ -120,19 +145,20 @@ def _is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
-async def _read(pipe: int, limit: int) -> bytes:
-    """All that is written to `pipe`, of which the first `limit` bytes are kept."""
+async def _read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
+    """What is written to `pipe`, of which the first `limit` bytes are kept; no more is read where that is `enough`."""
     os.set_blocking(pipe, False)
     kept = b""
-    while True:
+    while not (enough and len(kept) == limit):
         await _readable(pipe)
         try:
-            chunk = os.read(pipe, 4096)
+            chunk = os.read(pipe, limit - len(kept) if enough else 4096)
         except BlockingIOError:
             continue
         if not chunk:
-            return kept
+            break
         kept += chunk[: limit - len(kept)]
+    return kept
 
 
 async def _readable(descriptor: int) -> None:

@@ -149,8 +149,9 @@ class Manager:
         state = CageState.PAUSED if paused else CageState.RUNNING
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
+            if cage.state not in (CageState.RUNNING, CageState.PAUSED):
+                self._gateways.open(cage.name, cage.uuid)
             self._set(cage, state)
-            self._gateways.open(cage.name, cage.uuid)
             self.record(Kind.CAGE_ADOPTED, cage)
 
     def _unenforced(self, cage: Cage) -> tuple[str, ...]:

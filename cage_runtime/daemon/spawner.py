@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """caged's side of the spawner's socket: requests that wait for their reply, and a connection that comes back.
 
-A spawner that was killed is started again by whoever watches over it; what was asked of the old one fails with
-SpawnerUnavailable, and `reconnected` tells the manager to look what stands.
+A spawner that was killed is started again by whoever watches over it.  What was asked of the old one fails with
+SpawnerUnavailable; what is asked of the new one waits until `reconnected` has looked what stands.
 """
 
 from __future__ import annotations
@@ -36,6 +36,7 @@ class SpawnerClient:
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
         self._up = asyncio.Event()
         self._keeper: asyncio.Task[None] | None = None
+        self._looking: asyncio.Task[None] | None = None
 
     async def start(self) -> None:
         """Connect, and stay connected from now on; SpawnerUnavailable where no spawner listens in time."""
@@ -63,20 +64,24 @@ class SpawnerClient:
             self._socket = connection
             lost = asyncio.get_running_loop().create_future()
             asyncio.get_running_loop().add_reader(connection, self._receive, connection, lost)
-            self._up.set()
-            # Beside the wait: a spawner that ends while we look is to be reached again, and then looked at.
-            looking = None if first else asyncio.get_running_loop().create_task(self._look())
+            if first:
+                self._up.set()
+            else:
+                # Beside the wait: a spawner that ends while we look is to be reached again, and then looked at.
+                self._looking = asyncio.get_running_loop().create_task(self._look(connection))
             first = False
             await lost
-            if looking is not None:
-                looking.cancel()
+            if self._looking is not None:
+                self._looking.cancel()
             LOG.warning("the spawner went away")
 
-    async def _look(self) -> None:
+    async def _look(self, connection: socket.socket) -> None:
         try:
             await self._reconnected()
         except CageError as error:
             LOG.error("what stands could not be looked at: %s", error.sentence)
+        if self._socket is connection:
+            self._up.set()
 
     def _receive(self, connection: socket.socket, lost: asyncio.Future[None]) -> None:
         try:
@@ -115,7 +120,8 @@ class SpawnerClient:
 
     async def ask(self, request: AnyRequest, descriptors: tuple[int, ...] = ()) -> Reply:
         """The reply; what the spawner could not do is raised as the error that it names."""
-        await self._wait_up()
+        if asyncio.current_task() is not self._looking:
+            await self._wait_up()
         if self._socket is None:
             raise SpawnerUnavailable("the spawner has just ended; try again")
         future: asyncio.Future[Reply] = asyncio.get_running_loop().create_future()

@@ -72,11 +72,15 @@ class Supervisor:
         loop, pause = asyncio.get_running_loop(), 0.1
         while True:
             began = loop.time()
-            process = await asyncio.create_subprocess_exec(
-                *self._command(child), env=self._environment, stdin=asyncio.subprocess.DEVNULL)
-            self._running[child] = process
-            status = await process.wait()
-            LOG.warning("%s ended with status %d and is started again", child.program, status)
+            try:
+                process = await asyncio.create_subprocess_exec(
+                    *self._command(child), env=self._environment, stdin=asyncio.subprocess.DEVNULL)
+            except OSError as error:
+                LOG.warning("%s could not be started and is tried again: %s", child.program, error)
+            else:
+                self._running[child] = process
+                status = await process.wait()
+                LOG.warning("%s ended with status %d and is started again", child.program, status)
             pause = 0.1 if loop.time() - began > SETTLED_SECONDS else min(pause * 2, RESTART_SECONDS_MAX)
             await asyncio.sleep(pause)
 
@@ -150,31 +154,41 @@ async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, readiness: Re
 
 
 class Readiness:
-    """The socket on which children say READY=1 (sd_notify(3))."""
+    """The socket on which children say READY=1 (sd_notify(3)), each time that one is started.
+
+    It is read for as long as there are children: their datagrams wait in a queue of some ten, and whoever finds that
+    full waits too, for ever.
+    """
 
     def __init__(self, directory: Path) -> None:
         self.address = str(directory / "notify")
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._socket.bind(self.address)
         os.chmod(self.address, 0o666)  # noqa: S103
+        self._ready = asyncio.Semaphore(0)
 
     def __enter__(self) -> Readiness:
+        asyncio.get_running_loop().add_reader(self._socket, self._receive)
         return self
 
     def __exit__(self, *_: object) -> None:
+        asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+
+    def _receive(self) -> None:
+        if b"READY=1" in self._socket.recv(4096).split(b"\n"):
+            self._ready.release()
 
     async def wait(self, count: int, told: asyncio.Event) -> None:
         """Until `count` children have said so, or we are told to end."""
-        loop = asyncio.get_running_loop()
         ending = asyncio.ensure_future(told.wait())
         try:
             while count and not told.is_set():
-                receiving = asyncio.ensure_future(loop.sock_recv(self._socket, 4096))
-                await asyncio.wait({receiving, ending}, return_when=asyncio.FIRST_COMPLETED)
-                if not receiving.done():
-                    receiving.cancel()
-                elif b"READY=1" in receiving.result().split(b"\n"):
+                waiting = asyncio.ensure_future(self._ready.acquire())
+                await asyncio.wait({waiting, ending}, return_when=asyncio.FIRST_COMPLETED)
+                if waiting.done():
                     count -= 1
+                else:
+                    waiting.cancel()
         finally:
             ending.cancel()

@@ -24,6 +24,8 @@ from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_rep
 
 PENDING_MAX = 256
 """Requests that one cage-init may owe an answer."""
+RECONNECT_SECONDS = 0.5
+"""Between attempts to reach a cage-init that takes no connection."""
 
 Answered = Callable[[Reply], None]
 
@@ -52,22 +54,37 @@ class Cage:
         self.adopt()
 
     def adopt(self) -> None:
-        """Connect to cage-init; OSError where none listens."""
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
+        """Connect to cage-init; OSError where none listens.
+
+        A paused one takes no connection, and of spawners that come and go it has soon as many waiting as may: it is
+        there all the same, so it is tried again, and until then the cage does not answer.
+        """
+        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         try:
             connection.connect(self._cradle.socket)
+        except BlockingIOError:
+            connection.close()
+            self._loop.after(RECONNECT_SECONDS, self._adopt_again)
+            return
         except OSError:
             connection.close()
             raise
-        connection.setblocking(False)
         self._connection = connection
         self._loop.watch(connection.fileno(), self._hear)
 
+    def _adopt_again(self) -> None:
+        if self.ending:
+            return
+        try:
+            self.adopt()
+        except OSError:
+            self.end()
+
     def ask(self, request: AnyRequest, descriptors: list[int], answered: Answered) -> None:
         """Pass `request` on to cage-init, under a number of our own."""
-        if self._connection is None or self.ending:
+        if self.ending:
             raise WrongState("the cage is stopping")
-        if len(self._pending) >= PENDING_MAX:
+        if self._connection is None or len(self._pending) >= PENDING_MAX:
             raise RuntimeFailure("the cage does not answer")
         self._next += 1
         message = encode(msgspec.structs.replace(request, id=self._next))

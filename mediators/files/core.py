@@ -13,6 +13,7 @@ import contextlib
 import functools
 import logging
 import os
+import signal
 import sys
 from collections import Counter
 from collections.abc import Iterator
@@ -88,9 +89,9 @@ class FilesCore:
             finally:
                 os.close(staged.descriptor)
         except CageError as error:
-            await self._record(transfer, details | {"outcome": error.sentence})
+            await self._record_outcome(transfer, details | {"outcome": error.sentence})
             raise
-        await self._record(transfer, details | {"outcome": f"arrived as {arrived}"})
+        await self._record_outcome(transfer, details | {"outcome": f"arrived as {arrived}"})
         return arrived
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
@@ -109,8 +110,12 @@ class FilesCore:
         delivery = protocol.Delivery(
             source=decided.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
         )
+        # What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain.
+        passing = functools.partial(self._record, transfer, details | {"outcome": "is given its name in the inbox"})
+        gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
         channel = await self._caged.deliver(decided.target, delivery.arguments(), staged.descriptor)
-        ended = await session.run_to_end(channel, output_max=protocol.OUTPUT_MAX, seconds=TRANSFER_SECONDS)
+        ended = await session.run_to_end(
+            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=TRANSFER_SECONDS)
         if ended.status:
             details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
@@ -119,8 +124,12 @@ class FilesCore:
         return f"Inbox/{decided.source_name}/{arrived}"
 
     async def _record(self, transfer: Transfer, details: dict[str, str]) -> None:
+        await self._caged.record(transfer.source.uuid, transfer.decided.target, protocol.SERVICE, details)
+
+    async def _record_outcome(self, transfer: Transfer, details: dict[str, str]) -> None:
+        """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
         try:
-            await self._caged.record(transfer.source.uuid, transfer.decided.target, protocol.SERVICE, details)
+            await self._record(transfer, details)
         except CageError as error:
             LOG.error("not recorded: %s: %s", escape(str(details)), escape(error.sentence))
 

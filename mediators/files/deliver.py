@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The delivery half: runs in the target cage as its user, standard input the staged file, and ends.
 
-Law of this room: the file appears in ~/Inbox/SOURCE whole, checked and on disk, or not at all.  Whoever owns the home
-may rearrange it meanwhile, so every step holds the directory it works in and follows no link.
+Law of this room: the file appears in ~/Inbox/SOURCE whole, checked and on disk, or not at all, and not before the core
+half has said so: what it reports as failed, because it was killed or what it does could not be recorded, is not there.
+Whoever owns the home may rearrange it meanwhile, so every step holds the directory it works in and follows no link.
 """
 
 from __future__ import annotations
@@ -10,14 +11,19 @@ from __future__ import annotations
 import errno
 import hashlib
 import os
+import signal
 import sys
+from collections.abc import Callable
 
 from cage_runtime.errors import TransferFailed
 from mediators.files import protocol
-from mediators.files.protocol import CHUNK, CROWDED, DAMAGED, FULL, INBOX, Delivery
+from mediators.files.protocol import CHUNK, CROWDED, DAMAGED, FULL, INBOX, WITHDRAWN, Delivery
 
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
+_GO = signal.Signals[protocol.GO]
+_ENDS = (signal.SIGHUP, signal.SIGTERM)
+"""Sent where the core half is gone, and where the cage stops."""
 
 
 class Undelivered(TransferFailed):
@@ -29,24 +35,45 @@ class Undelivered(TransferFailed):
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator files --deliver SOURCE NAME SIZE SHA256`; prints which of protocol.candidate's names it took."""
+    """`cage-mediator files --deliver SOURCE NAME SIZE SHA256`; prints protocol.READY, waits for protocol.GO, and prints
+    which of protocol.candidate's names it took.
+    """
     delivery = protocol.parse_delivery(arguments)
     os.umask(0o022)
-    ordinal = deliver(0, os.environ.get("HOME", "/home/user"), delivery)
+    signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
+    for number in _ENDS:
+        signal.signal(number, _withdraw)
+    ordinal = deliver(0, os.environ.get("HOME", "/home/user"), delivery, _wait_for_go)
     sys.stdout.write(f"{ordinal}\n")
     sys.stdout.flush()
     return 0
 
 
-def deliver(staged: int, home: str, delivery: Delivery) -> int:
-    """Publish the file open as `staged` in the inbox below `home`; returns the ordinal of the name that was free."""
+def _withdraw(*_: object) -> None:
+    raise Undelivered(WITHDRAWN)
+
+
+def _wait_for_go() -> None:
+    """Say that all but the name is there, and wait for the word; Undelivered where another one comes."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    sys.stdout.write(protocol.READY)
+    sys.stdout.flush()
+    if signal.sigwait((_GO, *_ENDS)) != _GO:
+        _withdraw()
+
+
+def deliver(staged: int, home: str, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:
+    """Publish the file open as `staged` in the inbox below `home`, once it is there and `wait_for_go` has returned.
+
+    Returns the ordinal of the name that was free.
+    """
     try:
         with (
             _Held(os.open(home, _DIRECTORY)) as root,
             _Subdirectory(root, "Inbox") as inbox,
             _Subdirectory(inbox, delivery.source) as directory,
         ):
-            return _publish(staged, directory, delivery)
+            return _publish(staged, directory, delivery, wait_for_go)
     except OSError as error:
         fault = FULL if error.errno in _NO_SPACE else INBOX
         raise Undelivered(fault, os.strerror(error.errno or 0)) from error
@@ -90,12 +117,13 @@ class _Subdirectory:
                 return
 
 
-def _publish(staged: int, directory: int, delivery: Delivery) -> int:
+def _publish(staged: int, directory: int, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:
     unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
     with _Held(unnamed):
         _copy(staged, unnamed, delivery)
         os.fchmod(unnamed, 0o644)
         os.fsync(unnamed)
+        wait_for_go()
         ordinal = _link(unnamed, directory, delivery.name)
     os.fsync(directory)
     return ordinal

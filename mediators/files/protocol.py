@@ -30,15 +30,18 @@ CHUNK = 1024 * 1024
 """Bytes copied at a time."""
 EXTENSION_BYTES = 32
 """A longer suffix is part of the name, when a number has to go before it."""
+READY, GO = "ready\n", "SIGUSR1"
+"""What the delivery half writes first, when the file wants nothing but its name, and the signal that then gives it."""
 OUTPUT_MAX = 16
-"""Bytes that the delivery half writes on its standard output at most: a number and a line feed."""
+"""Bytes that the delivery half writes on its standard output at most: READY, a number and a line feed."""
 
-FULL, INBOX, CROWDED, DAMAGED = 20, 21, 22, 23
+FULL, INBOX, CROWDED, DAMAGED, WITHDRAWN = 20, 21, 22, 23, 24
 FAULTS = {
     FULL: "its home is full",
     INBOX: "its Inbox is not a directory that can be written",
     CROWDED: f"its Inbox already has {RENAMES_MAX} files of this name",
     DAMAGED: "what came there is not what was sent",
+    WITHDRAWN: "it was withdrawn before it was there",
 }
 """Exit statuses of the delivery half.  Only the status crosses back to the source: the target may be of a higher
 level, and no text of its own may come down."""

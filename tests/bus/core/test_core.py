@@ -251,6 +251,33 @@ def test_a_spawner_that_comes_back_is_looked_at(core: Core, client: Client) -> N
     assert "d" * 32 in core.spawner.stored, "somebody's documents"
 
 
+def test_a_gateway_stays_when_its_cage_is_found_paused(core: Core, client: Client) -> None:
+    """A second bus beside the one that the core halves are on would be one that nobody answers on."""
+    created(client, "stands")
+    (uuid,) = core.spawner.running
+    socket_ = core.top / "run/gateways" / uuid / "bus"
+    before = socket_.stat().st_ino
+    core.spawner.stop()
+    core.spawner.paused.add(uuid)
+    core.spawner.start()
+    client.call("Doctor", "a{sv}", {})
+    assert states(client) == {"stands": "paused"}
+    client.call("Resume", "sa{sv}", "stands", {})
+    assert socket_.stat().st_ino == before
+
+
+def test_what_is_asked_of_a_spawner_that_has_come_back_waits_until_it_was_looked_at(core: Core, client: Client) -> None:
+    created(client, "ended")
+    core.spawner.stop()
+    core.spawner.running.clear()
+    core.spawner.requests.clear()
+    core.spawner.start()
+    client.call("Logs", "sa{sv}", "ended", {})
+    client.call("Doctor", "a{sv}", {})
+    assert core.spawner.kinds()[:2] == ["Describe", "Standing"]
+    assert states(client) == {"ended": "stopped"}
+
+
 @pytest.mark.parametrize("kill", [True, False])
 def test_a_caged_that_comes_back_finds_its_cages(core: Core, client: Client, kill: bool) -> None:
     for name in ("runs", "sleeps", "stands"):

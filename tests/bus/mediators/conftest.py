@@ -4,9 +4,11 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import getpass
 import json
 import os
+import signal
 import socket
 import subprocess
 import sys
@@ -92,6 +94,7 @@ class StandInCaged:
         self.names: dict[str, str] = {}
         self.allowed: dict[tuple[str, str], str] = {}
         self.max_size = 0
+        self.full = False
         self.asked: list[list[str]] = []
         self.records: asyncio.Queue[list[object]] = asyncio.Queue()
         self.before_second: Callable[[], None] = lambda: None
@@ -143,15 +146,26 @@ class StandInCaged:
             os.close(descriptor)
         loop, pidfd = asyncio.get_running_loop(), os.pidfd_open(process.pid)
         loop.add_reader(pidfd, self._exit, process, pidfd, far)
+        loop.add_reader(far, self._pass_on, process, far)
         return Answer(values=(0,), descriptors=(near.detach(),))
 
+    def _pass_on(self, process: subprocess.Popen[bytes], far: socket.socket) -> None:
+        """As cage-init: the signals of whoever has the other end, and SIGHUP when nobody has it."""
+        message = far.recv(4096)
+        process.send_signal(json.loads(message)["signal"] if message else signal.SIGHUP)
+        if not message:
+            asyncio.get_running_loop().remove_reader(far)
+
     def _exit(self, process: subprocess.Popen[bytes], pidfd: int, far: socket.socket) -> None:
+        asyncio.get_running_loop().remove_reader(far)
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
-        with far:
+        with far, contextlib.suppress(BrokenPipeError):
             far.send(json.dumps({"event": "exit", "status": process.wait()}).encode())
 
     async def _record(self, call: Call) -> Answer:
+        if self.full:
+            raise RuntimeFailure("the chain takes nothing")
         self.records.put_nowait(call.arguments)
         return Answer()
 

@@ -32,7 +32,8 @@ WORK, VAULT = "11111111-work", "22222222-vault"
 class World:
     """A stand-in caged, a core half, and a connection of each cage to its gateway."""
 
-    def __init__(self, caged: Any, homes: Path, staging: Path) -> None:
+    def __init__(self, kit: Any, caged: Any, homes: Path, staging: Path) -> None:
+        self.until = kit.until
         self.caged, self.homes, self.staging = caged, homes, staging
         self.clients: dict[str, Bus] = {}
         self.gateways: dict[str, Any] = {}
@@ -71,7 +72,7 @@ def play(tmp_path: Path, start_gateway: Any, kit: Any) -> Callable[..., None]:
         homes.mkdir()
         (homes / "source").write_bytes(CONTENT)
         caged = await kit.caged.start(homes)
-        here = World(caged, homes, tmp_path / "staging")
+        here = World(kit, caged, homes, tmp_path / "staging")
         for name, uuid in (("work", WORK), ("vault", VAULT)):
             here.gateways[name] = start_gateway(name)
             address = here.gateways[name].address
@@ -105,6 +106,7 @@ def test_a_file_arrives_and_is_recorded(play: Play) -> None:
         assert await world.send("work", "vault") == "Inbox/work/figures.txt"
         assert await world.send("work", "vault") == "Inbox/work/figures (2).txt"
         assert (world.homes / "vault/Inbox/work/figures.txt").read_bytes() == CONTENT
+        assert (await world.recorded())["outcome"] == "is given its name in the inbox"
         details = await world.recorded()
         assert details["outcome"] == "arrived as Inbox/work/figures.txt"
         assert (details["name"], details["size"]) == ("figures.txt", str(len(CONTENT)))
@@ -257,6 +259,17 @@ def test_a_target_that_cannot_take_it_says_so_by_its_status_alone(play: Play) ->
     play(test)
 
 
+def test_what_cannot_be_recorded_does_not_arrive(play: Play) -> None:
+    async def test(world: World) -> None:
+        world.caged.full = True
+        with pytest.raises(RuntimeFailure, match="the chain takes nothing"):
+            await world.send("work", "vault")
+        # The delivery half tidies up after it is told so, and the directories go last.
+        await world.until(lambda: list((world.homes / "vault").iterdir()) == [])
+
+    play(test)
+
+
 def hang(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
     ctypes.CDLL(None).pause()
     return 1, ""
@@ -361,7 +374,7 @@ def test_killed_in_the_middle_of_a_transfer_it_leaves_nothing(
         caged.allowed[WORK, "vault"] = VAULT
         await caged.appear()
         core = subprocess.Popen([sys.executable, "-c", KILLED_CORE, str(tmp_path / "staging")], cwd=TOP)
-        world = World(caged, tmp_path / "homes", tmp_path / "staging")
+        world = World(kit, caged, tmp_path / "homes", tmp_path / "staging")
         (world.homes / "source").write_bytes(CONTENT)
         world.clients["work"] = await kit.client(address)
         await kit.present(world.clients["work"], protocol.BUS_NAME)

@@ -5,14 +5,15 @@ from __future__ import annotations
 
 import asyncio
 import os
+import signal
 import socket
 from array import array
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 
 import pytest
 
-from cage_runtime.errors import TransferFailed
-from mediators.session import DIAGNOSTICS_MAX, Ended, run_to_end
+from cage_runtime.errors import RuntimeFailure, TransferFailed
+from mediators.session import DIAGNOSTICS_MAX, Ended, Gate, run_to_end
 
 STARTED, EXITED = b'{"event": "started"}', b'{"event": "exit", "status": 3}'
 ODD = "did not answer as it should"
@@ -41,12 +42,21 @@ class Far:
         self.socket.close()
 
 
-def follow(act: Callable[[Far], None], seconds: float = 5.0) -> Ended:
+READY, GO, ENDED_WELL = b"ready\n", b'{"signal": 10}', b'{"event": "exit", "status": 0}'
+
+
+async def nothing_against_it() -> None:
+    return
+
+
+def follow(act: Callable[[Far], None], seconds: float = 5.0,
+           passing: Callable[[], Awaitable[None]] = nothing_against_it) -> Ended:
+    gate = Gate(ready=READY, passing=passing, go=signal.SIGUSR1)
     before = set(os.listdir("/proc/self/fd"))
     far = Far()
     try:
         act(far)
-        return asyncio.run(run_to_end(far.channel, output_max=16, seconds=seconds))
+        return asyncio.run(run_to_end(far.channel, gate=gate, output_max=16, seconds=seconds))
     finally:
         far.close()
         for descriptor in (*far.output, *far.errors):
@@ -85,6 +95,23 @@ def much_output(far: Far) -> None:
     far.send(EXITED)
 
 
+def ready_with(output: bytes) -> Callable[[Far], None]:
+    def act(far: Far) -> None:
+        far.start()
+        os.write(far.output[1], READY + output)
+        far.end_output()
+        far.send(ENDED_WELL)
+
+    return act
+
+
+def answers_before_the_gate(far: Far) -> None:
+    far.start()
+    os.write(far.output[1], b"1\n")
+    far.end_output()
+    far.send(ENDED_WELL)
+
+
 def directories(far: Far) -> None:
     directory = os.open("/", os.O_RDONLY)
     far.send(STARTED, directory, directory)
@@ -115,6 +142,9 @@ HOSTILE: dict[str, tuple[Callable[[Far], None], str]] = {
     "descriptors at exit": (after_start(EXITED, descriptors=True), ODD),
     "status out of range": (after_start(b'{"event": "exit", "status": 256}'), ODD),
     "much output": (much_output, ODD),
+    "much output behind the gate": (ready_with(b"x" * 17), ODD),
+    "ends well before the gate": (after_start(ENDED_WELL), ODD),
+    "answers before the gate": (answers_before_the_gate, ODD),
 }
 
 
@@ -126,13 +156,35 @@ def test_a_far_end_that_breaks_the_protocol_fails_its_own_transfer(how: str) -> 
     assert "secret" not in failed.value.sentence
 
 
-def test_one_that_never_ends_is_killed_at_the_deadline() -> None:
-    heard: list[bytes] = []
+def heard_from(act: Callable[[Far], None], heard: list[bytes]) -> Callable[[Far], None]:
+    """`act`, and what came to the far end is in `heard` when it is closed."""
 
-    def act(far: Far) -> None:
-        far.start()
+    def listening(far: Far) -> None:
+        act(far)
         far.close, close = lambda: (heard.append(far.socket.recv(100)), close()), far.close  # type: ignore[method-assign]
 
+    return listening
+
+
+def test_what_is_behind_the_gate_happens_after_the_word() -> None:
+    heard: list[bytes] = []
+    assert follow(heard_from(ready_with(b"1\n"), heard)).untrusted_output == b"1\n"
+    assert heard == [GO]
+
+
+def test_one_that_may_not_pass_is_told_to_end() -> None:
+    heard: list[bytes] = []
+
+    async def refused() -> None:
+        raise RuntimeFailure("it cannot be recorded")
+
+    with pytest.raises(RuntimeFailure, match="it cannot be recorded"):
+        follow(heard_from(ready_with(b""), heard), passing=refused)
+    assert heard == [b'{"signal": 15}']
+
+
+def test_one_that_never_ends_is_killed_at_the_deadline() -> None:
+    heard: list[bytes] = []
     with pytest.raises(TransferFailed, match="had not received it after 0 s"):
-        follow(act, seconds=0.05)
+        follow(heard_from(Far.start, heard), seconds=0.05)
     assert heard == [b'{"signal": 9}']

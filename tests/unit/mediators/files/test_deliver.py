@@ -5,18 +5,20 @@ from __future__ import annotations
 
 import hashlib
 import os
+import signal
 import stat
 import subprocess
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
 
 from mediators.files import deliver as half
 from mediators.files import protocol
-from mediators.files.deliver import Undelivered, deliver
-from mediators.files.protocol import CROWDED, DAMAGED, FULL, INBOX, Delivery
+from mediators.files.deliver import Undelivered
+from mediators.files.protocol import CROWDED, DAMAGED, FULL, INBOX, WITHDRAWN, Delivery
 
 TOP = Path(__file__).parents[4]
 CONTENT = b"quarterly figures\n"
@@ -45,6 +47,11 @@ Staged = Callable[[bytes], int]
 def announced(name: str = "figures.txt", content: bytes = CONTENT, size: int | None = None) -> Delivery:
     digest = hashlib.sha256(content).hexdigest()
     return Delivery(source="work", name=name, size=len(content) if size is None else size, sha256=digest)
+
+
+def deliver(staged: int, home: str, delivery: Delivery) -> int:
+    """With a core half that has no objection."""
+    return half.deliver(staged, home, delivery, lambda: None)
 
 
 def everything(home: Path) -> list[str]:
@@ -169,20 +176,43 @@ def test_a_home_that_is_full_says_so_and_keeps_nothing(
     assert everything(home) == []
 
 
-def test_the_program_prints_which_name_it_took(home: Path, staged: Staged) -> None:
-    command = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
-    ended = subprocess.run(
-        [*command, "--deliver", *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
-        capture_output=True, check=False,
-    )
-    assert (ended.returncode, ended.stdout, ended.stderr) == (0, b"1\n", b"")
+PROGRAM = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files", "--deliver"]
+
+
+@contextmanager
+def waiting_program(staged: int, home: Path) -> Iterator[subprocess.Popen[bytes]]:
+    """The delivery half at its gate: the file is whole, and has no name yet."""
+    with subprocess.Popen([*PROGRAM, *announced().arguments()], stdin=staged, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, env={"HOME": str(home)}, cwd=TOP) as program:
+        assert program.stdout is not None
+        assert program.stdout.readline() == protocol.READY.encode()
+        assert everything(home) == ["Inbox", "Inbox/work"]
+        yield program
+
+
+def test_the_program_waits_for_the_word_and_prints_which_name_it_took(home: Path, staged: Staged) -> None:
+    with waiting_program(staged(CONTENT), home) as program:
+        program.send_signal(signal.Signals[protocol.GO])
+        assert program.communicate() == (b"1\n", b"")
+    assert program.returncode == 0
+    assert (home / "Inbox/work/figures.txt").read_bytes() == CONTENT
+
+
+@pytest.mark.parametrize("number", [signal.SIGHUP, signal.SIGTERM])
+def test_without_the_word_nothing_arrives(home: Path, staged: Staged, number: signal.Signals) -> None:
+    """The core half was killed, or the cage stops."""
+    with waiting_program(staged(CONTENT), home) as program:
+        program.send_signal(number)
+        output, errors = program.communicate()
+    assert (program.returncode, output) == (WITHDRAWN, b"")
+    assert errors == b"cage-mediator: it was withdrawn before it was there\n"
+    assert everything(home) == []
 
 
 def test_the_program_says_in_one_line_and_by_its_status_why_not(home: Path, staged: Staged) -> None:
     (home / "Inbox").symlink_to("/")
-    command = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
     ended = subprocess.run(
-        [*command, "--deliver", *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
+        [*PROGRAM, *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
         capture_output=True, text=True, check=False,
     )
     assert (ended.returncode, ended.stdout) == (INBOX, "")
