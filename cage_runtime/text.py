@@ -20,9 +20,23 @@ def escape(untrusted: str | bytes, *, limit: int = 400) -> str:
     return "".join(shown) + ("…" if len(text) > limit else "")
 
 
+_SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
+
+
 def _visible(character: str) -> str:
     if character == "\\":
         return "\\\\"
-    if unicodedata.category(character) in _HIDDEN:
-        return character.encode("unicode_escape", "surrogatepass").decode("ascii")
-    return character
+    if unicodedata.category(character) not in _HIDDEN:
+        return character
+    # Written out: the codec unicode_escape is a file that Python loads when it is first used, and cage-init, which can
+    # load nothing any more, would end.
+    code = ord(character)
+    long = f"\\x{code:02x}" if code < 0x100 else f"\\u{code:04x}" if code < 0x10000 else f"\\U{code:08x}"
+    return _SHORT.get(character, long)
+
+
+def quoted(escaped: str) -> str:
+    """A value for a line of `key=value`, in quotes where it could be taken for more than one."""
+    if escaped and not set(escaped) & set(' "='):
+        return escaped
+    return '"' + escaped.replace('"', '\\"') + '"'

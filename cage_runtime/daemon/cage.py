@@ -19,6 +19,8 @@ class Cage:
     state: CageState = CageState.STOPPED
     since: str = ""
     unenforced: tuple[str, ...] = ()
+    log: bytes = b""
+    """What was printed by what ran detached in it, as far as it has been asked for."""
     lock: asyncio.Lock = field(default_factory=asyncio.Lock)
 
     @property

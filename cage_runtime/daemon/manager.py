@@ -8,6 +8,7 @@ everything after is finished, if not now then at the next start.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import uuid as uuids
@@ -21,7 +22,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label, compose, home_bounds
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
-from cage_runtime.daemon.state import Record, Registry, now
+from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import CageError, HostUnsupported, NameTaken, NoSuchCage, RuntimeFailure, UsageError
 from cage_runtime.model import (
     AUDIT_TAIL_MAX,
@@ -33,7 +34,7 @@ from cage_runtime.model import (
     check_cage_name,
 )
 from cage_runtime.spawner import spec
-from cage_runtime.text import escape
+from cage_runtime.text import escape, quoted
 
 LOG = logging.getLogger(__name__)
 
@@ -95,7 +96,7 @@ class Manager:
             if cage.uuid in self._in_hand:
                 continue
             if cage.uuid in standings.running:
-                self._adopt(cage, paused=cage.uuid in standings.paused)
+                self._adopt(cage, standings)
             elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
                 self._ended(cage)
             elif cage.record.ephemeral:
@@ -145,13 +146,13 @@ class Manager:
         self._changed(cage, True)
         return cage
 
-    def _adopt(self, cage: Cage, *, paused: bool) -> None:
-        state = CageState.PAUSED if paused else CageState.RUNNING
+    def _adopt(self, cage: Cage, standings: spec.Standings) -> None:
+        state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
             if cage.state not in (CageState.RUNNING, CageState.PAUSED):
                 self._gateways.open(cage.name, cage.uuid)
-            self._set(cage, state)
+            self._set(cage, state, since=moment(standings.running[cage.uuid]))
             self.record(Kind.CAGE_ADOPTED, cage)
 
     def _unenforced(self, cage: Cage) -> tuple[str, ...]:
@@ -160,8 +161,8 @@ class Manager:
         except HostUnsupported as error:
             return (error.sentence,)
 
-    def _set(self, cage: Cage, state: CageState) -> None:
-        cage.state, cage.since = state, now()
+    def _set(self, cage: Cage, state: CageState, since: str | None = None) -> None:
+        cage.state, cage.since = state, since or now()
         self._changed(cage, True)
 
     def _forget(self, cage: Cage) -> None:
@@ -279,6 +280,9 @@ class Manager:
     async def _stop(self, cage: Cage, seconds: float) -> None:
         # Before it is done, as everything here: what cannot be recorded is not done.
         self.record(Kind.CAGE_STOPPED, cage)
+        if seconds > 0:
+            with contextlib.suppress(CageError):  # a cage that does not answer ends without its log
+                await self._keep_log(cage)
         self._set(cage, CageState.STOPPING)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
         self._ended(cage)
@@ -344,22 +348,25 @@ class Manager:
     async def logs(self, cage: Cage) -> list[str]:
         """The cage's comings and goings, then the last output of what runs detached in it."""
         lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
-        if cage.state is CageState.RUNNING:
-            reply = await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid, output=True))
-            # Marked, so that nothing that runs in a cage can print a line of ours.
-            lines += [f"| {escape(line)}" for line in reply.log.split(b"\n") if line]
-        return lines
+        await self._keep_log(cage)
+        # Marked, so that nothing that runs in a cage can print a line of ours.
+        return lines + [f"| {escape(line)}" for line in cage.log.split(b"\n") if line]
 
-    async def processes(self, cage: Cage) -> int:
-        """Commands that were started in the cage and still run; 0 where it does not run."""
-        if cage.state is not CageState.RUNNING:
-            return 0
-        request = spec.Logs(id=self.spawner.number(), uuid=cage.uuid, output=False)
-        return (await self.spawner.ask(request)).processes
+    async def _keep_log(self, cage: Cage) -> None:
+        """What its programs have printed is with its cage-init while it runs, and with the cage from its end on."""
+        if cage.state is CageState.RUNNING:
+            cage.log = (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).log
+
+    async def inspect(self, cage: Cage) -> spec.Insight:
+        """How many processes there are in the cage, and whether it holds documents."""
+        insight = (await self.spawner.ask(spec.Inspect(id=self.spawner.number(), uuid=cage.uuid))).insight
+        if insight is None:
+            raise RuntimeFailure("the spawner does not say what is in the cage")
+        return insight
 
 
 def _shown(record: str) -> str:
     """A record of the chain as a line for a person; its values are escaped already."""
     event = json.loads(record)
-    fields = " ".join(f"{key}={value}" for key, value in event["fields"].items() if key not in ("cage", "uuid"))
+    fields = " ".join(f"{key}={quoted(value)}" for key, value in event["fields"].items() if key not in ("cage", "uuid"))
     return f"{event['time']} {event['kind']} {fields}".rstrip()

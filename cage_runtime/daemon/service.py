@@ -168,11 +168,13 @@ class CoreService:
 
     async def _summary(self, cage: Cage) -> dict[str, Variant]:
         definition = cage.record.definition
+        insight = await self._parts.manager.inspect(cage)
         return {
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": definition.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
-            "processes": Variant("u", await self._parts.manager.processes(cage)),
+            "processes": Variant("u", insight.processes),
+            "documents": Variant("b", insight.documents),
         }
 
     async def _status(self, call: Call) -> Answer:

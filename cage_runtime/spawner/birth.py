@@ -6,9 +6,11 @@ The parent's side is `bear`, the child's `_inside`; what fails on either side le
 
 from __future__ import annotations
 
+import errno
 import fcntl
 import json
 import os
+import resource
 import select
 import signal
 import socket
@@ -23,6 +25,7 @@ from cage_runtime.errors import HostUnsupported, RuntimeFailure
 from cage_runtime.model import ID_RANGE
 from cage_runtime.spawner import capability, landlock, root, syscall
 from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.child import DESCRIPTORS_END
 from cage_runtime.spawner.init import Init
 from cage_runtime.spawner.mount import Operation
 from cage_runtime.spawner.profile import Filters
@@ -35,6 +38,9 @@ NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID
 
 BIRTH_SECONDS = 10.0
 """A birth takes some milliseconds; one that takes this long is ended."""
+
+TERMINALS_MAX = 256
+"""Pseudo-terminals of a cage, out of those that all cages share (/proc/sys/kernel/pty/max)."""
 
 NAMESPACE_LIMITS = {
     "max_user_namespaces": 256, "max_mnt_namespaces": 256, "max_pid_namespaces": 256, "max_net_namespaces": 64,
@@ -165,7 +171,8 @@ def _no_namespaces(why: str) -> HostUnsupported:
 
 
 def _not_cloned(error: OSError) -> RuntimeFailure:
-    if error.filename == "clone3":
+    # What clone(2) answers where namespaces are what it cannot give; anything else is not the namespaces' fault.
+    if error.filename == "clone3" and error.errno in (errno.ENOSPC, errno.EPERM, errno.EINVAL, errno.EUSERS):
         return _no_namespaces(str(error.strerror))
     return RuntimeFailure(f"the cage could not be started: {error}")
 
@@ -207,6 +214,7 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
             _enter_root()
             step = "its limits"
             _limit_namespaces()
+            _forbid_core_dumps()
             _raise_loopback()
             step = "its descriptors"
             told = _only(listener, told)
@@ -270,7 +278,7 @@ def _enter_root() -> None:
     tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
     syscall.move_mount(tree, ".")
     os.fchdir(tree)
-    options = "newinstance,ptmxmode=0666,mode=0620,gid=0"
+    options = f"newinstance,ptmxmode=0666,mode=0620,gid=0,max={TERMINALS_MAX}"
     syscall.mount("devpts", "dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
     flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
     syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
@@ -282,6 +290,15 @@ def _enter_root() -> None:
 def _limit_namespaces() -> None:
     for name, limit in NAMESPACE_LIMITS.items():
         _set(f"/proc/sys/user/{name}", str(limit))
+
+
+def _forbid_core_dumps() -> None:
+    """A limit of 1 byte, and for all that starts here: at 0, the host's handler of piped dumps would still be run, as
+    root, on the memory of whatever crashes (core(5); fs/coredump.c takes 1 for "none at all").  The filter keeps it.
+    """
+    _, hard = resource.getrlimit(resource.RLIMIT_CORE)
+    limit = 1 if hard == resource.RLIM_INFINITY else min(1, hard)
+    resource.setrlimit(resource.RLIMIT_CORE, (limit, limit))
 
 
 def _set(file: str, value: str) -> None:
@@ -311,7 +328,7 @@ def _only(listener: socket.socket, told: int) -> int:
     low = listener.fileno()
     os.closerange(3, low)
     os.closerange(low + 1, kept)
-    os.closerange(kept + 1, 1 << 20)
+    os.closerange(kept + 1, DESCRIPTORS_END)
     return kept
 
 

@@ -7,6 +7,8 @@ wait for the kernel to say that it is empty, reap, remove.  Every step can be re
 
 from __future__ import annotations
 
+import errno
+import logging
 import os
 import shutil
 import socket
@@ -22,8 +24,14 @@ from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
 
+LOG = logging.getLogger(__name__)
+
 PENDING_MAX = 256
 """Requests that one cage-init may owe an answer."""
+ANSWER_SECONDS = 10.0
+"""What a cage-init has for an answer; it waits for nothing that a cage can hold up, but it may stand still."""
+RETRY_SECONDS = 1.0
+"""Before a step of a teardown that the host refused is tried again."""
 RECONNECT_SECONDS = 0.5
 """Between attempts to reach a cage-init that takes no connection."""
 
@@ -45,6 +53,11 @@ class Cage:
         self.waiting: list[Callable[[], None]] = []
         """Whom to tell when nothing is left of the cage."""
         self.ending = False
+
+    @property
+    def since(self) -> float:
+        """When it was born, in seconds of the epoch: nothing comes into its directory afterwards."""
+        return self._cradle.directory.stat().st_mtime
 
     # --- cage-init -------------------------------------------------------------------------------------------
     def born(self, pid: int, pidfd: int) -> None:
@@ -93,8 +106,19 @@ class Cage:
         except BlockingIOError as error:
             raise RuntimeFailure("the cage does not answer") from error
         except OSError as error:
+            if error.errno == errno.EMSGSIZE:
+                raise RuntimeFailure("the request is longer than a cage takes") from error
             raise WrongState("the cage has just ended") from error
         self._pending[self._next] = (request.id, answered)
+        number = self._next
+        self._loop.after(ANSWER_SECONDS, lambda: self._unanswered(number))
+
+    def _unanswered(self, number: int) -> None:
+        """Whoever asked is told; the answer may still come, and is for nobody then."""
+        if number in self._pending:
+            asked, answered = self._pending[number]
+            self._pending[number] = (asked, lambda _late: None)
+            answered(Reply(id=asked, fault=Fault(kind="RuntimeFailure", sentence="the cage does not answer")))
 
     def _hear(self) -> None:
         if self._connection is None:
@@ -127,8 +151,7 @@ class Cage:
         if seconds > 0 and self._connection is not None:
             self._next += 1
             try:
-                if self.cgroup.frozen():
-                    self.cgroup.freeze(frozen=False)
+                self.cgroup.freeze(frozen=False)
                 wire.send(self._connection, encode(Stop(id=self._next, uuid=self.uuid, seconds=seconds)))
             except OSError:
                 self.end()
@@ -147,11 +170,24 @@ class Cage:
             self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
-        if self.cgroup.path.is_dir():
-            self._events = self.cgroup.open_events()
-            self._loop.watch(self._events, self._emptied, PRIORITY)
-            self.cgroup.kill()
+        self._kill()
+
+    def _kill(self) -> None:
+        try:
+            if self._events < 0 and self.cgroup.path.is_dir():
+                self._events = self.cgroup.open_events()
+                self._loop.watch(self._events, self._emptied, PRIORITY)
+            if self._events >= 0:
+                self.cgroup.kill()
+        except OSError as error:
+            self._again(self._kill, error)
+            return
         self._emptied()
+
+    def _again(self, step: Callable[[], None], error: OSError) -> None:
+        """What the host has no room or no time for now it may have later; a teardown is never given up."""
+        LOG.error("the cage %s cannot be ended yet: %s", self.uuid, error)
+        self._loop.after(RETRY_SECONDS, step)
 
     def _reap(self) -> None:
         pid, _ = os.waitpid(self._pid, os.WNOHANG)
@@ -178,9 +214,13 @@ class Cage:
         self._remove()
 
     def _remove(self) -> None:
-        if self.cgroup.path.is_dir():
-            self.cgroup.remove()
-        remove_cradle(self._cradle)
+        try:
+            if self.cgroup.path.is_dir():
+                self.cgroup.remove()
+            remove_cradle(self._cradle)
+        except OSError as error:
+            self._again(self._remove, error)
+            return
         pending, self._pending = self._pending, {}
         for number, answered in pending.values():
             answered(Reply(id=number, fault=Fault(kind="WrongState", sentence="the cage ended")))

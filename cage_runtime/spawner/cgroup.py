@@ -20,6 +20,8 @@ CPU_PERIOD = 100_000
 """Microseconds, the kernel's default period of cpu.max."""
 WANTED = ("cpu", "io", "memory", "pids")
 SCOPE = "cages.scope"
+SWAP = "memory.swap.max"
+"""Not on a kernel without swap accounting."""
 
 
 class Subtree:
@@ -74,6 +76,9 @@ class Subtree:
         try:
             for file, value in settings(limits):
                 (cgroup.path / file).write_text(value, encoding="ascii")
+            if limits.memory is not None and (cgroup.path / SWAP).exists():
+                # Else what is over the limit would be swapped out, for as long as the host has room for that.
+                (cgroup.path / SWAP).write_text("0", encoding="ascii")
         except OSError:
             cgroup.path.rmdir()
             raise
@@ -128,6 +133,13 @@ class Cgroup:
 
     def frozen(self) -> bool:
         return "frozen 1" in (self.path / "cgroup.events").read_text(encoding="ascii")
+
+    def processes(self) -> int:
+        """How many there are in it and below."""
+        return sum(
+            len(Path(directory, "cgroup.procs").read_text(encoding="ascii").split())
+            for directory, _, _ in os.walk(self.path)
+        )
 
     def remove(self) -> None:
         """Remove it and what the cage made below it; nothing may be left in it."""

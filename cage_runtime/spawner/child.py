@@ -24,8 +24,13 @@ from cage_runtime.text import escape
 
 HOME = "/home/user"
 PATH = "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games"
+DATA_DIRECTORIES = ":".join((
+    f"{HOME}/.local/share/flatpak/exports/share", "/var/lib/flatpak/exports/share", "/usr/local/share", "/usr/share"))
+"""XDG_DATA_DIRS (XDG base directory specification), as flatpak wants to find its exports in it."""
 PEOPLE = {0: ("root", "/root"), USER_UID: ("user", HOME), MEDIATOR_UID: ("mediator", "/nonexistent")}
 """Name and home of each uid that has processes in a cage, as in its /etc/passwd."""
+DESCRIPTORS_END = 1 << 20
+"""No process here has a descriptor of this number or above, whatever its limit is by now."""
 ACTIVATION_DESCRIPTOR = 3
 """Where a socket-activated program finds its socket (sd_listen_fds(3))."""
 
@@ -63,6 +68,7 @@ class Command:
         if self.uid == USER_UID:
             environment["XDG_RUNTIME_DIR"] = f"/run/user/{USER_UID}"
             environment["DBUS_SESSION_BUS_ADDRESS"] = f"unix:path=/run/user/{USER_UID}/bus"
+            environment["XDG_DATA_DIRS"] = DATA_DIRECTORIES
         if self.terminal is not None:
             environment["TERM"] = self.terminal.term
         if self.activation is not None:
@@ -156,8 +162,33 @@ class _Image:
         raise refused
 
 
-def start(command: Command, streams: Streams, profile: Profile, processes: int) -> int:
-    """The pid of `command`, started; NotStarted says why it was not."""
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Forked:
+    """A command on its way: `trouble` is readable once it has executed, or will not."""
+
+    pid: int
+    trouble: int
+    command: Command
+
+    def outcome(self) -> NotStarted | None:
+        """None where it runs, or has run; `trouble` is closed.  To be asked when `trouble` is readable."""
+        try:
+            told = os.read(self.trouble, 4096)
+        finally:
+            os.close(self.trouble)
+        if not told:
+            return None
+        number, _, subject = told.decode("utf-8", "backslashreplace").partition(" ")
+        return _not_started(int(number), subject, self.command)
+
+
+def fork(command: Command, streams: Streams, profile: Profile, processes: int) -> Forked:
+    """Set out to run `command`; NotStarted where that is known to fail already.
+
+    Nobody may wait for what comes of it: before it executes it is the cage's user's already, who can stop it.
+    """
+    if not command.argv[0]:
+        raise NotStarted(127, 'there is no command "" in the cage')
     # All that can be made before the fork is: each page that the child writes first has to be copied.
     image = _Image.of(command)
     trouble_read, trouble_write = os.pipe2(os.O_CLOEXEC)
@@ -170,26 +201,18 @@ def start(command: Command, streams: Streams, profile: Profile, processes: int) 
     if pid == 0:
         _become(command, image, streams, profile, processes, trouble_write)
     os.close(trouble_write)
-    try:
-        told = os.read(trouble_read, 4096)
-    finally:
-        os.close(trouble_read)
-    if not told:
-        return pid
-    os.waitpid(pid, 0)
-    number, _, subject = told.decode("utf-8", "backslashreplace").partition(" ")
-    raise _not_started(int(number), subject, command.argv[0])
+    return Forked(pid=pid, trouble=trouble_read, command=command)
 
 
-def _not_started(number: int, subject: str, program: str) -> NotStarted:
-    shown = escape(program, limit=200)
+def _not_started(number: int, subject: str, command: Command) -> NotStarted:
+    shown, why = escape(command.argv[0], limit=200), os.strerror(number)
     if subject == "exec" and number in (errno.ENOENT, errno.ENOTDIR):
         return NotStarted(127, f'there is no command "{shown}" in the cage')
     if subject == "exec":
-        return NotStarted(126, f'"{shown}" in the cage cannot be executed: {os.strerror(number)}')
+        return NotStarted(126, f'"{shown}" in the cage cannot be executed: {why}')
     if subject == "cwd":
-        return NotStarted(125, f"the directory cannot be entered in the cage: {os.strerror(number)}")
-    return NotStarted(125, f"the command could not be started: {subject}: {os.strerror(number)}")
+        return NotStarted(1, f'the directory "{escape(command.cwd, limit=200)}" cannot be entered in the cage: {why}')
+    return NotStarted(125, f"the command could not be started: {subject}: {why}")
 
 
 def _become(command: Command, image: _Image, streams: Streams, profile: Profile, processes: int, trouble: int) -> None:
@@ -203,7 +226,6 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
         trouble = _place(streams.inner, command.activation, trouble)
         if command.terminal is not None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        resource.setrlimit(resource.RLIMIT_CORE, (0, 0))
         _limit_processes(processes)
         os.setgroups([])
         os.setresgid(command.uid, command.uid, command.uid)
@@ -211,7 +233,7 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
         capability.hold(frozenset())
         os.umask(0o022)
         step = "cwd"
-        os.chdir(command.cwd)
+        os.chdir(os.path.join(PEOPLE[command.uid][1], command.cwd))
         step = "filter"
         profile.filter.load()
         step = "exec"
@@ -234,7 +256,7 @@ def _place(inner: tuple[int, int, int], activation: int | None, trouble: int) ->
     if listener is not None:
         os.dup2(listener, ACTIVATION_DESCRIPTOR, inheritable=True)
     os.closerange(3 if listener is None else ACTIVATION_DESCRIPTOR + 1, told)
-    os.closerange(told + 1, resource.getrlimit(resource.RLIMIT_NOFILE)[0])
+    os.closerange(told + 1, DESCRIPTORS_END)
     return told
 
 

@@ -10,6 +10,8 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import heapq
+import itertools
 import os
 import selectors
 import signal
@@ -24,7 +26,7 @@ import msgspec
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, USER_UID
 from cage_runtime.spawner import syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
-from cage_runtime.spawner.child import HOME, Command, NotStarted, Streams, start
+from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
@@ -43,6 +45,10 @@ from cage_runtime.spawner.spec import (
 APPLICATIONS = "/var/lib/flatpak"
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 SESSION_BUS = f"/run/user/{USER_UID}/bus"
+START_SECONDS = 10.0
+"""A command takes some milliseconds to execute; one that something in the cage keeps from it this long is killed."""
+GRACE_SECONDS = 2.0
+"""What is given to a delivery half, whose core half is gone, before it is killed."""
 BUS_STARTS, BUS_SECONDS = 5, 60.0
 """A bus that ends is started again on the next connection, this often in this time; then the cage goes without."""
 
@@ -52,7 +58,16 @@ class Running:
     """A started command: its channel is None when nobody waits for it."""
 
     channel: socket.socket | None
+    profile: ProfileName
     terminal: int | None = None
+
+
+@dataclass(kw_only=True, slots=True)
+class Starting:
+    """A command that has not executed yet, and what to do when it has (None) or will not."""
+
+    forked: Forked
+    done: Callable[[NotStarted | None], None]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -77,6 +92,9 @@ class Init:
         self._profiles = profiles(filters, HOME)
         self._processes = processes
         self._running: dict[int, Running] = {}
+        self._starting: dict[int, Starting] = {}
+        self._timers: list[tuple[float, int, Callable[[], None]]] = []
+        self._numbers = itertools.count()
         self._log = bytearray()
         self._stopping = False
         self._log_read, self._log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -104,10 +122,16 @@ class Init:
         for bus in self._buses:
             self._await_first(bus)
         while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
-            for key, _ in self._selector.select():
+            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+            for key, _ in self._selector.select(wait):
                 # A handler before this one may have closed it, and another may have its number by now.
                 if self._selector.get_map().get(key.fd) is key:
                     key.data()
+            while self._timers and self._timers[0][0] <= time.monotonic():
+                heapq.heappop(self._timers)[2]()
+
+    def _after(self, seconds: float, handler: Callable[[], None]) -> None:
+        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), handler))
 
     def _watch(self, source: socket.socket | int, handler: Callable[[], None]) -> None:
         self._selector.register(source, selectors.EVENT_READ, handler)
@@ -162,8 +186,7 @@ class Init:
             case Conceal():
                 return _conceal(request)
             case Logs():
-                output = bytes(self._log) if request.output else b""
-                return Reply(id=request.id, log=output, processes=len(self._running))
+                return Reply(id=request.id, log=bytes(self._log))
             case Stop():
                 self._stopping = True
                 signal_all(signal.SIGTERM)
@@ -191,26 +214,56 @@ class Init:
             raise
         command = Command.of(request)
         try:
-            pid = start(command, streams, self._profiles[command.profile], self._processes)
+            forked = fork(command, streams, self._profiles[command.profile], self._processes)
         except NotStarted as error:
-            _tell(channel, {"event": "refused", "status": error.status, "sentence": error.sentence})
-            channel.close()
-            streams.close_outer()
+            self._refused(channel, error, streams)
             return Reply(id=request.id)
         finally:
             streams.close_inner()
-        self._started(request, pid, channel, streams)
+        self._running[forked.pid] = Running(channel=None, profile=command.profile)
+        self._await(forked, lambda refusal: self._started(request, forked.pid, channel, streams, refusal))
         return Reply(id=request.id)
 
-    def _started(self, request: Spawn, pid: int, channel: socket.socket, streams: Streams) -> None:
+    def _await(self, forked: Forked, done: Callable[[NotStarted | None], None]) -> None:
+        """`done` when the command has executed or will not, which may be kept from us: no longer than START_SECONDS."""
+        starting = self._starting[forked.pid] = Starting(forked=forked, done=done)
+        self._watch(forked.trouble, lambda: self._executed(forked.pid))
+        self._after(START_SECONDS, lambda: self._give_up(starting))
+
+    def _executed(self, pid: int) -> None:
+        starting = self._starting.pop(pid)
+        self._selector.unregister(starting.forked.trouble)
+        starting.done(starting.forked.outcome())
+
+    def _give_up(self, starting: Starting) -> None:
+        pid = starting.forked.pid
+        if self._starting.get(pid) is not starting:
+            return
+        del self._starting[pid]
+        self._selector.unregister(starting.forked.trouble)
+        os.close(starting.forked.trouble)
+        os.kill(pid, signal.SIGKILL)
+        starting.done(NotStarted(125, "something in the cage keeps the command from starting"))
+
+    def _refused(self, channel: socket.socket, refusal: NotStarted, streams: Streams) -> None:
+        _tell(channel, {"event": "refused", "status": refusal.status, "sentence": refusal.sentence})
+        channel.close()
+        streams.close_outer()
+
+    def _started(self, request: Spawn, pid: int, channel: socket.socket, streams: Streams,
+                 refusal: NotStarted | None) -> None:
+        if refusal is not None:
+            self._refused(channel, refusal, streams)
+            return
         told = _tell(channel, {"event": "started"}, streams.outer)
-        terminal = fcntl.fcntl(streams.outer[0], fcntl.F_DUPFD_CLOEXEC, 3) if request.terminal and told else None
+        running = self._running[pid]
+        if request.terminal is not None and told:
+            running.terminal = fcntl.fcntl(streams.outer[0], fcntl.F_DUPFD_CLOEXEC, 3)
         streams.close_outer()
         if request.detached:
             channel.close()
-            self._running[pid] = Running(channel=None)
             return
-        self._running[pid] = Running(channel=channel, terminal=terminal)
+        running.channel = channel
         self._watch(channel, lambda: self._on_channel(pid))
 
     def _on_channel(self, pid: int) -> None:
@@ -223,14 +276,22 @@ class Init:
         except (OSError, msgspec.DecodeError):
             wish = None
         if wish is None:
-            # The client is gone: as when a terminal is closed, what it ran is told so.
+            # The client is gone: as when a terminal is closed, what it ran is told so, also if it is stopped.
             self._close_channel(running)
             _signal_group(pid, signal.SIGHUP)
+            _signal_group(pid, signal.SIGCONT)
+            if running.profile is ProfileName.DELIVERY:
+                # It holds a file of the core's, and the cage's user can stop it again.
+                self._after(GRACE_SECONDS, lambda: self._kill(pid, running))
         elif "signal" in wish:
             _signal_group(pid, wish["signal"])
         elif running.terminal is not None and {"rows", "columns"} <= wish.keys():
             os_size = (max(1, min(9999, wish["rows"])), max(1, min(9999, wish["columns"])))
             _resize(running.terminal, os_size)
+
+    def _kill(self, pid: int, running: Running) -> None:
+        if self._running.get(pid) is running:
+            _signal_group(pid, signal.SIGKILL)
 
     def _close_channel(self, running: Running) -> None:
         if running.channel is not None:
@@ -254,10 +315,14 @@ class Init:
             self._ended(pid, os.waitstatus_to_exitcode(status))
 
     def _ended(self, pid: int, code: int) -> None:
+        if pid in self._starting:
+            # It has said all that it will, and that comes before its end.
+            self._executed(pid)
         for bus in self._buses:
             if bus.pid == pid:
                 bus.pid = 0
-                self._await_first(bus)
+                if bus.listener.fileno() >= 0:
+                    self._await_first(bus)
         running = self._running.pop(pid, None)
         if running is None:
             return
@@ -287,12 +352,18 @@ class Init:
             self._await_first(bus)
             return
         try:
-            bus.pid = start(command, streams, self._profiles[command.profile], self._processes)
+            forked = fork(command, streams, self._profiles[command.profile], self._processes)
         except NotStarted as error:
-            self._append(f"{bus.argv[0]}: {error.sentence}\n".encode())
-            bus.listener.close()
+            self._bus_failed(bus, error)
+        else:
+            bus.pid = forked.pid
+            self._await(forked, lambda refusal: self._bus_failed(bus, refusal) if refusal else None)
         finally:
             streams.close_inner()
+
+    def _bus_failed(self, bus: LazyBus, refusal: NotStarted) -> None:
+        self._append(f"{bus.argv[0]}: {refusal.sentence}\n".encode())
+        bus.listener.close()
 
     def _collect(self) -> None:
         try:

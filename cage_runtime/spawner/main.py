@@ -12,6 +12,7 @@ import fcntl
 import gc
 import logging
 import os
+import resource
 import signal
 import socket
 import struct
@@ -133,6 +134,9 @@ def _prepare(config: RuntimeConfig) -> None:
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
     capability.one_way()
+    # Two descriptors a cage; what starts in one has limits of its own.
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
     _default_signals()
     os.umask(0o022)
     os.chdir("/")
@@ -164,6 +168,8 @@ def main() -> int:
     except OSError as error:
         LOG.critical("%s", error)
         return RuntimeFailure.exit_status
+    for fault in server.service.faults:
+        LOG.error("%s", fault)
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
     gc.collect()
     gc.freeze()

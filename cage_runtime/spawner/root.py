@@ -52,6 +52,8 @@ ETC_GENERATED = {
     "nsswitch.conf": "passwd: files\ngroup: files\nshadow: files\nhosts: files\n",
     "hosts": "127.0.0.1 localhost\n::1 localhost\n",
     "resolv.conf": "",
+    # A login shell sets PATH anew (/etc/profile), and reads this last.
+    "profile.d/cage-runtime.sh": f'PATH="{PROGRAMS_IN_CAGE}/bin:$PATH"\n',
 }
 
 
@@ -187,6 +189,7 @@ class SharedEtc:
         for name in ETC_FROM_HOST:
             _copy_public(Path("/etc", name), fresh / name)
         for name, content in ETC_GENERATED.items():
+            (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_text(content, encoding="utf-8")
         (fresh / "mtab").symlink_to("../proc/self/mounts")
         fresh.rename(target)
@@ -205,6 +208,8 @@ def _copy_public(source: Path, target: Path) -> None:
     if source.is_symlink():
         target.symlink_to(os.readlink(source))
     elif source.is_dir():
+        if source.stat().st_mode & 0o005 != 0o005:
+            return
         target.mkdir()
         for entry in source.iterdir():
             _copy_public(entry, target / entry.name)

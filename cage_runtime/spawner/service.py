@@ -31,6 +31,8 @@ from cage_runtime.spawner.spec import (
     Fault,
     Freeze,
     Host,
+    Insight,
+    Inspect,
     Keep,
     Limits,
     Logs,
@@ -42,7 +44,7 @@ from cage_runtime.spawner.spec import (
     Standings,
     Stop,
 )
-from cage_runtime.spawner.storage import Stage, Storage
+from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 
 Respond = Callable[[Reply], None]
 
@@ -57,6 +59,7 @@ class Service:
         _make_directories(config)
         self._installation = Path(paths.state, "flatpak")
         self._storage = Storage(Path(paths.state, "storage"), run / "storage")
+        self.faults = self._storage.faults
         self._subtree = Subtree(run / "cgroup", paths.cgroup)
         profiles = _profiles(config)
         self._place = birth.Place(
@@ -126,6 +129,8 @@ class Service:
                 respond(Reply(id=request.id))
             case Expose():
                 self._expose(request, respond)
+            case Inspect():
+                respond(Reply(id=request.id, insight=self._inspect(request.uuid)))
             case Spawn() | Conceal() | Logs():
                 self._running(request.uuid).ask(request, descriptors, respond)
             case Freeze():
@@ -149,10 +154,20 @@ class Service:
         running = [cage for cage in self._cages.values() if not cage.ending]
         paused = [cage.uuid for cage in running if cage.cgroup.frozen()]
         return Standings(
-            running=[cage.uuid for cage in running], paused=paused, new=self._storage.listed(Stage.NEW),
+            running={cage.uuid: cage.since for cage in running}, paused=paused, new=self._storage.listed(Stage.NEW),
             stored=self._storage.listed(Stage.KEPT), ephemeral=self._storage.listed(Stage.KEPT, ephemeral=True),
             condemned=self._storage.listed(Stage.GONE),
         )
+
+    def _inspect(self, uuid: str) -> Insight:
+        cage = self._cages.get(uuid)
+        try:
+            home = self._storage.home(uuid)
+        except KeyError:
+            home = None
+        # Into a home in memory nobody looks from outside: what it holds is as good as documents while it is there.
+        documents = cage is not None if home is None else holds_documents(home)
+        return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents)
 
     def _bear(self, request: Birth) -> None:
         if request.uuid in self._cages:
@@ -222,8 +237,11 @@ class Service:
         def deleted() -> None:
             self._loop.forget(pidfd)
             os.close(pidfd)
-            status = deleting.wait()
-            fault = Fault(kind="RuntimeFailure", sentence="the cage's storage could not be deleted") if status else None
+            fault = None
+            if deleting.wait():
+                fault = Fault(kind="RuntimeFailure", sentence=f"the storage of {request.uuid} could not be deleted")
+            else:
+                self._storage.removed(request.uuid)
             respond(Reply(id=request.id, fault=fault))
 
         self._loop.watch(pidfd, deleted)
@@ -281,7 +299,11 @@ def _detached(installation: Path, tree: str) -> int:
     finally:
         os.close(directory)
     attributes = syscall.MOUNT_ATTR_RDONLY | syscall.MOUNT_ATTR_NOSUID | syscall.MOUNT_ATTR_NODEV
-    syscall.mount_setattr(mount, "", syscall.AT_EMPTY_PATH, attributes)
+    try:
+        syscall.mount_setattr(mount, "", syscall.AT_EMPTY_PATH, attributes)
+    except OSError:
+        os.close(mount)
+        raise
     return mount
 
 

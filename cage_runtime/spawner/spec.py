@@ -116,11 +116,16 @@ class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     profile: Literal["session", "delivery"] = "session"
 
 
-class Logs(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="logs"):
-    """How many commands run in the cage, and with `output` the last that those print which run detached."""
+class Inspect(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="inspect"):
+    """What is in the cage, without asking anything that is."""
 
     uuid: Uuid
-    output: bool
+
+
+class Logs(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="logs"):
+    """The last that those commands printed in the cage that run detached."""
+
+    uuid: Uuid
 
 
 class Freeze(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="freeze"):
@@ -142,8 +147,8 @@ class Remove(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 
 AnyRequest = (
-    Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Logs | Freeze | Stop
-    | Remove
+    Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Inspect | Logs | Freeze
+    | Stop | Remove
 )
 
 
@@ -155,7 +160,8 @@ class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
-    running: list[Uuid]
+    running: dict[Uuid, float]
+    """Since when, in seconds of the epoch."""
     paused: list[Uuid]
     new: list[Uuid]
     """Storage that was made and not kept."""
@@ -163,6 +169,13 @@ class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """Storage that is kept."""
     ephemeral: list[Uuid]
     condemned: list[Uuid]
+
+
+class Insight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    processes: int
+    """All that are in the cage, its own first one too."""
+    documents: bool
+    """Somebody may miss something if its home is deleted."""
 
 
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -183,9 +196,9 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     fault: Fault | None = None
     host: Host | None = None
     standings: Standings | None = None
+    insight: Insight | None = None
     log: bytes = b""
     """As it was printed; base64 on the wire, so that its size there does not depend on what a cage prints."""
-    processes: int = 0
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="ended"):

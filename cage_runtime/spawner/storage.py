@@ -12,7 +12,10 @@ caged is none; a registry can be lost, and what people wrote must not go with it
 from __future__ import annotations
 
 import os
+import re
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
@@ -20,7 +23,7 @@ from pathlib import Path
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
 from cage_runtime.spawner.mount import Directory
-from cage_runtime.spawner.root import new_home
+from cage_runtime.spawner.root import USER_DIRECTORIES, new_home
 
 
 class Stage(StrEnum):
@@ -32,6 +35,9 @@ class Stage(StrEnum):
     """A cage's: never removed but by a request that condemns it first."""
     GONE = ".gone-"
     """Its cage is destroyed, whatever else has been done about that."""
+
+
+_ENTRY = re.compile(r"(?P<stage>\.new-|\.gone-|)(?P<uuid>[0-9a-f]{32})")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -50,21 +56,25 @@ class Storage:
             os.chown(directory, 0, 0)
             directory.chmod(0o700)
         self._places: dict[str, _Place] = {}
+        self.faults: list[str] = []
+        """What is there and cannot be used, a sentence each."""
         self._reserved = _subordinate_ranges()
         for directory in (persistent, ephemeral):
             self._read_back(directory)
 
     def _read_back(self, parent: Path) -> None:
         for entry in parent.iterdir():
-            stage = next((stage for stage in (Stage.NEW, Stage.GONE) if entry.name.startswith(stage)), Stage.KEPT)
-            try:
-                number = int((entry / "range").read_text(encoding="ascii"))
-            except (FileNotFoundError, ValueError):
-                if stage is Stage.KEPT:
-                    raise
+            found = _ENTRY.fullmatch(entry.name)
+            if found is None:
+                continue  # the file system's own, such as lost+found
+            stage, uuid = Stage(found["stage"]), found["uuid"]
+            number = _recorded(entry)
+            if number is not None:
+                self._places[uuid] = _Place(parent=parent, stage=stage, number=number)
+            elif parent == self._persistent and stage is Stage.KEPT:
+                self.faults.append(f"{entry} has neither a record of its id range nor a home, and is left alone")
+            else:
                 _delete(entry).wait()  # cut off before it was whole, or after it was not any more
-                continue
-            self._places[entry.name.removeprefix(stage)] = _Place(parent=parent, stage=stage, number=number)
 
     def listed(self, stage: Stage, *, ephemeral: bool = False) -> list[str]:
         """The cages whose storage is that far."""
@@ -131,22 +141,25 @@ class Storage:
     def remove(self, uuid: str) -> subprocess.Popen[bytes] | None:
         """Delete storage that is not kept, or an ephemeral cage's, and give the range back.
 
-        Answers with the process that is still deleting a home, if there is one; nothing happens where there is none.
+        Answers with the process that is deleting a home, if there is one: when it has ended well, `removed` has to be
+        called, and until then the range is in use.  Nothing happens where there is no storage.
         """
         place = self._places.get(uuid)
         if place is None:
             return None
         directory = place.parent / (place.stage + uuid)
         if place.parent == self._ephemeral:
-            (directory / "range").unlink()
+            (directory / "range").unlink(missing_ok=True)
             directory.rmdir()
-            deleting = None
-        elif place.stage is Stage.KEPT:
+            self.removed(uuid)
+            return None
+        if place.stage is Stage.KEPT:
             raise WrongState(f"the storage of {uuid} is kept; it has to be condemned before it is deleted")
-        else:
-            deleting = _delete(directory)
-        del self._places[uuid]
-        return deleting
+        return _delete(directory)
+
+    def removed(self, uuid: str) -> None:
+        """Nothing is left of it, so nothing has ids of its range any more."""
+        self._places.pop(uuid, None)
 
     def _used(self) -> set[int]:
         return {place.number for place in self._places.values()} | self._reserved
@@ -193,6 +206,45 @@ def _sync(path: Path) -> None:
         os.close(descriptor)
 
 
+def holds_documents(home: Path) -> bool:
+    """Whether somebody has put anything where documents are; what programs keep in hidden directories is not asked for.
+
+    It all belongs to a cage: no link is followed, and each directory is read up to its first entry that counts.
+    """
+    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+    with _opened(os.open(home, flags)) as top, os.scandir(top) as entries:
+        for entry in entries:
+            if entry.name.startswith("."):
+                continue
+            if entry.name not in USER_DIRECTORIES.values() or not entry.is_dir(follow_symlinks=False):
+                return True
+            with _opened(os.open(entry.name, flags, dir_fd=top)) as inner, os.scandir(inner) as documents:
+                if next(documents, None) is not None:
+                    return True
+    return False
+
+
+@contextmanager
+def _opened(descriptor: int) -> Iterator[int]:
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _recorded(entry: Path) -> int | None:
+    """The number of the range of the cage whose storage `entry` is: as recorded, or as its home has it."""
+    try:
+        return int((entry / "range").read_text(encoding="ascii"))
+    except (FileNotFoundError, ValueError):
+        pass
+    try:
+        number = (entry / "home").lstat().st_uid // ID_RANGE
+    except FileNotFoundError:
+        return None
+    return number if FIRST_RANGE <= number <= LAST_RANGE else None
+
+
 def _delete(path: Path) -> subprocess.Popen[bytes]:
-    """Delete a tree of a cage's making: rm(1) copes with any depth, follows no link and stays on the file system."""
-    return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], stdin=subprocess.DEVNULL)
+    """Delete a tree of a cage's making: rm(1) copes with any depth and follows no link."""
+    return subprocess.Popen(["/bin/rm", "-rf", "--", str(path)], stdin=subprocess.DEVNULL)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import array
+import errno
 import os
 import socket
 from collections.abc import Sequence
@@ -19,9 +20,11 @@ class PeerError(Exception):
 
 
 def send(connection: socket.socket, message: bytes, descriptors: Sequence[int] = ()) -> None:
-    """Send one message; BlockingIOError where the peer does not read, ConnectionError where it is gone."""
+    """Send one message; BlockingIOError where the peer does not read, ConnectionError where it is gone, EMSGSIZE where
+    the message is longer than the peer would take.
+    """
     if len(message) > SPAWNER_MESSAGE_MAX:
-        raise ValueError(f"a message of {len(message)} bytes")
+        raise OSError(errno.EMSGSIZE, os.strerror(errno.EMSGSIZE))
     ancillary = [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", descriptors))] if descriptors else []
     connection.sendmsg([message], ancillary, socket.MSG_NOSIGNAL)
 

@@ -69,7 +69,15 @@ CALLS = {
     "socket(AF_UNIX)": (41, 1, 1, 0), "socket(AF_INET)": (41, 2, 1, 0), "socket(AF_INET6)": (41, 10, 1, 0),
     "socket(AF_NETLINK, NETLINK_ROUTE)": (41, 16, 3, 0),
     "socket(SOCK_RAW)": (41, 2, 3, 1), "setuid(0)": (105, 0),
+    "prlimit64(of init)": (302, 1, 7, struct.pack("QQ", 20, 20), 0),
+    "prlimit64(of itself)": (302, 0, 7, 0, ctypes.create_string_buffer(16)),
+    "prlimit64(CORE)": (302, 0, 4, struct.pack("QQ", 0, 0), 0),
+    "ioctl(BTRFS_IOC_SUBVOL_CREATE)": (16, 0, 0x5000940E, b"x" * 4096),
+    "ioctl(BTRFS_IOC_SUBVOL_CREATE_V2, high bits)": (16, 0, 0x150009418, b"x" * 4096),
+    "ioctl(BTRFS_IOC_SUBVOL_SETFLAGS)": (16, 0, 0x4008941A, b"x" * 8),
 }
+CALLS |= {name.replace("socket(", "socketpair("): (53, *arguments[1:], ctypes.create_string_buffer(8))
+          for name, arguments in CALLS.items() if name.startswith("socket(")}
 """Each in a process of its own, which it may cost."""
 NAMESPACES = ("user", "mnt", "pid", "ipc", "uts", "net", "cgroup", "time")
 CLONE_NEWUSER_NEWNS = 0x10000000 | 0x00020000

@@ -166,7 +166,7 @@ def test_whatever_a_cage_prints_its_log_can_be_had(cage: Cage, content: str) -> 
         assert event(channel)["event"] == "started"
     log = b""
     while not log.endswith(b"the end"):
-        log = cage.spawner.ask(Logs(id=0, uuid=cage.uuid, output=True)).log
+        log = cage.spawner.ask(Logs(id=0, uuid=cage.uuid)).log
     assert len(log) == LOG_BYTES
 
 

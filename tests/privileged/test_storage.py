@@ -9,7 +9,7 @@ import pytest
 
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, USER_UID
-from cage_runtime.spawner.storage import Stage, Storage
+from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Runtime
 
@@ -24,7 +24,9 @@ def a_storage(top: Path) -> Storage:
 
 def removed(storage: Storage, uuid: str) -> None:
     deleting = storage.remove(uuid)
-    assert deleting is None or deleting.wait() == 0
+    if deleting is not None:
+        assert deleting.wait() == 0
+        storage.removed(uuid)
 
 
 def test_a_range_is_recorded_and_the_home_is_its_user_s(tmp_path: Path) -> None:
@@ -45,7 +47,12 @@ def test_a_range_is_not_given_twice_and_comes_free_with_the_storage(tmp_path: Pa
     storage.condemn(A)
     storage.make("c" * 32, ephemeral=True)
     assert storage.base("c" * 32) != taken, "a condemned home is still there, and so are its owner's ids"
-    removed(storage, A)
+    deleting = storage.remove(A)
+    assert deleting is not None
+    storage.make("e" * 32, ephemeral=True)
+    assert storage.base("e" * 32) != taken, "it is being deleted, and not gone"
+    assert deleting.wait() == 0
+    storage.removed(A)
     storage.make("d" * 32, ephemeral=True)
     assert storage.base("d" * 32) == taken
 
@@ -77,22 +84,57 @@ def test_every_stage_is_found_again_after_a_crash(tmp_path: Path) -> None:
     assert again.free == storage.free
 
 
-def test_what_was_cut_off_half_made_is_deleted(tmp_path: Path) -> None:
-    a_storage(tmp_path).make(A, ephemeral=False)
-    (tmp_path / "state" / f".new-{A}" / "range").unlink()
+@pytest.mark.parametrize("content", [None, "", "not a number"])
+def test_a_range_that_was_not_recorded_is_read_off_the_home(tmp_path: Path, content: str | None) -> None:
+    """What was cut off half made is found as new, and a damaged record costs nobody their documents."""
+    for uuid, stage in ((A, Stage.NEW), (B, Stage.KEPT)):
+        storage = a_storage(tmp_path)
+        storage.make(uuid, ephemeral=False)
+        if stage is Stage.KEPT:
+            storage.keep(uuid)
+        base, record = storage.base(uuid), tmp_path / "state" / (stage + uuid) / "range"
+        record.unlink() if content is None else record.write_text(content)
+        again = a_storage(tmp_path)
+        assert (again.base(uuid), again.listed(stage), again.faults) == (base, [uuid], [])
+
+
+@pytest.mark.parametrize("content", [None, "", "not a number"])
+def test_ephemeral_storage_that_was_cut_off_is_gone(tmp_path: Path, content: str | None) -> None:
+    """Killed while it was made or removed: the next spawner starts all the same."""
+    a_storage(tmp_path).make(A, ephemeral=True)
+    record = tmp_path / "run" / A / "range"
+    record.unlink() if content is None else record.write_text(content)
     again = a_storage(tmp_path)
-    assert again.listed(Stage.NEW) == []
-    assert list((tmp_path / "state").iterdir()) == []
+    assert (list((tmp_path / "run").iterdir()), again.faults) == ([], [])
 
 
-def test_kept_storage_without_its_record_stops_the_spawner(tmp_path: Path) -> None:
+def test_what_is_not_storage_is_left_alone(tmp_path: Path) -> None:
+    """The file system's own directory, and something of a cage's name without anything in it."""
+    a_storage(tmp_path)
+    (tmp_path / "state/lost+found").mkdir()
+    (tmp_path / "state" / A).mkdir()
+    again = a_storage(tmp_path)
+    assert (again.listed(Stage.KEPT), len(again.faults)) == ([], 1)
+    assert "has neither a record of its id range nor a home" in again.faults[0]
+    assert {entry.name for entry in (tmp_path / "state").iterdir()} == {"lost+found", A}
+
+
+@pytest.mark.parametrize(("path", "holds"), [
+    (None, False), (".config/program/state", False), (".bash_history", False), ("Documents/letter", True),
+    ("Inbox/work/figures.txt", True), ("Documents", True), ("notes.txt", True),
+])
+def test_documents_are_what_somebody_would_miss(tmp_path: Path, path: str | None, holds: bool) -> None:
     storage = a_storage(tmp_path)
     storage.make(A, ephemeral=False)
-    storage.keep(A)
-    (tmp_path / "state" / A / "range").unlink()
-    with pytest.raises(FileNotFoundError):
-        a_storage(tmp_path)
-    assert (tmp_path / "state" / A / "home").is_dir()
+    home = storage.home(A)
+    assert home is not None
+    if path == "Documents":  # which a cage has put elsewhere
+        (home / path).rmdir()
+        (home / path).symlink_to("/")
+    elif path is not None:
+        (home / path).parent.mkdir(parents=True, exist_ok=True)
+        (home / path).touch()
+    assert holds_documents(home) is holds
 
 
 def test_condemned_storage_cannot_be_used(tmp_path: Path) -> None:

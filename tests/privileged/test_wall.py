@@ -25,7 +25,9 @@ ENVIRONMENT = {
     "PATH": "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games", "LANG": "C.UTF-8", "SHELL": "/bin/bash",
 }
 OF_USER = {"HOME": "/home/user", "USER": "user", "LOGNAME": "user", "XDG_RUNTIME_DIR": "/run/user/1000",
-           "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus"}
+           "DBUS_SESSION_BUS_ADDRESS": "unix:path=/run/user/1000/bus",
+           "XDG_DATA_DIRS": "/home/user/.local/share/flatpak/exports/share:/var/lib/flatpak/exports/share"
+                            ":/usr/local/share:/usr/share"}
 OF_ROOT = {"HOME": "/root", "USER": "root", "LOGNAME": "root"}
 
 EPERM = (
@@ -47,7 +49,8 @@ EPERM = (
     "unshare(NEWUSER|NEWNS)", "unshare(NEWTIME)", "mknod(a character device)", "mknod(a block device)",
     "mknodat(a character device)", "ioctl(TIOCSTI)", "ioctl(TIOCSTI, high bits)", "ioctl(TIOCLINUX)",
     "ioctl(TIOCLINUX, high bits)", "ioctl(TIOCCONS)", "memfd_create(MFD_EXEC)", "memfd_create(MFD_EXEC, high bits)",
-    "socket(SOCK_RAW)",
+    "socket(SOCK_RAW)", "prlimit64(of init)", "prlimit64(CORE)", "ioctl(BTRFS_IOC_SUBVOL_CREATE)",
+    "ioctl(BTRFS_IOC_SUBVOL_CREATE_V2, high bits)", "ioctl(BTRFS_IOC_SUBVOL_SETFLAGS)",
     # mounts, without a namespace of its own and with one
     "mount(tmpfs)", "mount(remount /usr)", "umount2(/usr)", "umount2(/proc)", "pivot_root",
     "nested: remount /usr writable", "nested: remount the home with exec", "nested: remount /tmp with dev",
@@ -67,9 +70,10 @@ EROFS = ("write in usr", "write in etc", "write in programs", "write in dev", "w
          "nested: write /etc/passwd")
 EACCES = ("exec in /tmp", "exec in /var/tmp", "exec in /dev/shm", "exec of a memfd", "the gate", "the gateway")
 ALLOWED = ("personality(asks)", "unshare(NEWUSER)", "socket(AF_UNIX)", "socket(AF_INET)", "socket(AF_INET6)",
-           "socket(AF_NETLINK, NETLINK_ROUTE)")
+           "socket(AF_NETLINK, NETLINK_ROUTE)", "socketpair(AF_UNIX)", "prlimit64(of itself)")
 """So that a refusal above says something."""
-FAMILIES = tuple(name for name in probe.CALLS if name.startswith("socket(") and name not in (*ALLOWED, *EPERM))
+FAMILIES = tuple(name for name in probe.CALLS if name.startswith(("socket(", "socketpair("))
+                 and name not in (*ALLOWED, *EPERM))
 
 ANSWERS = {
     **dict.fromkeys(EPERM, "EPERM"), **dict.fromkeys(ENOSYS, "ENOSYS"), **dict.fromkeys(EINVAL, "EINVAL"),
@@ -177,6 +181,30 @@ def test_ids_are_the_cages_own(left: Cage, by_user: dict[str, Any], by_root: dic
 def test_the_environment_is_exactly_the_rebuilt_one(by_user: dict[str, Any], by_root: dict[str, Any]) -> None:
     assert by_user["identity"]["environment"] == ENVIRONMENT | OF_USER
     assert by_root["identity"]["environment"] == ENVIRONMENT | OF_ROOT
+
+
+def test_nothing_of_a_crash_leaves_the_cage(left: Cage) -> None:
+    """1 and not 0, at which the kernel still runs the host's handler of core dumps (core(5))."""
+    for root in (False, True):
+        assert left.enter("sh", "-c", "ulimit -c; ulimit -Hc 0", root=root).returncode != 0
+        limits = left.enter("cat", "/proc/self/limits", root=root).stdout.decode()
+        assert "Max core file size        1                    1 " in limits
+
+
+TAKE_TERMINALS = b"""
+import os
+held = []
+try:
+    while True:
+        held += os.openpty()
+except OSError as error:
+    print(error.errno, len(held) // 2)
+"""
+
+
+def test_terminals_run_out_for_the_cage_alone(left: Cage, right: Cage) -> None:
+    assert left.enter("python3", "-", input=TAKE_TERMINALS).stdout.decode() == "28 256\n"
+    assert right.enter("python3", "-c", "import os; os.openpty()").returncode == 0
 
 
 def test_every_namespace_is_its_own(right: Cage, by_user: dict[str, Any]) -> None:

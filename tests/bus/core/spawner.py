@@ -23,6 +23,10 @@ KERNEL = spec.Host(
 )
 
 
+BORN = 1764140000.0
+"""When every cage began, in seconds of the epoch."""
+
+
 class FakeSpawner:
     """Serves in a thread of its own; one connection at a time, as the real one."""
 
@@ -134,7 +138,7 @@ class FakeSpawner:
                 return spec.Reply(id=request.id, host=KERNEL)
             case spec.Standing():
                 return spec.Reply(id=request.id, standings=spec.Standings(
-                    running=sorted(self.running), paused=sorted(self.paused), new=sorted(self.new),
+                    running=dict.fromkeys(sorted(self.running), BORN), paused=sorted(self.paused), new=sorted(self.new),
                     stored=sorted(self.stored), ephemeral=sorted(self.ephemeral), condemned=sorted(self.condemned)))
             case spec.MakeStorage():
                 (self.ephemeral if request.ephemeral else self.new).add(request.uuid)
@@ -162,8 +166,11 @@ class FakeSpawner:
                 (self.paused.add if request.frozen else self.paused.discard)(request.uuid)
             case spec.Spawn():
                 run_echo(descriptors[0], request.argv)
+            case spec.Inspect():
+                insight = spec.Insight(processes=2 if request.uuid in self.running else 0, documents=True)
+                return spec.Reply(id=request.id, insight=insight)
             case spec.Logs():
-                return spec.Reply(id=request.id, log=b"hello\n", processes=2)
+                return spec.Reply(id=request.id, log=b"hello\n")
         return spec.Reply(id=request.id)
 
     def _gateway(self, uuid: str) -> Path:

@@ -48,7 +48,7 @@ def test_a_cage_init_that_takes_no_connection_is_reached_when_it_does(
     monkeypatch.setattr(module, "RECONNECT_SECONDS", 0.01)
     loop = Loop()
     cage = Cage(UUID, loop, cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: None)
-    request = Logs(id=7, uuid=UUID, output=False)
+    request = Logs(id=7, uuid=UUID)
     cage.adopt()
     with pytest.raises(RuntimeFailure, match="the cage does not answer"):
         cage.ask(request, [], lambda _reply: None)
