@@ -7,6 +7,7 @@ cage-apps installs them, as a user of its own, because what it reads comes from 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 
 import msgspec
@@ -32,6 +33,7 @@ class Applications:
         manager.started = self.show_all
         # cage-apps cancels whatever its caller has under way, and all that is asked is asked by us: one at a time.
         self._turn = asyncio.Lock()
+        self._forgetting: set[asyncio.Task[None]] = set()
 
     async def _ask(self, member: str, signature: str = "", *arguments: Value, seconds: float | None = None) -> Value:
         answer = await self._bus.call(*APPS, member, signature, arguments, seconds=seconds)
@@ -56,6 +58,7 @@ class Applications:
     async def install(self, cage: Cage, application: str, remote: str) -> dict[str, str]:
         """Install it for `cage`: the installation is shared, the permission and the sight of it are not."""
         check_application(cage, application)
+        cage.instance()  # one whose definition cannot be read gets nothing written into it
         async with self._turn:
             try:
                 entry: dict[str, str] = await self._ask("Install", "ss", application, remote)
@@ -89,16 +92,33 @@ class Applications:
             if application not in allowed:
                 raise NoSuchApplication(f"{escape(application, limit=100)} is not an application of {cage.name}")
             rest = [other for other in allowed if other != application]
-            needed = {tree for other in rest for tree in await self._trees(other)}
-            gone = [tree for tree in await self._trees(application) if tree not in needed]
+            needed = {tree for other in rest for tree in await self._trees_there(other)}
+            gone = [tree for tree in await self._trees_there(application) if tree not in needed]
             self._manager.record(Kind.APPLICATION_REMOVED, cage, {"application": application})
             self._allow(cage, rest)
             if cage.state is CageState.RUNNING and gone:
                 await self._manager.spawner.ask(
                     spec.Conceal(id=self._manager.spawner.number(), uuid=cage.uuid, trees=gone))
+        await self._uninstall_unused(application)
+
+    async def _uninstall_unused(self, application: str) -> None:
         async with self._turn:
             if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
-                await self._ask("Remove", "s", application)
+                with contextlib.suppress(NoSuchApplication):  # installed it is not, as it should be
+                    await self._ask("Remove", "s", application)
+
+    def forget(self, cage: Cage) -> None:
+        """The cage is destroyed: what nobody else runs is uninstalled, in its own time."""
+        for application in cage.record.definition.apps.allow:
+            task = asyncio.get_running_loop().create_task(self._forget(application))
+            self._forgetting.add(task)
+            task.add_done_callback(self._forgetting.discard)
+
+    async def _forget(self, application: str) -> None:
+        try:
+            await self._uninstall_unused(application)
+        except CageError as error:
+            LOG.warning("%s, which no cage runs any more, stays installed: %s", application, error.sentence)
 
     def _allow(self, cage: Cage, allow: list[str]) -> None:
         definition = cage.record.definition
@@ -107,6 +127,13 @@ class Applications:
     async def _trees(self, application: str) -> list[str]:
         trees: list[str] = await self._ask("Trees", "s", application, seconds=QUICK_SECONDS)
         return trees
+
+    async def _trees_there(self, application: str) -> list[str]:
+        """None for one that is not installed."""
+        try:
+            return await self._trees(application)
+        except NoSuchApplication:
+            return []
 
     async def show(self, cage: Cage, application: str) -> None:
         """Make it visible in the cage, if that runs."""

@@ -31,6 +31,11 @@ class Cage:
     def uuid(self) -> str:
         return self.record.uuid
 
+    @property
+    def level(self) -> str:
+        """Empty where the definition cannot be read: then it has none that could be shown."""
+        return "" if self.record.fault else self.record.definition.level
+
     def instance(self) -> Instance:
         """What policy is asked about; DefinitionError where the definition is not to be trusted."""
         if self.label is None or self.record.fault:

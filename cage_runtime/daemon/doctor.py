@@ -41,7 +41,7 @@ class Check:
 
 def examine(
     host: Host, *, polkit: bool, policy_fault: str | None, labels: int, unenforced: Mapping[str, tuple[str, ...]],
-    orphans: tuple[str, ...] = (),
+    orphans: tuple[str, ...] = (), faults: tuple[str, ...] = (),
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage."""
     return [
@@ -53,6 +53,8 @@ def examine(
         *_cages(unenforced),
         *(Check(check="storage", state=Health.LIMITED, detail=f"{uuid} belongs to no cage that is known, and is kept",
                 help="restore its definition, or look through it as root and remove it") for uuid in orphans),
+        *(Check(check="state", state=Health.LIMITED, detail=fault, help="mend it, then start the core again")
+          for fault in faults),
     ]
 
 

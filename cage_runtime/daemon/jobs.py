@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.model import CORE_PATH, JOBS_MAX
 
@@ -25,8 +26,8 @@ class _Job:
 
 
 class Jobs:
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, authorization: Authorization) -> None:
+        self._bus, self._authorization = bus, authorization
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
         self._interface = described("org.cageruntime.Core1.xml", "org.cageruntime.Core1.Job")
@@ -34,8 +35,11 @@ class Jobs:
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]]) -> str:
         """The path of a new job that does `work`."""
         if len(self._jobs) >= JOBS_MAX:
-            work.close()
-            raise RuntimeFailure(f"{JOBS_MAX} jobs are known already; wait for one of them")
+            ended = next((path for path, job in self._jobs.items() if job.task.done()), None)
+            if ended is None:
+                work.close()
+                raise RuntimeFailure(f"{JOBS_MAX} jobs are under way already; wait for one of them")
+            self._drop(ended)
         path = f"{CORE_PATH}/job/{next(self._numbers)}"
         loop = asyncio.get_running_loop()
         job = self._jobs[path] = _Job(description=description, task=loop.create_task(work))
@@ -50,14 +54,15 @@ class Jobs:
         return path
 
     def _drop(self, path: str) -> None:
-        self._bus.withdraw(path)
         job = self._jobs.pop(path, None)
+        self._bus.withdraw(path)
         if job is not None and not job.task.cancelled():
             # Whoever did not wait does not want to know.
             job.task.exception()
 
     async def _wait(self, call: Call) -> Answer:
         job = self._jobs[call.path]
+        await self._authorization.person(call.sender, call.member)
         await asyncio.wait([job.task])
         if job.task.cancelled():
             raise CageError(f"{job.description}: cancelled")
@@ -65,5 +70,7 @@ class Jobs:
         return Answer(values=({key: Variant("s", value) for key, value in results.items()},))
 
     async def _cancel(self, call: Call) -> Answer:
-        self._jobs[call.path].task.cancel()
+        job = self._jobs[call.path]
+        await self._authorization.person(call.sender, call.member)
+        job.task.cancel()
         return Answer()

@@ -53,10 +53,11 @@ class Daemon:
             gateways=gateways, changed=self._changed,
         )
         sessions = Sessions(self._manager)
+        authorization = Authorization(bus, config.users)
         parts = Parts(
-            bus=bus, authorization=Authorization(bus, config.users), manager=self._manager, sessions=sessions,
+            bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
             applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
-            jobs=Jobs(bus),
+            jobs=Jobs(bus, authorization),
         )
         self._core = CoreService(parts)
         self._mediators = MediationService(parts, gateways.standing)

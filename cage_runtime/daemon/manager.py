@@ -8,6 +8,7 @@ everything after is finished, if not now then at the next start.
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import json
 import logging
@@ -23,7 +24,16 @@ from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label,
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Record, Registry, moment, now
-from cage_runtime.errors import CageError, HostUnsupported, NameTaken, NoSuchCage, RuntimeFailure, UsageError
+from cage_runtime.errors import (
+    CageError,
+    DefinitionError,
+    HostUnsupported,
+    NameTaken,
+    NoSuchCage,
+    RuntimeFailure,
+    SpawnerUnavailable,
+    UsageError,
+)
 from cage_runtime.model import (
     AUDIT_TAIL_MAX,
     CAGES_MAX,
@@ -55,6 +65,9 @@ class Manager:
         """Uuids of cages that are being created or destroyed: `look` leaves them to whoever does that."""
         self.orphans: tuple[str, ...] = ()
         """Storage that is kept and belongs to no cage."""
+        self._finishing: set[asyncio.Task[None]] = set()
+        self._unfinished: dict[str, str] = {}
+        """What could not be finished, by uuid."""
         self.controllers: frozenset[str] = frozenset()
 
     # --- finding ---------------------------------------------------------------------------------------------
@@ -85,45 +98,63 @@ class Manager:
         await self.look()
 
     async def look(self) -> None:
-        """Bring every cage's state in line with what stands, and remove what stands without a cage."""
+        """Bring every cage's state in line with what stands, and begin to remove what stands without a cage.
+
+        Between the spawner's answer and the last state nothing else comes in: what is asked of a spawner that has come
+        back waits for this (SpawnerClient).
+        """
         host = (await self.spawner.ask(spec.Describe(id=self.spawner.number()))).host
         standings = (await self.spawner.ask(spec.Standing(id=self.spawner.number()))).standings
         if host is None or standings is None:
             raise RuntimeFailure("the spawner does not say what stands")
         self.controllers = frozenset(host.controllers)
-        await self._finish(standings)
         for cage in list(self._cages.values()):
-            if cage.uuid in self._in_hand:
-                continue
-            if cage.uuid in standings.running:
-                self._adopt(cage, standings)
-            elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
-                self._ended(cage)
-            elif cage.record.ephemeral:
-                self._forget(cage)  # a reboot has taken it
-            else:
-                self._lose(cage)
-
-    async def _finish(self, standings: spec.Standings) -> None:
-        """End what a create or destroy that was cut off has left half done."""
-        for uuid in set(standings.condemned) - self._in_hand:
-            if cage := self.by_uuid(uuid):
-                self._forget(cage)
-            await self._clear(uuid)
-        for uuid in set(standings.new) - self._in_hand:
-            if self.by_uuid(uuid):
-                await self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid))
-            else:
-                await self._clear(uuid)
-        known = {cage.uuid for cage in self._cages.values()} | self._in_hand | {*standings.condemned, *standings.new}
-        for uuid in set(standings.ephemeral) - known:
-            await self._clear(uuid)
-        for uuid in set(standings.running) - {*known, *standings.ephemeral}:
-            await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0))
+            if cage.uuid not in self._in_hand:
+                self._bring_in_line(cage, standings)
+        known = {cage.uuid for cage in self._cages.values()} | self._in_hand
         self.orphans = tuple(sorted(set(standings.stored) - known))
         for uuid in self.orphans:
             # Somebody's documents: that we do not know whose is no reason to delete them.
             LOG.error("the storage of %s belongs to no cage that is known, and is kept", uuid)
+        finishing = asyncio.get_running_loop().create_task(self._finish(standings, frozenset(known)))
+        self._finishing.add(finishing)
+        finishing.add_done_callback(self._finishing.discard)
+
+    def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
+        if cage.uuid in standings.condemned:
+            self._forget(cage)
+        elif cage.uuid in standings.running:
+            self._adopt(cage, standings)
+        elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
+            self._ended(cage)
+        elif cage.record.ephemeral:
+            self._forget(cage)  # a reboot has taken it
+        else:
+            self._lose(cage)
+
+    async def _finish(self, standings: spec.Standings, known: frozenset[str]) -> None:
+        """End what a create or destroy that was cut off has left half done; homes may take their time to delete."""
+        for uuid in set(standings.new) & known - self._in_hand:
+            await self._tried(uuid, self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid)))
+        for uuid in {*standings.condemned, *standings.new, *standings.ephemeral} - known:
+            await self._tried(uuid, self._clear(uuid))
+        for uuid in set(standings.running) - {*known, *standings.condemned, *standings.new, *standings.ephemeral}:
+            await self._tried(uuid, self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0)))
+
+    async def _tried(self, uuid: str, work: Awaitable[object]) -> None:
+        """`work` of finishing; what cannot be finished now is said, and tried again at the next look."""
+        try:
+            await work
+        except CageError as error:
+            LOG.error("%s: %s", uuid, error.sentence)
+            self._unfinished[uuid] = error.sentence
+        else:
+            self._unfinished.pop(uuid, None)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        """What an administrator has to see to, a sentence each."""
+        return (*self._registry.faults, *self._unfinished.values())
 
     def _lose(self, cage: Cage) -> None:
         """Say that a cage's storage is not there; it may be on a file system that is not mounted."""
@@ -151,7 +182,12 @@ class Manager:
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
             if cage.state not in (CageState.RUNNING, CageState.PAUSED):
-                self._gateways.open(cage.name, cage.uuid)
+                try:
+                    self._gateways.open(cage.name, cage.uuid)
+                except OSError as error:
+                    LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
+                    self._ended(cage)
+                    return
             self._set(cage, state, since=moment(standings.running[cage.uuid]))
             self.record(Kind.CAGE_ADOPTED, cage)
 
@@ -216,7 +252,11 @@ class Manager:
             if not record.ephemeral:
                 # The last step: until now nothing of the cage was worth keeping.
                 await self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=record.uuid))
-        except CageError:
+        except CageError as error:
+            with contextlib.suppress(RuntimeFailure):  # of a chain that is full this may be the reason
+                self.record(Kind.CAGE_DESTROYED, cage, {"why": f"it could not be made: {error.sentence}"})
+            with contextlib.suppress(SpawnerUnavailable):  # what was never kept is not missed by anybody
+                await self._condemn(cage)
             await self._unmake(cage)
             raise
         return cage
@@ -316,11 +356,15 @@ class Manager:
             self._in_hand.add(cage.uuid)
             try:
                 self.record(Kind.CAGE_DESTROYED, cage)
-                if not cage.record.ephemeral:
-                    await self.spawner.ask(spec.Condemn(id=self.spawner.number(), uuid=cage.uuid))
+                await self._condemn(cage)
                 await self._unmake(cage)
             finally:
                 self._in_hand.discard(cage.uuid)
+
+    async def _condemn(self, cage: Cage) -> None:
+        """From here on the cage's storage will be deleted, whatever is cut off."""
+        if not cage.record.ephemeral:
+            await self.spawner.ask(spec.Condemn(id=self.spawner.number(), uuid=cage.uuid))
 
     async def _unmake(self, cage: Cage) -> None:
         """Forget the cage and end it; where that is cut off, `look` finishes it."""
@@ -336,7 +380,12 @@ class Manager:
 
     # --- definitions -----------------------------------------------------------------------------------------
     def redefine(self, cage: Cage, definition: Definition) -> None:
-        """Write a changed definition; what it means for a running cage is the caller's."""
+        """Write a changed definition; what it means for a running cage is the caller's.
+
+        DefinitionError where the one that is there cannot be read: it would be lost, and its level with it.
+        """
+        if cage.record.fault:
+            raise DefinitionError(cage.record.fault)
         try:
             cage.record = self._registry.redefine(cage.record, definition)
         except OSError as error:

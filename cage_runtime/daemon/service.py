@@ -125,6 +125,7 @@ class CoreService:
     async def _destroy(self, call: Call) -> Answer:
         cage, _ = self._find(call, NoOptions)
         await self._parts.manager.destroy(cage)
+        self._parts.applications.forget(cage)
         return Answer()
 
     async def _start(self, call: Call) -> Answer:
@@ -170,7 +171,7 @@ class CoreService:
         definition = cage.record.definition
         insight = await self._parts.manager.inspect(cage)
         return {
-            **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": definition.level}),
+            **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
             "processes": Variant("u", insight.processes),
@@ -275,7 +276,7 @@ class CoreService:
         checks = doctor.examine(host, polkit=polkit, policy_fault=self._parts.mediation.policy.fault,
                                 labels=len(self._parts.manager.levels.names),
                                 unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
-                                orphans=self._parts.manager.orphans)
+                                orphans=self._parts.manager.orphans, faults=self._parts.manager.faults)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 
@@ -288,7 +289,7 @@ def _properties(cage: Cage) -> dict[str, Variant]:
     definition = cage.record.definition
     return {
         "Name": Variant("s", cage.name), "Uuid": Variant("s", cage.uuid), "State": Variant("s", cage.state.value),
-        "Level": Variant("s", definition.level), "Compartments": Variant("as", sorted(definition.compartments)),
+        "Level": Variant("s", cage.level), "Compartments": Variant("as", sorted(definition.compartments)),
         "Ephemeral": Variant("b", cage.record.ephemeral),
     }
 

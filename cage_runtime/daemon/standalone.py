@@ -8,12 +8,12 @@ on when this process or any of its children is killed, and are adopted when it i
 from __future__ import annotations
 
 import asyncio
+import fcntl
 import logging
 import os
 import shutil
 import signal
 import socket
-import tempfile
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -106,8 +106,7 @@ async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: i
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    with tempfile.TemporaryDirectory(prefix="caged-") as directory, Readiness(Path(directory)) as readiness:
-        os.chmod(directory, 0o711)  # noqa: S103 - the children, each its own user, say there that they are ready
+    with Readiness(Path(config.paths.run)) as readiness:
         supervisor = Supervisor(config, config_file, readiness.address)
         tasks: list[asyncio.Task[None]] = []
         try:
@@ -137,6 +136,19 @@ async def _check_host(config: RuntimeConfig) -> None:
         if not os.access(program, os.X_OK):
             raise HostUnsupported(f"{program} is not there; install the runtime, or name its place in caged.conf")
     (await Bus.connect()).disconnect()
+    _check_alone(Path(config.paths.run))
+
+
+def _check_alone(run: Path) -> None:
+    """HostUnsupported where a spawner runs already: ours would end again and again."""
+    run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    try:
+        with (run / "spawner.lock").open("rb") as lock:
+            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except FileNotFoundError:
+        return
+    except BlockingIOError as error:
+        raise HostUnsupported(f"a core runs already with {run}; end it first") from error
 
 
 async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, readiness: Readiness,
@@ -161,7 +173,8 @@ class Readiness:
     """
 
     def __init__(self, directory: Path) -> None:
-        self.address = str(directory / "notify")
+        self.address = str(directory / "standalone.sock")
+        Path(self.address).unlink(missing_ok=True)  # of one that was killed
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._socket.bind(self.address)
         os.chmod(self.address, 0o666)  # noqa: S103
@@ -174,6 +187,7 @@ class Readiness:
     def __exit__(self, *_: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
+        Path(self.address).unlink()
 
     def _receive(self) -> None:
         if b"READY=1" in self._socket.recv(4096).split(b"\n"):

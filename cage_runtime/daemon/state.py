@@ -18,7 +18,7 @@ from pathlib import Path
 import msgspec
 
 from cage_runtime.config import Definition, parse_definition, read_text, render_definition
-from cage_runtime.errors import DefinitionError, NameTaken
+from cage_runtime.errors import DefinitionError, NameTaken, UsageError
 from cage_runtime.model import check_cage_name
 
 _NEW, _GONE = ".new-", ".gone-"
@@ -60,18 +60,23 @@ def moment(seconds: float) -> str:
 class Registry:
     def __init__(self, persistent: Path, ephemeral: Path) -> None:
         self._directories = {False: persistent, True: ephemeral}
+        self.faults: list[str] = []
         for directory in self._directories.values():
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
 
     def load(self) -> list[Record]:
-        """Every cage; leftovers of what was cut off are removed first."""
+        """Every cage; leftovers of what was cut off are removed first.  `faults` says what could not be read."""
         records = []
         for ephemeral, directory in self._directories.items():
             for entry in sorted(directory.iterdir()):
                 if entry.name.startswith((_NEW, _GONE)):
                     shutil.rmtree(entry)
-                else:
+                    continue
+                try:
                     records.append(_read(entry, ephemeral=ephemeral))
+                except UsageError as error:
+                    # One that cannot be read is no reason to be without the others.
+                    self.faults.append(error.sentence)
         return records
 
     def add(self, record: Record) -> None:
@@ -84,6 +89,8 @@ class Registry:
         try:
             _write(fresh / "instance.json", msgspec.json.encode(instance), durable=durable)
             _write(fresh / "cage.toml", render_definition(record.definition).encode(), durable=durable)
+            if durable:
+                _sync(fresh)
             fresh.rename(parent / record.name)
         except OSError as error:
             shutil.rmtree(fresh)

@@ -11,6 +11,7 @@ from collections.abc import Callable
 
 Handler = Callable[[], None]
 READ = select.EPOLLIN
+WRITE = select.EPOLLOUT
 PRIORITY = select.EPOLLPRI
 
 
@@ -25,6 +26,10 @@ class Loop:
     def watch(self, descriptor: int, handler: Handler, events: int = READ) -> None:
         self._epoll.register(descriptor, events)
         self._handlers[descriptor] = handler
+
+    def change(self, descriptor: int, events: int) -> None:
+        """Watch it for other events from now on."""
+        self._epoll.modify(descriptor, events)
 
     def forget(self, descriptor: int) -> None:
         """Stop watching; call it before the descriptor is closed."""

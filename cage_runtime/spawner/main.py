@@ -17,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+from collections import deque
 from pathlib import Path
 
 import msgspec
@@ -25,11 +26,54 @@ from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.notify import notify
 from cage_runtime.spawner import capability, syscall, wire
-from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service
-from cage_runtime.spawner.spec import AnyReply, AnyRequest, Fault, Reply, decode_request, encode
+from cage_runtime.spawner.spec import AnyReply, AnyRequest, Ended, Fault, Reply, decode_request, encode
 
 LOG = logging.getLogger("cage-spawner")
+WAITING_MAX = 1024
+"""Answers that wait for a caged that does not read."""
+
+
+class Peer:
+    """One connection of caged: what is owed to it goes to it alone, and waits where it does not read."""
+
+    def __init__(self, connection: socket.socket, loop: Loop) -> None:
+        connection.setblocking(False)
+        self.connection = connection
+        self._loop = loop
+        self._waiting: deque[bytes] = deque()
+        self.closed = False
+
+    def close(self) -> None:
+        if not self.closed:
+            self.closed = True
+            self._loop.forget(self.connection.fileno())
+            self.connection.close()
+
+    def send(self, message: AnyReply) -> None:
+        """Send `message`, now or when the peer reads; one that has gone asks again when it is back."""
+        if self.closed:
+            return
+        self._waiting.append(encode(message))
+        if len(self._waiting) > WAITING_MAX:
+            LOG.warning("caged does not take its answers")
+            self.close()
+            return
+        self.flush()
+
+    def flush(self) -> None:
+        try:
+            while self._waiting:
+                wire.send(self.connection, self._waiting[0])
+                self._waiting.popleft()
+        except BlockingIOError:
+            pass
+        except OSError as error:
+            LOG.warning("caged does not take an answer: %s", error)
+            self.close()
+            return
+        self._loop.change(self.connection.fileno(), READ | WRITE if self._waiting else READ)
 
 
 class Server:
@@ -37,9 +81,9 @@ class Server:
 
     def __init__(self, config: RuntimeConfig, loop: Loop) -> None:
         self._loop = loop
-        self._peer: socket.socket | None = None
+        self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
-        self.service = Service(config, loop, self._caged, self._send)
+        self.service = Service(config, loop, self._caged, self._tell)
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
         loop.watch(self._listener.fileno(), self._accept)
 
@@ -54,64 +98,53 @@ class Server:
         return listener
 
     def _accept(self) -> None:
-        peer, _ = self._listener.accept()
-        _, uid, _ = struct.unpack("3i", peer.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i")))
+        connection, _ = self._listener.accept()
+        credentials = connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, struct.calcsize("3i"))
+        _, uid, _ = struct.unpack("3i", credentials)
         if uid not in (self._caged, 0):
             LOG.warning("uid %d connected and was refused", uid)
-            peer.close()
+            connection.close()
             return
-        self._hang_up()
-        peer.setblocking(False)
-        self._peer = peer
-        self._loop.watch(peer.fileno(), self._receive)
-
-    def _hang_up(self) -> None:
         if self._peer is not None:
-            self._loop.forget(self._peer.fileno())
             self._peer.close()
-            self._peer = None
+        peer = self._peer = Peer(connection, self._loop)
+        self._loop.watch(connection.fileno(), lambda: self._attend(peer))
 
-    def _receive(self) -> None:
-        if self._peer is None:
+    def _tell(self, message: Ended) -> None:
+        if self._peer is not None:
+            self._peer.send(message)
+
+    def _attend(self, peer: Peer) -> None:
+        peer.flush()
+        if peer.closed:
             return
         try:
-            received = wire.receive(self._peer)
-            if received is None:
-                self._hang_up()
-                return
+            received = wire.receive(peer.connection)
         except BlockingIOError:
             return
         except (OSError, wire.PeerError) as error:
             LOG.warning("caged: %s", error)
-            self._hang_up()
+            received = None
+        if received is None:
+            peer.close()
             return
         message, descriptors = received
         try:
-            self._obey(decode_request(message), descriptors)
+            self._obey(decode_request(message), descriptors, peer)
         except msgspec.DecodeError as error:
             LOG.warning("caged sent what is no request: %s", error)
-            self._hang_up()
+            peer.close()
         finally:
             wire.close_all(descriptors)
 
-    def _obey(self, request: AnyRequest, descriptors: list[int]) -> None:
+    def _obey(self, request: AnyRequest, descriptors: list[int], peer: Peer) -> None:
         try:
-            self.service.obey(request, descriptors, self._send)
+            self.service.obey(request, descriptors, peer.send)
         except CageError as error:
-            self._send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
+            peer.send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
         except OSError as error:
             sentence = f"the spawner failed in {type(request).__name__}: {error}"
-            self._send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
-
-    def _send(self, message: AnyReply) -> None:
-        """Answer caged; a caged that went away or does not read asks again when it is back."""
-        if self._peer is None:
-            return
-        try:
-            wire.send(self._peer, encode(message))
-        except OSError as error:
-            LOG.warning("caged does not take an answer: %s", error)
-            self._hang_up()
+            peer.send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
 
 
 def _single(run: Path) -> int:

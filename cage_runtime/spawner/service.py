@@ -91,11 +91,10 @@ class Service:
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
-        if cage.waiting:
-            for tell in cage.waiting:
-                tell()
-        else:
-            self._tell(Ended(uuid=cage.uuid))
+        for tell in cage.waiting:
+            tell()
+        # Whoever asked for it may be gone: it is told as an end by itself too, after the answer.
+        self._tell(Ended(uuid=cage.uuid))
 
     def _running(self, uuid: str) -> Cage:
         cage = self._cages.get(uuid)

@@ -232,6 +232,7 @@ class FakeApps:
         self.fault: tuple[str, str] | None = None
         self.waiting: list[Message] = []
         self.patient = False
+        self.missing = False
         self.asked = threading.Event()
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
@@ -267,6 +268,9 @@ class FakeApps:
             self._connection.send(new_error(message, name, "s", (sentence,)))
         elif member == "Install":
             self._connection.send(new_method_return(message, "a{ss}", (INSTALLED,)))
+        elif member == "Trees" and self.missing:
+            error = new_error(message, "org.cageruntime.Error.NoSuchApplication", "s", ("not installed",))
+            self._connection.send(error)
         elif member == "Trees":
             self._connection.send(new_method_return(message, "as", (["app/org.example.App"],)))
         else:

@@ -1,7 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """A spawner that makes nothing: it speaks cage_runtime.spawner.spec over the socket and keeps what would stand.
 
-`faults` says which requests fail; `silent` which are never answered, as by a spawner that is killed meanwhile.
+`faults` says which requests fail; `silent` which are never answered, as by a spawner that is killed meanwhile, and
+`mute` which are carried out and not answered.
 """
 
 from __future__ import annotations
@@ -41,6 +42,7 @@ class FakeSpawner:
         self.paused: set[str] = set()
         self.faults: dict[type[spec.Request], spec.Fault] = {}
         self.silent: set[type[spec.Request]] = set()
+        self.mute: set[type[spec.Request]] = set()
         self._listener: socket.socket | None = None
         self._peer: socket.socket | None = None
         self._wake, self._woken = os.pipe2(os.O_CLOEXEC)
@@ -119,7 +121,9 @@ class FakeSpawner:
             request = spec.decode_request(message)
             with self._noticed(request):
                 if type(request) not in self.silent:
-                    wire.send(peer, spec.encode(self._answer(request, descriptors)))
+                    answer = spec.encode(self._answer(request, descriptors))
+                    if type(request) not in self.mute:
+                        wire.send(peer, answer)
             wire.close_all(descriptors)
 
     @contextlib.contextmanager

@@ -15,8 +15,9 @@ import pytest
 from dbus_next import Message as NextMessage
 from dbus_next.aio import MessageBus as NextBus
 
+from cage_runtime.model import JOBS_MAX
 from cage_runtime.spawner import spec
-from tests.bus.core.conftest import CORE, PATH, TOP, Client, Core, FakeApps, Refusal
+from tests.bus.core.conftest import CORE, PATH, SECONDS, TOP, Client, Core, FakeApps, Refusal
 
 XML = ET.parse(TOP / "cage_runtime/resources/org.cageruntime.Core1.xml")
 CAGE = f"{PATH}/cage/"
@@ -251,6 +252,21 @@ def test_a_spawner_that_comes_back_is_looked_at(core: Core, client: Client) -> N
     assert "d" * 32 in core.spawner.stored, "somebody's documents"
 
 
+def test_a_create_whose_last_answer_is_lost_leaves_nothing(core: Core, client: Client) -> None:
+    """The storage is kept by then, and would be taken for somebody's documents."""
+    core.spawner.mute.add(spec.Keep)
+    creating = core.client()
+    pending = creating.send("Create", "sa{sv}", "work", {})
+    core.spawner.wait_for(spec.Keep)
+    core.spawner.mute.clear()
+    core.spawner.stop()
+    core.spawner.start()
+    with pytest.raises(Refusal):
+        creating.answer(pending)
+    creating.close()
+    assert nothing_is_left(core, client)
+
+
 def test_a_gateway_stays_when_its_cage_is_found_paused(core: Core, client: Client) -> None:
     """A second bus beside the one that the core halves are on would be one that nobody answers on."""
     created(client, "stands")
@@ -304,6 +320,81 @@ def test_what_a_killed_create_left_is_removed(core: Core) -> None:
     client.close()
 
 
+def test_a_leftover_that_takes_its_time_holds_nobody_up(core: Core) -> None:
+    """A home of many files is being deleted, as a killed destroy has left it; caged starts, and knows its cages."""
+    client = core.client()
+    created(client, "work")
+    core.stop()
+    core.spawner.condemned.add("d" * 32)
+    core.spawner.silent.add(spec.Remove)
+    core.start()
+    client.close()
+    client = core.client()
+    core.spawner.wait_for(spec.Remove)
+    assert states(client) == {"work": "running"}
+    created(client, "another")
+    client.close()
+
+
+def test_a_leftover_that_cannot_be_deleted_is_told_and_costs_nothing_else(core: Core) -> None:
+    core.stop()
+    core.spawner.condemned |= {"c" * 32, "d" * 32}
+    core.spawner.faults[spec.Remove] = spec.Fault(kind="RuntimeFailure", sentence="read-only file system")
+    core.start()
+    client = core.client()
+    with core.spawner.asked:
+        assert core.spawner.asked.wait_for(lambda: core.spawner.kinds().count("Remove") == 2, 10)
+    created(client, "work")
+    told = [check["detail"][1] for check in client.call("Doctor", "a{sv}", {}) if check["check"][1] == "state"]
+    assert told == ["read-only file system"] * 2
+    client.close()
+
+
+def test_a_definition_that_cannot_be_read_is_not_written_over(core: Core, apps: FakeApps) -> None:
+    """The default that stands for it is of the lowest level, and the documents are not."""
+    client = core.client()
+    created(client, "vault", level=("s", "secret"))
+    client.call("Stop", "sa{sv}", "vault", {})
+    core.stop()
+    definition = core.top / "state/cages/vault/cage.toml"
+    damaged = definition.read_text() + 'colour = "red"\n'
+    definition.write_text(damaged)
+    core.start()
+    client.close()
+    client = core.client()
+    (listed,) = client.call("List", "a{sv}", {})
+    assert (listed["state"][1], listed["level"][1]) == ("failed", "")
+    job = client.call("InstallApplication", "ssa{sv}", "vault", "org.example.App", {})
+    with pytest.raises(Refusal) as refused:
+        client.call("Wait", interface=f"{CORE}.Job", path=job)
+    assert refused.value.name == "InvalidDefinition"
+    assert (apps.calls, definition.read_text()) == ([], damaged)
+    client.close()
+
+
+def test_a_removed_application_need_not_be_installed(client: Client, apps: FakeApps) -> None:
+    created(client, "work")
+    client.call("Wait", interface=f"{CORE}.Job", path=client.call(
+        "InstallApplication", "ssa{sv}", "work", "org.example.App", {}))
+    apps.missing = True
+    client.call("Wait", interface=f"{CORE}.Job", path=client.call(
+        "RemoveApplication", "ssa{sv}", "work", "org.example.App", {}))
+    assert "org.example.App" not in client.call("Show", "sa{sv}", "work", {})
+
+
+def test_an_application_goes_with_the_last_cage_that_had_it(client: Client, apps: FakeApps) -> None:
+    for name in ("one", "two"):
+        created(client, name)
+        client.call("Wait", interface=f"{CORE}.Job", path=client.call(
+            "InstallApplication", "ssa{sv}", name, "org.example.App", {}))
+    client.call("Destroy", "sa{sv}", "one", {})
+    assert "Remove" not in [member for member, _ in apps.calls]
+    apps.asked.clear()
+    client.call("Destroy", "sa{sv}", "two", {})
+    assert apps.asked.wait(SECONDS)
+    assert apps.calls[-1] == ("Remove", ("org.example.App",))
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 def test_a_job_is_waited_for(core: Core, client: Client, apps: FakeApps) -> None:
     created(client, "work")
@@ -315,6 +406,13 @@ def test_a_job_is_waited_for(core: Core, client: Client, apps: FakeApps) -> None
     assert apps.calls[0] == ("Install", ("org.example.App", "x"))
     assert core.spawner.kinds()[-1] == "Expose"
     assert 'allow = ["org.example.App"]' in client.call("Show", "sa{sv}", "work", {})
+
+
+def test_jobs_that_have_ended_are_in_nobody_s_way(client: Client, apps: FakeApps) -> None:
+    created(client, "work")
+    for _ in range(JOBS_MAX + 1):
+        job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})
+        client.call("Wait", interface=f"{CORE}.Job", path=job)
 
 
 def test_a_job_that_fails_says_why(client: Client, apps: FakeApps) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from cage_runtime.config import Apps, Definition, Session
 from cage_runtime.daemon.state import Record, Registry, now
-from cage_runtime.errors import DefinitionError, NameTaken
+from cage_runtime.errors import NameTaken
 
 
 def a_record(name: str, *, ephemeral: bool = False) -> Record:
@@ -74,8 +74,14 @@ def test_a_broken_definition_keeps_the_cage_and_says_why(registry: Registry, tmp
     assert 'cage.toml:2: unknown key "colour"' in record.fault
 
 
-def test_a_lost_instance_record_stops_the_core(registry: Registry, tmp_path: Path) -> None:
+def test_an_entry_that_cannot_be_read_costs_no_other_cage(registry: Registry, tmp_path: Path) -> None:
+    """A damaged record, and what the file system has put there; their names stay taken."""
     registry.add(a_record("work"))
-    (tmp_path / "persistent" / "work" / "instance.json").write_text("{}")
-    with pytest.raises(DefinitionError, match="restore it from a backup"):
-        registry.load()
+    (tmp_path / "persistent/work/instance.json").write_text("{}")
+    (tmp_path / "persistent/lost+found").mkdir()
+    registry.add(a_record("other"))
+    assert [record.name for record in registry.load()] == ["other"]
+    assert len(registry.faults) == 2
+    assert all(str(tmp_path) in fault or "lost+found" in fault for fault in registry.faults)
+    with pytest.raises(NameTaken):
+        registry.add(a_record("work"))
