@@ -20,11 +20,15 @@ from pathlib import Path
 import msgspec
 import pytest
 
-from cage_runtime.model import LOG_BYTES
+from cage_runtime.model import LOG_BYTES, SPAWNER_MESSAGE_MAX
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.spec import (
     AnyRequest,
     Birth,
+    Describe,
+    Ended,
+    Insight,
+    Inspect,
     Limits,
     Logs,
     MakeStorage,
@@ -37,7 +41,7 @@ from cage_runtime.spawner.spec import (
     decode_reply,
     encode,
 )
-from tests.privileged.runtime import CAGED_CONFIGURATION, PREFIX, SECONDS
+from tests.privileged.runtime import CAGED_CONFIGURATION, PREFIX, SECONDS, arguments_of, processes, wait_gone
 
 pytestmark = pytest.mark.privileged
 
@@ -93,19 +97,33 @@ class Cage:
         reply = self.spawner.ask(request)
         assert reply.fault is None, reply.fault
 
-    def spawn(self, *argv: str, terminal: Terminal | None = None, detached: bool = False) -> socket.socket:
-        """The near end of the command's channel."""
+    def spawn(self, *argv: str, terminal: Terminal | None = None, detached: bool = False,
+              delivery: int | None = None) -> socket.socket:
+        """The near end of the command's channel; with `delivery`, as a delivery half with that as standard input."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.settimeout(SECONDS)
         with far:
-            request = Spawn(id=0, uuid=self.uuid, argv=list(argv), terminal=terminal, detached=detached)
-            reply = self.spawner.ask(request, far.fileno())
+            own_input = delivery is not None
+            request = Spawn(id=0, uuid=self.uuid, argv=list(argv), terminal=terminal, detached=detached,
+                            own_input=own_input, profile="delivery" if own_input else "session")
+            reply = self.spawner.ask(request, far.fileno(), *([] if delivery is None else [delivery]))
             assert reply.fault is None, reply.fault
         return near
+
+    def init(self) -> int:
+        return min(pid for pid in processes() if _is_of(pid, self.uuid))
+
+    def pid_of(self, *argv: str) -> int:
+        """On the host, of a command that runs in the cage."""
+        return next(pid for pid in processes() if arguments_of(pid) == list(argv) and _is_of(pid, self.uuid))
 
     def destroy(self) -> None:
         self._done(Stop(id=0, uuid=self.uuid, seconds=0))
         self._done(Remove(id=0, uuid=self.uuid))
+
+
+def _is_of(pid: int, uuid: str) -> bool:
+    return uuid in Path(f"/proc/{pid}/cgroup").read_text()
 
 
 def event(channel: socket.socket) -> dict[str, object]:
@@ -177,6 +195,67 @@ def test_a_name_of_any_length_is_told_in_bounds(cage: Cage) -> None:
     assert len(str(told["sentence"])) < 400
 
 
+@pytest.mark.parametrize("name", ["", "x\ty", "x\n", "\x1b[31m", "\x7f\x85", "\u202e", "\U000e0001", "/tmp/\r"])
+def test_a_name_that_cannot_be_shown_as_it_is(cage: Cage, name: str) -> None:
+    """What tells of it must not need anything that Python loads when it is first used."""
+    with cage.spawn(name) as channel:
+        told = event(channel)
+    assert (told["event"], told["status"]) == ("refused", 127)
+    assert str(told["sentence"]).isprintable()
+
+
+STOPPER = "import os, signal\nwhile True: os.kill(-1, signal.SIGSTOP)"
+
+
+def test_what_stops_every_process_of_the_cage_stops_no_cage_init(cage: Cage) -> None:
+    """Between its setuid(2) and its execve(2) a command is the user's already."""
+    with cage.spawn("python3", "-c", STOPPER) as stopper:
+        assert event(stopper)["event"] == "started"
+        channels = [cage.spawn("true") for _ in range(100)]
+        assert cage.spawner.ask(Logs(id=0, uuid=cage.uuid)).fault is None
+        stopper.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
+        assert event(stopper) == {"event": "exit", "status": 137}
+        for channel in channels:
+            channel.close()
+
+
+def test_a_command_that_is_kept_from_starting_is_refused_in_time(cage: Cage) -> None:
+    with cage.spawn("python3", "-c", STOPPER) as stopper:
+        assert event(stopper)["event"] == "started"
+        channels = [cage.spawn("true") for _ in range(100)]
+        told = [event(channel) for channel in channels]
+        stopper.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
+    refused = [entry for entry in told if entry["event"] == "refused"]
+    assert refused, "not one was stopped in time"
+    assert {(entry["status"], entry["sentence"]) for entry in refused} == {
+        (125, "something in the cage keeps the command from starting")}
+    for channel in channels:
+        channel.close()
+
+
+def test_a_delivery_half_does_not_outlive_its_core_half(cage: Cage) -> None:
+    """It holds a file of the core's; its cage's user can stop it, and stop it again."""
+    argv = ("sleep", "1234")
+    with open(os.devnull, "rb") as staged, cage.spawn(*argv, delivery=staged.fileno()) as channel:
+        assert event(channel)["event"] == "started"
+        pid = cage.pid_of(*argv)
+        os.kill(pid, signal.SIGSTOP)
+    os.kill(pid, signal.SIGSTOP)
+    wait_gone(pid)
+
+
+def test_what_is_in_a_cage_is_told_without_asking_it(cage: Cage) -> None:
+    before = cage.spawner.ask(Inspect(id=0, uuid=cage.uuid)).insight
+    assert before is not None
+    with cage.spawn("sleep", "1000") as channel:
+        assert event(channel)["event"] == "started"
+        os.kill(cage.init(), signal.SIGSTOP)
+        during = cage.spawner.ask(Inspect(id=0, uuid=cage.uuid)).insight
+        os.kill(cage.init(), signal.SIGCONT)
+        channel.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
+    assert during == Insight(processes=before.processes + 1, documents=True)
+
+
 def test_too_many_commands_are_refused_and_the_rest_go_on(cage: Cage) -> None:
     channels = [cage.spawn("sleep", "1000") for _ in range(256)]
     told = [event(channel) for channel in channels]
@@ -195,6 +274,46 @@ def test_a_request_without_its_channel_is_a_fault(cage: Cage) -> None:
     reply = cage.spawner.ask(Spawn(id=0, uuid=cage.uuid, argv=["true"]))
     assert reply.fault is not None
     assert "without its channel" in reply.fault.sentence
+
+
+def test_an_answer_goes_to_whoever_asked_and_an_end_to_everybody(spawner: Spawner) -> None:
+    """A caged that is killed while a cage stops: the next one numbers its requests from 1 again."""
+    cage = Cage(spawner)
+    with cage.spawn("sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done") as channel:
+        assert event(channel)["event"] == "started"
+        spawner.connection.send(encode(Stop(id=1, uuid=cage.uuid, seconds=0.5)))
+        spawner.connection.close()
+        spawner.connection = spawner.connect()
+        received = wire.receive(spawner.connection)
+    assert received is not None
+    assert decode_reply(received[0]) == Ended(uuid=cage.uuid)
+    assert spawner.ask(Remove(id=0, uuid=cage.uuid)).fault is None
+
+
+def test_answers_wait_for_a_caged_that_does_not_read(spawner: Spawner) -> None:
+    for number in range(900):
+        spawner.connection.send(encode(Describe(id=10_000 + number)))
+    answered = [decode_reply(received[0]) for _ in range(900) if (received := wire.receive(spawner.connection))]
+    assert [reply.id for reply in answered if isinstance(reply, Reply)] == list(range(10_000, 10_900))
+
+
+def test_a_message_longer_than_can_be_passed_on_ends_nobody(spawner: Spawner, cage: Cage) -> None:
+    """The spawner's own number may have more digits than that of whoever asked."""
+    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+    with near, far:
+        request = Spawn(id=1, uuid=cage.uuid, argv=["true", ""])
+        filling = SPAWNER_MESSAGE_MAX - len(encode(request))
+        parts, rest = divmod(filling, 60_000)
+        argv = ["true", *["x" * (60_000 - 3)] * parts, "x" * rest]
+        for _ in range(20):  # until its numbers have two digits
+            spawner.ask(Logs(id=0, uuid=cage.uuid))
+        wire.send(spawner.connection, encode(msgspec.structs.replace(request, argv=argv)), [far.fileno()])
+        received = wire.receive(spawner.connection)
+    assert received is not None
+    reply = decode_reply(received[0])
+    assert isinstance(reply, Reply)
+    assert reply.fault is not None
+    assert reply.fault.sentence == "the request is longer than a cage takes"
 
 
 @pytest.mark.parametrize("message", [b"{}", b"\0", b'{"op":"reboot","id":1}', b"x" * 100_000])

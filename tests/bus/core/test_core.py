@@ -408,7 +408,8 @@ def test_a_job_is_waited_for(core: Core, client: Client, apps: FakeApps) -> None
     assert 'allow = ["org.example.App"]' in client.call("Show", "sa{sv}", "work", {})
 
 
-def test_jobs_that_have_ended_are_in_nobody_s_way(client: Client, apps: FakeApps) -> None:
+@pytest.mark.usefixtures("apps")
+def test_jobs_that_have_ended_are_in_nobody_s_way(client: Client) -> None:
     created(client, "work")
     for _ in range(JOBS_MAX + 1):
         job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})

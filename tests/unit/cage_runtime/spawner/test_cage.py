@@ -73,6 +73,24 @@ def test_a_cage_init_that_takes_no_connection_is_reached_when_it_does(
     assert not cage.ending
 
 
+def test_a_teardown_that_the_host_has_no_room_for_is_tried_again(
+    cradle: Cradle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.01)
+    loop, refusals = Loop(), [OSError(24, "Too many open files"), OSError(39, "Directory not empty")]
+
+    def remove(_cradle: Cradle) -> None:
+        if refusals:
+            raise refusals.pop()
+
+    monkeypatch.setattr(module, "remove_cradle", remove)
+    cage = Cage(UUID, loop, cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: setattr(loop, "running", False))
+    cage.end()
+    assert loop.running
+    loop.run()
+    assert refusals == []
+
+
 def test_a_cage_init_that_is_gone_is_told_at_once(cradle: Cradle, tmp_path: Path) -> None:
     cage = Cage(UUID, Loop(), cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: None)
     with pytest.raises(FileNotFoundError):
