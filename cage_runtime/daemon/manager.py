@@ -320,10 +320,10 @@ class Manager:
     async def _stop(self, cage: Cage, seconds: float) -> None:
         # Before it is done, as everything here: what cannot be recorded is not done.
         self.record(Kind.CAGE_STOPPED, cage)
+        self._set(cage, CageState.STOPPING)
         if seconds > 0:
             with contextlib.suppress(CageError):  # a cage that does not answer ends without its log
-                await self._keep_log(cage)
-        self._set(cage, CageState.STOPPING)
+                cage.log = await self._printed(cage)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
         self._ended(cage)
 
@@ -397,14 +397,14 @@ class Manager:
     async def logs(self, cage: Cage) -> list[str]:
         """The cage's comings and goings, then the last output of what runs detached in it."""
         lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
-        await self._keep_log(cage)
+        if cage.state is CageState.RUNNING:
+            cage.log = await self._printed(cage)
         # Marked, so that nothing that runs in a cage can print a line of ours.
         return lines + [f"| {escape(line)}" for line in cage.log.split(b"\n") if line]
 
-    async def _keep_log(self, cage: Cage) -> None:
-        """What its programs have printed is with its cage-init while it runs, and with the cage from its end on."""
-        if cage.state is CageState.RUNNING:
-            cage.log = (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).log
+    async def _printed(self, cage: Cage) -> bytes:
+        """What its cage-init has of it; after the end there is what was asked for before."""
+        return (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).log
 
     async def inspect(self, cage: Cage) -> spec.Insight:
         """How many processes there are in the cage, and whether it holds documents."""

@@ -226,6 +226,12 @@ def test_enter_begins_where_it_is_told(
     assert ended.stdout.decode().strip() == ("" if status else os.path.join("/home/user", directory))
 
 
+def test_incage_is_found_in_a_login_shell(work: Cage) -> None:
+    """Which sets PATH anew, from /etc/profile."""
+    ended = work.enter("bash", "--login", "-c", "command -v incage")
+    assert ended.stdout == b"/opt/cage-runtime/bin/incage\n"
+
+
 # --- enter on a terminal -----------------------------------------------------------------------------------------
 @contextmanager
 def on_terminal(work: Cage, *command: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime.daemon.state import moment
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import PREFIX, SECONDS, USERS, Cage, Changes, Runtime, wait_gone, wait_readable
 from tests.privileged.sample import NOTES, Sample, short_directory
@@ -76,6 +77,31 @@ def test_cages_and_sessions_outlive_each_process(runtime: Runtime, standing: Cag
         assert say(b"still here") == b"still here"
     assert (standing.uuid, runtime.ranges()) == before
     all_is_well(runtime, standing)
+
+
+def test_a_cage_runs_since_it_was_started(runtime: Runtime, standing: Cage) -> None:
+    born = (runtime.run / "cages" / standing.uuid).stat().st_mtime
+    for program in ("caged", "cage-spawner"):
+        runtime.kill_and_wait(program)
+        assert standing.status["since"] == moment(born)
+
+
+def test_a_stop_whose_caged_is_killed_is_not_another_cage_s(runtime: Runtime, cage: MakeCage) -> None:
+    stubborn, other = cage("stubborn"), cage("other")
+    with (
+        stubborn.popen("sh", "-c", "trap 'echo told' TERM; echo; while :; do sleep 1; done", stdout=subprocess.PIPE
+                       ) as stays,
+    ):
+        assert stays.stdout is not None
+        assert stays.stdout.readline() == b"\n"
+        stopping = quietly(runtime, "stop", "stubborn")
+        assert stays.stdout.readline() == b"told\n"
+        runtime.kill_and_wait("caged")
+        stopping.wait(SECONDS)
+        assert runtime.ok("stop", "other") == "other: stopped\n"
+        assert not (runtime.subtree() / other.uuid).exists()
+    with Changes(runtime.state / "audit") as changes:
+        changes.until(lambda: runtime.state_of("stubborn") == "stopped", "the end of what the first was asked for")
 
 
 def test_a_paused_cage_is_adopted_as_paused(runtime: Runtime, cage: MakeCage) -> None:

@@ -395,6 +395,13 @@ def test_an_application_goes_with_the_last_cage_that_had_it(client: Client, apps
     assert apps.calls[-1] == ("Remove", ("org.example.App",))
 
 
+def test_what_was_printed_can_be_had_after_the_end(core: Core, client: Client) -> None:
+    created(client, "work")
+    client.call("Stop", "sa{sv}", "work", {})
+    core.spawner.faults[spec.Logs] = spec.Fault(kind="WrongState", sentence="the cage does not run")
+    assert client.call("Logs", "sa{sv}", "work", {})[-1] == "| hello"
+
+
 # --- jobs ------------------------------------------------------------------------------------------------------------
 def test_a_job_is_waited_for(core: Core, client: Client, apps: FakeApps) -> None:
     created(client, "work")
