@@ -10,10 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import heapq
-import itertools
 import os
-import selectors
 import signal
 import socket
 import time
@@ -27,6 +24,7 @@ from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, USER_UID
 from cage_runtime.spawner import syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
+from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
@@ -86,15 +84,13 @@ class Init:
     """The event loop of PID 1."""
 
     def __init__(self, listener: socket.socket, filters: Filters, processes: int) -> None:
-        self._selector = selectors.DefaultSelector()
+        self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
         self._profiles = profiles(filters, HOME)
         self._processes = processes
         self._running: dict[int, Running] = {}
         self._starting: dict[int, Starting] = {}
-        self._timers: list[tuple[float, int, Callable[[], None]]] = []
-        self._numbers = itertools.count()
         self._log = bytearray()
         self._stopping = False
         self._log_read, self._log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -116,25 +112,13 @@ class Init:
         wake_read.setblocking(False)
         signal.signal(signal.SIGCHLD, lambda *_: None)
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
-        self._watch(wake_read, lambda: self._reap(wake_read))
-        self._watch(self._listener, self._accept)
-        self._watch(self._log_read, self._collect)
+        self._loop.watch(wake_read.fileno(), lambda: self._reap(wake_read))
+        self._loop.watch(self._listener.fileno(), self._accept)
+        self._loop.watch(self._log_read, self._collect)
         for bus in self._buses:
             self._await_first(bus)
         while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
-            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for key, _ in self._selector.select(wait):
-                # A handler before this one may have closed it, and another may have its number by now.
-                if self._selector.get_map().get(key.fd) is key:
-                    key.data()
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)[2]()
-
-    def _after(self, seconds: float, handler: Callable[[], None]) -> None:
-        heapq.heappush(self._timers, (time.monotonic() + seconds, next(self._numbers), handler))
-
-    def _watch(self, source: socket.socket | int, handler: Callable[[], None]) -> None:
-        self._selector.register(source, selectors.EVENT_READ, handler)
+            self._loop.turn()
 
     # --- requests --------------------------------------------------------------------------------------------
     def _accept(self) -> None:
@@ -142,11 +126,11 @@ class Init:
         if self._connection is not None:
             self._hang_up()
         self._connection = connection
-        self._watch(connection, self._request)
+        self._loop.watch(connection.fileno(), self._request)
 
     def _hang_up(self) -> None:
         if self._connection is not None:
-            self._selector.unregister(self._connection)
+            self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
 
@@ -227,12 +211,12 @@ class Init:
     def _await(self, forked: Forked, done: Callable[[NotStarted | None], None]) -> None:
         """`done` when the command has executed or will not, which may be kept from us: no longer than START_SECONDS."""
         starting = self._starting[forked.pid] = Starting(forked=forked, done=done)
-        self._watch(forked.trouble, lambda: self._executed(forked.pid))
-        self._after(START_SECONDS, lambda: self._give_up(starting))
+        self._loop.watch(forked.trouble, lambda: self._executed(forked.pid))
+        self._loop.after(START_SECONDS, lambda: self._give_up(starting))
 
     def _executed(self, pid: int) -> None:
         starting = self._starting.pop(pid)
-        self._selector.unregister(starting.forked.trouble)
+        self._loop.forget(starting.forked.trouble)
         starting.done(starting.forked.outcome())
 
     def _give_up(self, starting: Starting) -> None:
@@ -240,7 +224,7 @@ class Init:
         if self._starting.get(pid) is not starting:
             return
         del self._starting[pid]
-        self._selector.unregister(starting.forked.trouble)
+        self._loop.forget(starting.forked.trouble)
         os.close(starting.forked.trouble)
         os.kill(pid, signal.SIGKILL)
         starting.done(NotStarted(125, "something in the cage keeps the command from starting"))
@@ -264,7 +248,7 @@ class Init:
             channel.close()
             return
         running.channel = channel
-        self._watch(channel, lambda: self._on_channel(pid))
+        self._loop.watch(channel.fileno(), lambda: self._on_channel(pid))
 
     def _on_channel(self, pid: int) -> None:
         running = self._running[pid]
@@ -282,7 +266,7 @@ class Init:
             _signal_group(pid, signal.SIGCONT)
             if running.profile is ProfileName.DELIVERY:
                 # It holds a file of the core's, and the cage's user can stop it again.
-                self._after(GRACE_SECONDS, lambda: self._kill(pid, running))
+                self._loop.after(GRACE_SECONDS, lambda: self._kill(pid, running))
         elif "signal" in wish:
             _signal_group(pid, wish["signal"])
         elif running.terminal is not None and {"rows", "columns"} <= wish.keys():
@@ -295,7 +279,7 @@ class Init:
 
     def _close_channel(self, running: Running) -> None:
         if running.channel is not None:
-            self._selector.unregister(running.channel)
+            self._loop.forget(running.channel.fileno())
             running.channel.close()
             running.channel = None
         if running.terminal is not None:
@@ -333,10 +317,10 @@ class Init:
     # --- buses and log ---------------------------------------------------------------------------------------
     def _await_first(self, bus: LazyBus) -> None:
         """Start the bus when somebody connects to its socket."""
-        self._watch(bus.listener, lambda: self._start_bus(bus))
+        self._loop.watch(bus.listener.fileno(), lambda: self._start_bus(bus))
 
     def _start_bus(self, bus: LazyBus) -> None:
-        self._selector.unregister(bus.listener)
+        self._loop.forget(bus.listener.fileno())
         now = time.monotonic()
         while bus.starts and bus.starts[0] < now - BUS_SECONDS:
             bus.starts.popleft()

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The spawner's event loop: epoll, because cgroup.events is polled for priority events, and timers."""
+"""The event loop of the spawner and of cage-init: timers, and epoll, as cgroup.events is polled for priority events."""
 
 from __future__ import annotations
 
@@ -41,10 +41,15 @@ class Loop:
 
     def run(self) -> None:
         while self.running:
-            wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
-            for descriptor, _ in self._epoll.poll(wait):
-                # A handler before this one may have stopped watching it.
-                if handler := self._handlers.get(descriptor):
-                    handler()
-            while self._timers and self._timers[0][0] <= time.monotonic():
-                heapq.heappop(self._timers)[2]()
+            self.turn()
+
+    def turn(self) -> None:
+        """Wait for what comes first, and handle all that has come."""
+        wait = max(0.0, self._timers[0][0] - time.monotonic()) if self._timers else None
+        ready = [(descriptor, self._handlers.get(descriptor)) for descriptor, _ in self._epoll.poll(wait)]
+        for descriptor, handler in ready:
+            # A handler before this one may have stopped watching it, and another may have its number by now.
+            if handler is not None and self._handlers.get(descriptor) is handler:
+                handler()
+        while self._timers and self._timers[0][0] <= time.monotonic():
+            heapq.heappop(self._timers)[2]()
