@@ -8,6 +8,7 @@ used, and nothing of ours goes in but bytes, signals and the size of a terminal:
 from __future__ import annotations
 
 import _socket
+import errno
 import json
 import os
 import select
@@ -238,17 +239,30 @@ class Session:
         raw[6] = [*raw[6]]
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
         # Not tty.setraw, which before 3.12 leaves some of these; and TCSADRAIN keeps what was typed ahead.
-        termios.tcsetattr(0, termios.TCSADRAIN, raw)
+        try:
+            _set_attributes(raw)
+        except termios.error as error:
+            raise RuntimeFailure(f"no terminal to use: {error.args[1]}; run this in the foreground") from error
 
     def _restore(self) -> None:
         self._restore_signals()
         if self._attributes is not None:
             attributes, self._attributes = self._attributes, None
             try:
-                termios.tcsetattr(0, termios.TCSADRAIN, attributes)
+                _set_attributes(attributes)
             except termios.error:
                 # The terminal is gone; there is nobody to restore it for.
                 sys.stderr.flush()
+
+
+def _set_attributes(attributes: list[Any]) -> None:
+    """tcsetattr(3) of our terminal.  In the background it stops us, and the SIGCONT of `fg` interrupts it."""
+    while True:
+        try:
+            return termios.tcsetattr(0, termios.TCSADRAIN, attributes)
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
 
 
 def _status(message: dict[str, Any]) -> int:
