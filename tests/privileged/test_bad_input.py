@@ -17,6 +17,7 @@ from tests.privileged.sample import NOTES, Sample, short_directory
 from tests.privileged.test_flatpak_installation import forge_commit, forge_object, forge_summary, unsign_commit
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+SIZE_RULE = 'a size of 4K or more, such as "512M" or "2G", and at most 999999T'
 NAME_RULE = 'use 1 to 31 of a-z, 0-9 and "-", first a letter'
 
 
@@ -77,7 +78,7 @@ CREATE: list[tuple[str, tuple[str, ...], int, str]] = [
     ("template", ("x", "--template", "nope"), 2,
      r'there is no template "nope"; /\S+/etc/templates\.d is where yours belong'),
     ("template's name", ("x", "--template", "../x"), 2, r'there is no template "\.\./x"; \S+ is where yours belong'),
-    ("memory", ("x", "--memory", "12Q"), 2, 'memory: must be a size such as "512M" or "2G"'),
+    ("memory", ("x", "--memory", "12Q"), 2, f"memory: must be {SIZE_RULE}"),
     ("cpus", ("x", "--cpus", "9999"), 2, "cpus: must be at most 4096"),
     ("cpus of words", ("x", "--cpus", "many"), 2,
      "create: argument --cpus: a number above 0 is needed, such as 1.5; see cagectl create --help"),
@@ -105,7 +106,7 @@ DEFINITIONS: list[tuple[str, bytes, str]] = [
     ("unknown compartment", b'compartments = [\n "navy"]\n',
      ':1: compartments: there is no compartment "navy"; this host has finance, legal, medical'),
     ("wrong type", b"level = 5\n", f":1: level: must be {NAME_RULE.removeprefix('use ')}, not a whole number"),
-    ("wrong size", b'[limits]\nmemory = "2X"\n', ':2: limits.memory: must be a size such as "512M" or "2G"'),
+    ("wrong size", b'[limits]\nmemory = "2X"\n', f":2: limits.memory: must be {SIZE_RULE}"),
     ("wrong choice", b'[limits]\non-missing = "ignore"\n', ':2: limits.on-missing: must be "refuse" or "warn"'),
     ("wrong application", b'[apps]\nallow = ["notes"]\n',
      ':2: apps.allow[0]: must be an application id such as "org.gnome.TextEditor"'),
