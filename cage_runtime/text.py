@@ -26,3 +26,10 @@ def _visible(character: str) -> str:
     if unicodedata.category(character) in _HIDDEN:
         return character.encode("unicode_escape", "surrogatepass").decode("ascii")
     return character
+
+
+def quoted(escaped: str) -> str:
+    """`escaped`, the value of a field that `escape` has made visible, as one word that no value can reach out of."""
+    if escaped and not any(character.isspace() or character in '"=' for character in escaped):
+        return escaped
+    return '"' + escaped.replace('"', '\\"') + '"'

@@ -72,19 +72,17 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
 def _tail(args: argparse.Namespace, screen: Screen) -> int:
     import json
 
+    from cage_runtime.text import quoted
+
     records = [json.loads(line) for line in core().call("TailAudit", "a{sv}", {"count": args.count}, returns="as")]
     if screen.as_json:
         screen.document(records)
         return 0
     for record in records:
-        fields = " ".join(f"{key}={_quoted(str(value))}" for key, value in record.get("fields", {}).items())
+        fields = " ".join(f"{key}={quoted(str(value))}" for key, value in record.get("fields", {}).items())
         # Fields were escaped when they were recorded, so that this must not do it again.
         screen.line(visible(f"{str(record.get('time', ''))[:19]}Z {record.get('kind', '')!s:<16} {fields}".rstrip()))
     return 0
-
-
-def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value or not value else value
 
 
 def _verify(args: argparse.Namespace, screen: Screen) -> int:

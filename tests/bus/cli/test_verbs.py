@@ -235,7 +235,7 @@ def test_a_remote_is_added_with_its_key(caged: Any, capsys: Captured, tmp_path: 
 def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     decision = {"action": ("s", "deny"), "rule": ("s", "50-x.policy:7"), "reason": ("s", "it"), "flow": ("s", "down")}
     record = {"sequence": 1, "time": "2026-11-23T16:00:00.123456Z", "kind": "decision"}
-    record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b"}}
+    record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b", "file": 'a"="b'}}
     caged.answers["ExplainPolicy"] = lambda *_: ("a{sv}", (decision,))
     caged.answers["CheckPolicy"] = lambda _: ("as", ([],))
     caged.answers["TailAudit"] = lambda _: ("as", ([json.dumps(record)],))
@@ -250,7 +250,9 @@ def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     assert capsys.readouterr().out == "policy: sound\naudit: the chain is whole\n"
     assert cagectl.main(["audit", "tail", "-n", "3"]) == 0
     assert caged.calls[-1] == ("TailAudit", {"count": ("u", 3)})
-    assert capsys.readouterr().out == '2026-11-23T16:00:00Z decision         source=vault reason="no rule" x=\\x1b\n'
+    assert capsys.readouterr().out == (
+        '2026-11-23T16:00:00Z decision         source=vault reason="no rule" x=\\x1b file="a\\"=\\"b"\n'
+    )
     assert cagectl.main(["audit", "tail", "--json=short"]) == 0
     assert json.loads(capsys.readouterr().out) == [record]
 
