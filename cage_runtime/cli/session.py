@@ -18,7 +18,7 @@ import struct
 import sys
 import termios
 
-from cage_runtime.cli.output import say
+from cage_runtime.cli.output import say, terminal_size
 from cage_runtime.cli.pump import Pump
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.channel import MESSAGE_MAX
@@ -181,9 +181,9 @@ class Session:
             return
 
     def _send_size(self) -> None:
-        size = os.get_terminal_size(1)
-        if size.lines and size.columns:
-            self._send({"rows": size.lines, "columns": size.columns})
+        rows, columns = terminal_size()
+        if rows and columns:
+            self._send({"rows": rows, "columns": columns})
 
     # --- signals -------------------------------------------------------------------------------------------
 

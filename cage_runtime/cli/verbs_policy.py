@@ -20,8 +20,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    faults = core().call("CheckPolicy", "a{sv}", {}, returns="as")
+    faults = core(args.verb).call("CheckPolicy", "a{sv}", {}, returns="as")
     if screen.as_json:
         screen.document(faults)
     else:
@@ -42,7 +41,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _explain(args: argparse.Namespace, screen: Screen) -> int:
     service, _, argument = args.service.partition("+")
     asked = (args.source, service, argument, args.target)
-    decision = core().call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
+    decision = core(args.verb).call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
     if screen.as_json:
         screen.document(decision)
         return 0
@@ -54,8 +53,7 @@ def _explain(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _reload(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    core().call("ReloadPolicy", "a{sv}", {})
+    core(args.verb).call("ReloadPolicy", "a{sv}", {})
     if screen.as_json:
         screen.document({"policy": "reloaded"})
     screen.done("policy: reloaded")
@@ -74,7 +72,8 @@ def _tail(args: argparse.Namespace, screen: Screen) -> int:
 
     from cage_runtime.text import quoted
 
-    records = [json.loads(line) for line in core().call("TailAudit", "a{sv}", {"count": args.count}, returns="as")]
+    lines = core(args.verb).call("TailAudit", "a{sv}", {"count": args.count}, returns="as")
+    records = [json.loads(line) for line in lines]
     if screen.as_json:
         screen.document(records)
         return 0
@@ -86,8 +85,7 @@ def _tail(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _verify(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    fault = core().call("VerifyAudit", "a{sv}", {}, returns="s")
+    fault = core(args.verb).call("VerifyAudit", "a{sv}", {}, returns="s")
     if screen.as_json:
         screen.document({"fault": fault})
     if fault:

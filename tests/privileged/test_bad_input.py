@@ -263,13 +263,13 @@ def run(*words: str | Path, **environment: str) -> Ended:
 
 
 @pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize(("words", "member"), [
-    ("list", "List"), ("create x", "Create"), ("enter bad", "Enter"), ("destroy bad --yes", "Destroy"),
-    ("app install bad org.cageruntime.Notes", "InstallApplication"), ("doctor", "Doctor"),
+@pytest.mark.parametrize(("words", "verb"), [
+    ("list", "list"), ("create x", "create"), ("enter bad", "enter"), ("destroy bad --yes", "destroy"),
+    ("app install bad org.cageruntime.Notes", "app install"), ("doctor", "doctor"),
 ])
-def test_without_root_nothing_is_done(runtime: Runtime, words: str, member: str) -> None:
+def test_without_root_nothing_is_done(runtime: Runtime, words: str, verb: str) -> None:
     ended = run(*NOBODY, PREFIX / "bin/cagectl", *words.split(), **runtime.environment())
-    check_refused(ended, 126, f"{member} needs root on this host; use sudo")
+    check_refused(ended, 126, f"{verb} needs root on this host; use sudo")
 
 
 NOT_ROOT = [

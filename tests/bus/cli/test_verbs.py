@@ -299,6 +299,27 @@ def test_enter_passes_its_command_as_it_is_and_exits_with_its_status(
     assert caged.calls == [("Enter", "work", command, {"root": ("b", True), "cwd": ("s", "/tmp")})]
 
 
+@pytest.mark.parametrize(
+    ("term", "size", "told"),
+    [
+        ("xterm-256color", (80, 24), ("xterm-256color", 24, 80)),
+        ("x" * 33, (0, 0), ("dumb", 24, 80)),
+        ("../xterm\udcff", (65535, 10_000), ("dumb", 9999, 9999)),
+        ("", (1, 1), ("dumb", 1, 1)),
+    ],
+)
+def test_a_terminal_is_told_as_a_cage_can_have_it(
+    caged: Any, monkeypatch: pytest.MonkeyPatch, term: str, size: tuple[int, int], told: tuple[str, int, int]
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size(size))
+    caged.fail("Enter", ERROR + "WrongState", "work is stopped")
+    assert cagectl.main(["enter", "work"]) == 1
+    options = {"tty": ("b", True), "rows": ("q", told[1]), "columns": ("q", told[2]), "term": ("s", told[0])}
+    assert caged.calls == [("Enter", "work", [], options)]
+
+
 @pytest.mark.usefixtures("no_terminal")
 def test_run_moves_arguments_home_and_may_detach(caged: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")

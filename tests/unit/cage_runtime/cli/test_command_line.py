@@ -104,10 +104,10 @@ BAD = (
     ("create a --template x --from y", "not allowed with"),
     ("start", "NAME"),
     ("destroy work", "--yes"),
-    ("enter", "NAME"),
+    ("enter", "enter: the following arguments are required: NAME; see"),
     ("enter work ls", 'put "--" before'),
     ("enter work --", 'no command after "--"'),
-    ("run work", "APP-ID"),
+    ("run work", "run: the following arguments are required: APP-ID; see"),
     ("run work org.example.App file", 'put "--" before'),
     ("app remote-add here https://example.org", "--gpg-key"),
     ("app install work", "APP-ID"),
@@ -206,6 +206,7 @@ def test_help_fits_80_columns(program: str, argv: list[str], capsys: pytest.Capt
     assert out.startswith(f"usage: {program} ")
     assert "--json" in out
     assert "SUPPRESS" not in out
+    assert "?." not in out
     assert [line for line in out.splitlines() if len(line) > 80] == []
 
 

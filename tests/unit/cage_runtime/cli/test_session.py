@@ -483,6 +483,9 @@ def test_a_terminal_is_relayed_raw_and_restored(
     termios.tcsetwinsize(terminal.outer, (50, 132))
     process.send_signal(signal.SIGWINCH)
     assert init.heard() == {"rows": 50, "columns": 132}
+    termios.tcsetwinsize(terminal.outer, (50, 20_000))
+    process.send_signal(signal.SIGWINCH)
+    assert init.heard() == {"rows": 50, "columns": 9999}
     os.write(slave, b"last words")
     init.exit(9)
     assert process.wait(timeout=20) == 9
