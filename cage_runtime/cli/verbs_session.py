@@ -84,6 +84,8 @@ def _run(args: argparse.Namespace, screen: Screen) -> int:
     with _opened(args, "Run", "ssasa{sv}", *values, {"detach": True}, terminal=False) as session:
         status = session.wait_started()
     if not status:
+        if screen.as_json:
+            screen.document({"name": args.name, "application": args.application, "state": "started"})
         screen.done(f"{args.application}: started in {args.name}")
     return status
 

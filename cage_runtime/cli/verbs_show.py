@@ -21,6 +21,7 @@ _STATUS_LABELS = (
     ("processes", "Processes"),
     ("applications", "Applications"),
     ("home", "Home"),
+    ("documents", "Documents"),
     ("ephemeral", "Ephemeral"),
     ("created", "Created"),
     ("since", "Since"),
@@ -84,8 +85,17 @@ def _show(args: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    from cage_runtime.cli.parser import whole_number
+
+    _name_argument(parser)
+    parser.add_argument("-n", metavar="N", dest="count", type=whole_number, help="the last N lines alone")
+
+
 def _logs(args: argparse.Namespace, screen: Screen) -> int:
     lines = core(args.verb).call("Logs", "sa{sv}", args.name, {}, returns="as")
+    if args.count:
+        lines = lines[-args.count :]
     if screen.as_json:
         screen.document(lines)
         return 0
@@ -122,7 +132,7 @@ VERBS = {
     "list": (_no_arguments, _list),
     "status": (_optional_name, _status),
     "show": (_name_argument, _show),
-    "logs": (_name_argument, _logs),
+    "logs": (_logs_arguments, _logs),
     "doctor": (_no_arguments, _doctor),
     "version": (_no_arguments, _version),
 }

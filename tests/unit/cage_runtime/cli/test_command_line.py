@@ -36,6 +36,7 @@ GOOD = (
     "kill work",
     "destroy work vault --yes",
     "destroy --yes -- work",
+    "destroy work",
     "enter work",
     "enter work --root --cwd /tmp -- ls --help -h -j",
     "run work org.example.App",
@@ -54,6 +55,7 @@ GOOD = (
     "status work",
     "show work",
     "logs work",
+    "logs work -n 3",
     "policy check",
     "policy explain work files.Send+x vault",
     "policy reload",
@@ -103,7 +105,6 @@ BAD = (
     ("create a --tasks 99999999999", "--tasks"),
     ("create a --template x --from y", "not allowed with"),
     ("start", "NAME"),
-    ("destroy work", "--yes"),
     ("enter", "enter: the following arguments are required: NAME; see"),
     ("enter work ls", 'put "--" before'),
     ("enter work --", 'no command after "--"'),
@@ -112,6 +113,7 @@ BAD = (
     ("app remote-add here https://example.org", "--gpg-key"),
     ("app install work", "APP-ID"),
     ("audit tail -n 0", "-n"),
+    ("logs work -n 0", "-n"),
     ("policy explain work files.Send", "DST"),
 )
 
