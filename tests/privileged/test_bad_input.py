@@ -583,8 +583,8 @@ def test_what_was_tampered_with_is_not_taken(
 ) -> None:
     with short_directory() as directory:
         forged = sample.copy(directory / "forged")
-        forge(forged)
         add_remote(apart, name, forged)
+        forge(forged)
         check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", name), 1, sentence)
     assert apart.json("app", "list", "work") == []
     assert NOTES not in apart.ok("show", "work")
@@ -593,6 +593,15 @@ def test_what_was_tampered_with_is_not_taken(
 
 def test_a_remote_that_does_not_answer(apart: Apart, sample: Sample) -> None:
     key = f"--gpg-key={sample.directory}/key.gpg"
-    apart.ok("app", "remote-add", "gone", "file:///nonexistent/repo", key)
-    check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", "gone"), 1,
+    before = apart.json("app", "remotes")
+    check_refused(apart.cagectl("app", "remote-add", "gone", "file:///nonexistent/repo", key), 1,
                   'the remote "gone" offers no repository at file:///nonexistent/repo: .*')
+    assert apart.json("app", "remotes") == before
+    with short_directory() as directory:
+        add_remote(apart, "gone", sample.copy(directory / "gone"))
+    check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", "gone"), 1,
+                  r'the remote "gone" offers no repository at file:/\S+: .*')
+    add_remote(apart, "sample", sample)
+    check_refused(apart.cagectl("app", "install", "work", "org.example.Nope"), 1,
+                  r'there is no org\.example\.Nope for \w+ in the remotes? .*sample.*; '
+                  r'.*the remote "gone" offers no repository at file:.*')
