@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Applications: app remote-add, remotes, install, update, remove, list."""
+"""Applications: app remote-add, remote-remove, remotes, install, update, remove, list."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 KEY_BYTES_MAX = 1024 * 1024
 """Bytes in a file of OpenPGP keys."""
+REMOTE_SECONDS = 240.0
+"""How long it may take to add a remote, whose summary is fetched and checked first."""
 
 
 def _remote_add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +31,18 @@ def _remote_add(args: argparse.Namespace, screen: Screen) -> int:
         key = file.read(KEY_BYTES_MAX + 1)
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise UsageError(f"{args.gpg_key} is not an OpenPGP public key: it has {len(key) or 'no'} bytes")
-    core(args.verb).call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {})
+    core(args.verb).call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {}, timeout=REMOTE_SECONDS)
     _report(screen, {"name": args.remote, "url": args.url}, f"{args.remote}: added")
+    return 0
+
+
+def _remote_remove_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("remote", metavar="NAME", help="a remote from which nothing is installed any more")
+
+
+def _remote_remove(args: argparse.Namespace, screen: Screen) -> int:
+    core(args.verb).call("RemoveRemote", "sa{sv}", args.remote, {})
+    _report(screen, {"name": args.remote}, f"{args.remote}: removed")
     return 0
 
 
@@ -124,6 +136,7 @@ def _show(screen: Screen, rows: list[dict[str, Any]], keys: tuple[str, ...], nou
 
 VERBS = {
     "app remote-add": (_remote_add_arguments, _remote_add),
+    "app remote-remove": (_remote_remove_arguments, _remote_remove),
     "app remotes": (_no_arguments, _remotes),
     "app install": (_install_arguments, _install),
     "app update": (_cage_arguments, _update),

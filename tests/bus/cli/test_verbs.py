@@ -319,6 +319,17 @@ def test_a_remote_is_added_with_its_key(caged: Any, capsys: Captured, tmp_path: 
     assert capsys.readouterr().out == "NAME URL KEY\nhere -   ABCD\n\n1 remote.\n"
 
 
+def test_a_remote_is_removed(caged: Any, capsys: Captured) -> None:
+    caged.answers["RemoveRemote"] = NOTHING
+    assert cagectl.main(["app", "remote-remove", "here"]) == 0
+    assert cagectl.main(["app", "remote-remove", "here", "--json=short"]) == 0
+    assert caged.calls == [("RemoveRemote", "here", {})] * 2
+    assert capsys.readouterr().out == 'here: removed\n{"name":"here"}\n'
+    caged.fail("RemoveRemote", ERROR + "Failed", 'the remote "here" is needed')
+    assert cagectl.main(["app", "remote-remove", "here"]) == 1
+    assert capsys.readouterr() == ("", 'cagectl: the remote "here" is needed\n')
+
+
 def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     decision = {"action": ("s", "deny"), "rule": ("s", "50-x.policy:7"), "reason": ("s", "it"), "flow": ("s", "down")}
     record = {"sequence": 1, "time": "2026-11-23T16:00:00.123456Z", "kind": "decision"}
