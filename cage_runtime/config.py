@@ -27,7 +27,18 @@ SYSTEM_CONFIG = Path("/etc/cage-runtime/caged.conf")
 _Word = Annotated[
     str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z", description='1 to 31 of a-z, 0-9 and "-", first a letter')
 ]
-_Size = Annotated[str, msgspec.Meta(pattern=SIZE_PATTERN, description='a size such as "512M" or "2G"')]
+_PAGE_OR_MORE = (
+    r"^(?=0*(?:409[6-9]|4[1-9][0-9]{2}|[5-9][0-9]{3}|[1-9][0-9]{4,}"
+    r"|(?:[4-9]|[1-9][0-9]+)K|[1-9][0-9]*[MGT])\Z)"
+)
+"""A limit below one page of memory would be rounded to nothing."""
+_Size = Annotated[
+    str,
+    msgspec.Meta(
+        pattern=_PAGE_OR_MORE + SIZE_PATTERN,
+        description='a size of 4K or more, such as "512M" or "2G", and at most 999999T',
+    ),
+]
 _AppId = Annotated[
     str,
     msgspec.Meta(
@@ -219,8 +230,10 @@ class _Fault(msgspec.Struct, frozen=True, kw_only=True):
     def _in_words(self, kind: type[msgspec.Struct]) -> str | None:
         wanted = _described(_Word) if self.of_a_key else _wanted(kind, self.keys)
         if found := re.fullmatch(r"Expected `(.*)`, got `(.*)`", self.message):
-            plain = _TYPES.get(found[1].removesuffix(" | null"), found[1])
-            return f"must be {wanted or plain}, not {_TYPES.get(found[2], found[2])}"
+            expected = found[1].removesuffix(" | null")
+            # What is described of a list or a table is what is in it.
+            plain = wanted if wanted and expected not in ("array", "object") else _TYPES.get(expected, expected)
+            return f"must be {plain}, not {_TYPES.get(found[2], found[2])}"
         if found := re.fullmatch(r"Expected `(str|array)` of length (<=|>=) (\d+)", self.message):
             what = "characters" if found[1] == "str" else "entries"
             return f"must have {_BOUNDS[found[2]]} {found[3]} {what}"

@@ -36,7 +36,7 @@ def _visible(character: str) -> str:
 
 
 def quoted(escaped: str) -> str:
-    """A value for a line of `key=value`, in quotes where it could be taken for more than one."""
-    if escaped and not set(escaped) & set(' "='):
+    """`escaped`, the value of a field that `escape` has made visible, as one word that no value can reach out of."""
+    if escaped and not any(character.isspace() or character in '"=' for character in escaped):
         return escaped
     return '"' + escaped.replace('"', '\\"') + '"'

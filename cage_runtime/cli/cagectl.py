@@ -20,6 +20,7 @@ PROGRAM = Program(
         "enter": ("verbs_session", "a shell or a command in a cage"),
         "run": ("verbs_session", "a Flatpak application in a cage"),
         "app remote-add": ("verbs_app", "name a signed repository of applications"),
+        "app remote-remove": ("verbs_app", "forget a repository and its key"),
         "app remotes": ("verbs_app", "the repositories known here"),
         "app install": ("verbs_app", "install an application in a cage"),
         "app update": ("verbs_app", "bring a cage's applications up to date"),

@@ -28,6 +28,8 @@ _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
+_NEEDS_ROOT = {*_FORBIDDEN, BUS_ERROR_PREFIX + NotAuthorized.bus_name}
+"""What somebody who is not root is answered where root alone may ask: by the bus, or by the peer itself."""
 
 
 class NotRunning(RuntimeFailure):
@@ -35,13 +37,17 @@ class NotRunning(RuntimeFailure):
 
 
 class Peer:
-    """One object of one program on the bus."""
+    """One object of one program on the bus.
+
+    `who` it is to a person, and `absent` what to say when nobody is there.  `needs_root` is what the person asked for,
+    where root alone can have it.
+    """
 
     def __init__(
-        self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str, root_only: bool = False
+        self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str, needs_root: str = ""
     ) -> None:
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
-        self._who, self._absent, self._root_only = who, absent, root_only
+        self._who, self._absent, self._needs_root = who, absent, needs_root
 
     def call(
         self,
@@ -66,38 +72,38 @@ class Peer:
                 meanwhile=meanwhile,
             )
         except BusError as error:
-            raise self._error(error, member) from error
+            raise self._error(error) from error
         except TimeoutError as error:
-            raise RuntimeFailure(f"{self._who} did not answer {member} within {CALL_SECONDS:.0f} seconds") from error
+            raise RuntimeFailure(f"{self._who} did not answer {member} within {timeout:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
 
-    def _error(self, error: BusError, member: str) -> CageError:
+    def _error(self, error: BusError) -> CageError:
+        if error.name in _NEEDS_ROOT and self._needs_root and os.geteuid() != 0:
+            return NotAuthorized(f"{self._needs_root} needs root on this host; use sudo")
         if error.name.startswith(BUS_ERROR_PREFIX):
             return from_bus(error.name, error.sentence)
         if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
             return NotRunning(self._absent)
         if error.name in _ENDED:
             return RuntimeFailure(f"{self._who} ended before it answered; see its journal, and try again")
-        if error.name in _FORBIDDEN and self._root_only and os.geteuid() != 0:
-            return NotAuthorized(f"{member} needs root on this host; use sudo")
         if error.name in _FORBIDDEN:
             return NotAuthorized(f"the bus does not let this user ask that of {self._who}: {error.sentence}")
         return RuntimeFailure(f"{self._who}: {error.sentence or error.name}")
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        shared = {"who": self._who, "absent": self._absent}
-        return Peer(self._bus, self._name, path, interface, root_only=self._root_only, **shared)
+        shared = {"who": self._who, "absent": self._absent, "needs_root": self._needs_root}
+        return Peer(self._bus, self._name, path, interface, **shared)
 
     def close(self) -> None:
         self._bus.close()
 
 
-def core() -> Peer:
-    """caged's manager on the system bus."""
+def core(verb: str) -> Peer:
+    """caged's manager on the system bus, for `verb`, a sub-command of cagectl."""
     absent = "caged is not running; start it with systemctl start caged or caged --standalone"
     manager = CORE_NAME + ".Manager"
-    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=absent, root_only=True)
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=absent, needs_root=verb)
 
 
 def job(manager: Peer, path: str) -> Peer:

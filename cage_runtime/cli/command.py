@@ -139,7 +139,8 @@ class Program:
 
         add_arguments, perform = module.VERBS[verb]
         own, separator, command = _at_separator(arguments)
-        parser = Parser(prog=f"{self.name} {verb}", description=summary[:1].upper() + summary[1:] + ".")
+        end = "" if summary.endswith("?") else "."
+        parser = Parser(prog=f"{self.name} {verb}", description=summary[:1].upper() + summary[1:] + end)
         add_arguments(parser)
         takes_command = parser.get_default("takes_command")
         try:
@@ -148,7 +149,7 @@ class Program:
             return 0
         args.command = command
         args.has_command = bool(separator)
-        args.program = self.name
+        args.program, args.verb = self.name, verb
         return int(perform(args, Screen(args)))
 
 

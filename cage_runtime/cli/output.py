@@ -30,6 +30,8 @@ _COLORS = {
     "deny": "31",
 }
 """SGR parameters of the words that carry a judgement."""
+_SIDE_MAX = 9999
+"""Rows or columns of a terminal."""
 _TEXT_MAX = 100_000
 """Characters of one text that is shown whole, such as a definition's line."""
 
@@ -59,6 +61,12 @@ def visible(untrusted: str) -> str:
 
 def _plain(text: str) -> bool:
     return text.isascii() and text.isprintable()
+
+
+def terminal_size() -> tuple[int, int]:
+    """Rows and columns of the terminal on standard output, as many as a cage can be told of; 0 where it has no size."""
+    size = os.get_terminal_size(1)
+    return min(size.lines, _SIDE_MAX), min(size.columns, _SIDE_MAX)
 
 
 def say(program: str, sentence: str) -> None:

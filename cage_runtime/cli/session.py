@@ -8,6 +8,7 @@ used, and nothing of ours goes in but bytes, signals and the size of a terminal:
 from __future__ import annotations
 
 import _socket
+import errno
 import json
 import os
 import select
@@ -17,7 +18,7 @@ import struct
 import sys
 import termios
 
-from cage_runtime.cli.output import say
+from cage_runtime.cli.output import say, terminal_size
 from cage_runtime.cli.pump import Pump
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.channel import MESSAGE_MAX
@@ -180,9 +181,9 @@ class Session:
             return
 
     def _send_size(self) -> None:
-        size = os.get_terminal_size(1)
-        if size.lines and size.columns:
-            self._send({"rows": size.lines, "columns": size.columns})
+        rows, columns = terminal_size()
+        if rows and columns:
+            self._send({"rows": rows, "columns": columns})
 
     # --- signals -------------------------------------------------------------------------------------------
 
@@ -238,17 +239,30 @@ class Session:
         raw[6] = [*raw[6]]
         raw[6][termios.VMIN], raw[6][termios.VTIME] = 1, 0
         # Not tty.setraw, which before 3.12 leaves some of these; and TCSADRAIN keeps what was typed ahead.
-        termios.tcsetattr(0, termios.TCSADRAIN, raw)
+        try:
+            _set_attributes(raw)
+        except termios.error as error:
+            raise RuntimeFailure(f"no terminal to use: {error.args[1]}; run this in the foreground") from error
 
     def _restore(self) -> None:
         self._restore_signals()
         if self._attributes is not None:
             attributes, self._attributes = self._attributes, None
             try:
-                termios.tcsetattr(0, termios.TCSADRAIN, attributes)
+                _set_attributes(attributes)
             except termios.error:
                 # The terminal is gone; there is nobody to restore it for.
                 sys.stderr.flush()
+
+
+def _set_attributes(attributes: list[Any]) -> None:
+    """tcsetattr(3) of our terminal.  In the background it stops us, and the SIGCONT of `fg` interrupts it."""
+    while True:
+        try:
+            return termios.tcsetattr(0, termios.TCSADRAIN, attributes)
+        except termios.error as error:
+            if error.args[0] != errno.EINTR:
+                raise
 
 
 def _status(message: dict[str, Any]) -> int:

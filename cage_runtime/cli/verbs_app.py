@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Applications: app remote-add, remotes, install, update, remove, list."""
+"""Applications: app remote-add, remote-remove, remotes, install, update, remove, list."""
 
 from __future__ import annotations
 
@@ -14,6 +14,8 @@ if TYPE_CHECKING:
 
 KEY_BYTES_MAX = 1024 * 1024
 """Bytes in a file of OpenPGP keys."""
+REMOTE_SECONDS = 240.0
+"""How long it may take to add a remote, whose summary is fetched and checked first."""
 
 
 def _remote_add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -29,8 +31,18 @@ def _remote_add(args: argparse.Namespace, screen: Screen) -> int:
         key = file.read(KEY_BYTES_MAX + 1)
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise UsageError(f"{args.gpg_key} is not an OpenPGP public key: it has {len(key) or 'no'} bytes")
-    core().call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {})
+    core(args.verb).call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {}, timeout=REMOTE_SECONDS)
     _report(screen, {"name": args.remote, "url": args.url}, f"{args.remote}: added")
+    return 0
+
+
+def _remote_remove_arguments(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("remote", metavar="NAME", help="a remote from which nothing is installed any more")
+
+
+def _remote_remove(args: argparse.Namespace, screen: Screen) -> int:
+    core(args.verb).call("RemoveRemote", "sa{sv}", args.remote, {})
+    _report(screen, {"name": args.remote}, f"{args.remote}: removed")
     return 0
 
 
@@ -39,8 +51,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _remotes(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    _show(screen, core().call("ListRemotes", "a{sv}", {}, returns="aa{sv}"), ("name", "url", "key"), "remote")
+    _show(screen, core(args.verb).call("ListRemotes", "a{sv}", {}, returns="aa{sv}"), ("name", "url", "key"), "remote")
     return 0
 
 
@@ -60,7 +71,7 @@ def _install_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _install(args: argparse.Namespace, screen: Screen) -> int:
     options = {"remote": args.remote} if args.remote else {}
-    results = _job("InstallApplication", "ssa{sv}", args.cage, args.application, options)
+    results = _job(args, "InstallApplication", "ssa{sv}", args.cage, args.application, options)
     commit = cell(str(results.get("commit", "")))
     shown = cell(results.get("application", args.application))
     _report(screen, results, f"{shown}: installed in {args.cage}, commit {commit[:8]}…")
@@ -68,7 +79,7 @@ def _install(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _update(args: argparse.Namespace, screen: Screen) -> int:
-    results = _job("UpdateApplications", "sa{sv}", args.cage, {})
+    results = _job(args, "UpdateApplications", "sa{sv}", args.cage, {})
     if screen.as_json:
         screen.document(results)
     # One key an application; its value is the commit that is there now.
@@ -80,20 +91,20 @@ def _update(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _remove(args: argparse.Namespace, screen: Screen) -> int:
-    results = _job("RemoveApplication", "ssa{sv}", args.cage, args.application, {})
+    results = _job(args, "RemoveApplication", "ssa{sv}", args.cage, args.application, {})
     _report(screen, results, f"{args.application}: removed from {args.cage}")
     return 0
 
 
 def _list(args: argparse.Namespace, screen: Screen) -> int:
-    rows = core().call("ListApplications", "sa{sv}", args.cage, {}, returns="aa{sv}")
+    rows = core(args.verb).call("ListApplications", "sa{sv}", args.cage, {}, returns="aa{sv}")
     _show(screen, rows, ("application", "commit", "runtime", "remote"), "application")
     return 0
 
 
-def _job(member: str, signature: str, *values: object) -> dict[str, Any]:
+def _job(args: argparse.Namespace, member: str, signature: str, *values: object) -> dict[str, Any]:
     """The results of the job that `member` starts; Ctrl-C cancels it."""
-    manager = core()
+    manager = core(args.verb)
     path = manager.call(member, signature, *values, returns="o")
     work: Peer = job(manager, path)
     try:
@@ -125,6 +136,7 @@ def _show(screen: Screen, rows: list[dict[str, Any]], keys: tuple[str, ...], nou
 
 VERBS = {
     "app remote-add": (_remote_add_arguments, _remote_add),
+    "app remote-remove": (_remote_remove_arguments, _remote_remove),
     "app remotes": (_no_arguments, _remotes),
     "app install": (_install_arguments, _install),
     "app update": (_cage_arguments, _update),

@@ -8,7 +8,7 @@ import sys
 
 from cage_runtime.cli.client import NotRunning, core
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError, UsageError
+from cage_runtime.errors import CageError, RuntimeFailure, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -51,7 +51,7 @@ def _create(args: argparse.Namespace, screen: Screen) -> int:
     if args.definition:
         options["definition"] = _definition(args.definition)
         options["definition-file"] = args.definition
-    manager = core()
+    manager = core(args.verb)
     manager.call("Create", "sa{sv}", args.name, options, returns="o")
     if args.quiet and not screen.as_json:
         return 0
@@ -87,7 +87,7 @@ def _destroy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _each(args: argparse.Namespace, screen: Screen, member: str, became: str) -> int:
     """Calls `member` for every name; every failure is reported, and the worst decides the status."""
-    manager = core()
+    manager = core(args.verb)
     worst = 0
     done = []
     for name in dict.fromkeys(args.names):
@@ -111,17 +111,43 @@ def _simple(member: str, became: str) -> tuple[Callable[..., None], Callable[...
 
 
 def _destroy(args: argparse.Namespace, screen: Screen) -> int:
-    if not args.yes and not _agreed(args):
+    if not args.yes and (names := _with_documents(args)) and not _agreed(names):
         raise CageError("nothing was destroyed")
     return _each(args, screen, "Destroy", "destroyed")
 
 
-def _agreed(args: argparse.Namespace) -> bool:
+def _with_documents(args: argparse.Namespace) -> list[str]:
+    """Those of the named cages that hold documents; where caged cannot say, a cage may."""
+    manager = core(args.verb)
+    found = []
+    for name in dict.fromkeys(args.names):
+        try:
+            status = manager.call("Status", "sa{sv}", name, {}, returns="a{sv}")
+        except NotRunning:
+            raise
+        except RuntimeFailure:
+            status = {}
+        except CageError:
+            # Destroy says the same again: there is no such cage, or this person may not.
+            continue
+        if status.get("documents", True):
+            found.append(name)
+    return found
+
+
+def _agreed(names: list[str]) -> bool:
     if not (os.isatty(0) and os.isatty(2)):
         raise UsageError("destroy asks first, and there is no terminal to ask on; say --yes")
-    sys.stderr.write(f"Destroy {', '.join(cell(name) for name in args.names)} and all documents within? [y/N] ")
+    sys.stderr.write(f"Destroy {', '.join(map(cell, names))} and all documents within? [y/N] ")
     sys.stderr.flush()
-    return sys.stdin.readline().strip().lower() in ("y", "yes")
+    answer = ""
+    try:
+        answer = sys.stdin.readline()
+    finally:
+        # Ctrl-C and Ctrl-D leave the cursor behind the question.
+        if not answer.endswith("\n"):
+            sys.stderr.write("\n")
+    return answer.strip().lower() in ("y", "yes")
 
 
 VERBS = {

@@ -20,8 +20,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    faults = core().call("CheckPolicy", "a{sv}", {}, returns="as")
+    faults = core(args.verb).call("CheckPolicy", "a{sv}", {}, returns="as")
     if screen.as_json:
         screen.document(faults)
     else:
@@ -42,7 +41,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _explain(args: argparse.Namespace, screen: Screen) -> int:
     service, _, argument = args.service.partition("+")
     asked = (args.source, service, argument, args.target)
-    decision = core().call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
+    decision = core(args.verb).call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
     if screen.as_json:
         screen.document(decision)
         return 0
@@ -54,8 +53,7 @@ def _explain(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _reload(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    core().call("ReloadPolicy", "a{sv}", {})
+    core(args.verb).call("ReloadPolicy", "a{sv}", {})
     if screen.as_json:
         screen.document({"policy": "reloaded"})
     screen.done("policy: reloaded")
@@ -72,24 +70,22 @@ def _tail_arguments(parser: argparse.ArgumentParser) -> None:
 def _tail(args: argparse.Namespace, screen: Screen) -> int:
     import json
 
-    records = [json.loads(line) for line in core().call("TailAudit", "a{sv}", {"count": args.count}, returns="as")]
+    from cage_runtime.text import quoted
+
+    lines = core(args.verb).call("TailAudit", "a{sv}", {"count": args.count}, returns="as")
+    records = [json.loads(line) for line in lines]
     if screen.as_json:
         screen.document(records)
         return 0
     for record in records:
-        fields = " ".join(f"{key}={_quoted(str(value))}" for key, value in record.get("fields", {}).items())
+        fields = " ".join(f"{key}={quoted(str(value))}" for key, value in record.get("fields", {}).items())
         # Fields were escaped when they were recorded, so that this must not do it again.
         screen.line(visible(f"{str(record.get('time', ''))[:19]}Z {record.get('kind', '')!s:<16} {fields}".rstrip()))
     return 0
 
 
-def _quoted(value: str) -> str:
-    return f'"{value}"' if " " in value or not value else value
-
-
 def _verify(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    fault = core().call("VerifyAudit", "a{sv}", {}, returns="s")
+    fault = core(args.verb).call("VerifyAudit", "a{sv}", {}, returns="s")
     if screen.as_json:
         screen.document({"fault": fault})
     if fault:

@@ -4,8 +4,10 @@
 from __future__ import annotations
 
 import os
+import re
 
 from cage_runtime.cli.client import core
+from cage_runtime.cli.output import terminal_size
 from cage_runtime.errors import UsageError
 
 TYPE_CHECKING = False
@@ -17,6 +19,8 @@ if TYPE_CHECKING:
 
 CAGE_HOME = "/home/user"
 """The home directory in every cage."""
+_TERM = re.compile(r"[A-Za-z0-9][A-Za-z0-9+.-]{0,31}\Z")
+"""Kinds of terminal that a cage can be told of (term(7))."""
 
 
 def _enter_arguments(parser: argparse.ArgumentParser) -> None:
@@ -37,7 +41,7 @@ def _stray_argument(parser: argparse.ArgumentParser) -> None:
     # Words without "--" before them: caught to say so, and not shown in help.
     from argparse import SUPPRESS
 
-    parser.add_argument("stray", nargs="*", help=SUPPRESS)
+    parser.add_argument("stray", nargs="*", default=[], help=SUPPRESS)
 
 
 def _check_stray(args: argparse.Namespace) -> None:
@@ -80,6 +84,8 @@ def _run(args: argparse.Namespace, screen: Screen) -> int:
     with _opened(args, "Run", "ssasa{sv}", *values, {"detach": True}, terminal=False) as session:
         status = session.wait_started()
     if not status:
+        if screen.as_json:
+            screen.document({"name": args.name, "application": args.application, "state": "started"})
         screen.done(f"{args.application}: started in {args.name}")
     return status
 
@@ -97,17 +103,22 @@ def _session(
 ) -> int:
     terminal = os.isatty(0) and os.isatty(1)
     if terminal:
-        size = os.get_terminal_size(1)
+        rows, columns = terminal_size()
         # A terminal that does not know its size (a serial line, a script's) says 0.
-        options |= {"tty": True, "rows": ("q", size.lines or 24), "columns": ("q", size.columns or 80)}
-        options["term"] = os.environ.get("TERM", "dumb")
+        options |= {"tty": True, "rows": ("q", rows or 24), "columns": ("q", columns or 80)}
+        options["term"] = _kind_of_terminal()
     with _opened(args, member, signature, *values, options, terminal=terminal) as session:
         return session.run()
 
 
+def _kind_of_terminal() -> str:
+    kind = os.environ.get("TERM", "")
+    return kind if _TERM.match(kind) else "dumb"
+
+
 def _opened(args: argparse.Namespace, member: str, signature: str, *values: object, terminal: bool) -> Session:
     # The relay is loaded while caged works: 3 ms of ours that nobody waits for.
-    channel = core().call(member, signature, *values, returns="h", meanwhile=_session_type)
+    channel = core(args.verb).call(member, signature, *values, returns="h", meanwhile=_session_type)
     return _session_type()(channel, terminal=terminal, program=args.program)
 
 

@@ -21,6 +21,7 @@ _STATUS_LABELS = (
     ("processes", "Processes"),
     ("applications", "Applications"),
     ("home", "Home"),
+    ("documents", "Documents"),
     ("ephemeral", "Ephemeral"),
     ("created", "Created"),
     ("since", "Since"),
@@ -42,8 +43,7 @@ def _optional_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    cages = core().call("List", "a{sv}", {}, returns="aa{sv}")
+    cages = core(args.verb).call("List", "a{sv}", {}, returns="aa{sv}")
     if screen.as_json:
         screen.document(cages)
         return 0
@@ -53,7 +53,7 @@ def _list(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _status(args: argparse.Namespace, screen: Screen) -> int:
-    manager = core()
+    manager = core(args.verb)
     names = [args.name] if args.name else [cage["name"] for cage in manager.call("List", "a{sv}", {}, returns="aa{sv}")]
     found = [manager.call("Status", "sa{sv}", name, {}, returns="a{sv}") for name in names]
     if screen.as_json:
@@ -76,7 +76,7 @@ def _block(status: dict[str, Any], screen: Screen) -> None:
 
 
 def _show(args: argparse.Namespace, screen: Screen) -> int:
-    definition = core().call("Show", "sa{sv}", args.name, {}, returns="s")
+    definition = core(args.verb).call("Show", "sa{sv}", args.name, {}, returns="s")
     if screen.as_json:
         screen.document({"name": args.name, "definition": definition})
         return 0
@@ -85,8 +85,17 @@ def _show(args: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
+def _logs_arguments(parser: argparse.ArgumentParser) -> None:
+    from cage_runtime.cli.parser import whole_number
+
+    _name_argument(parser)
+    parser.add_argument("-n", metavar="N", dest="count", type=whole_number, help="the last N lines alone")
+
+
 def _logs(args: argparse.Namespace, screen: Screen) -> int:
-    lines = core().call("Logs", "sa{sv}", args.name, {}, returns="as")
+    lines = core(args.verb).call("Logs", "sa{sv}", args.name, {}, returns="as")
+    if args.count:
+        lines = lines[-args.count :]
     if screen.as_json:
         screen.document(lines)
         return 0
@@ -96,8 +105,7 @@ def _logs(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _doctor(args: argparse.Namespace, screen: Screen) -> int:
-    del args
-    checks = core().call("Doctor", "a{sv}", {}, returns="aa{sv}")
+    checks = core(args.verb).call("Doctor", "a{sv}", {}, returns="aa{sv}")
     if screen.as_json:
         screen.document(checks)
     else:
@@ -124,7 +132,7 @@ VERBS = {
     "list": (_no_arguments, _list),
     "status": (_optional_name, _status),
     "show": (_name_argument, _show),
-    "logs": (_name_argument, _logs),
+    "logs": (_logs_arguments, _logs),
     "doctor": (_no_arguments, _doctor),
     "version": (_no_arguments, _version),
 }

@@ -63,6 +63,10 @@ class ProgramFailed(CageError):
         super().__init__(f"{program} failed: {self.complaint or f'status {status}'}")
 
 
+class TooSlow(RuntimeFailure):
+    """A program did not end in the time it is given."""
+
+
 def _last_words(untrusted_complaint: bytes) -> str:
     """What a program printed on its standard error, escaped, on one line."""
     lines = [line.strip() for line in untrusted_complaint.decode("utf-8", "backslashreplace").splitlines()]
@@ -202,7 +206,7 @@ def _collect(process: subprocess.Popen[bytes], deadline: float) -> tuple[bytes, 
         while selector.get_map():
             ready = selector.select(max(0.0, deadline - time.monotonic()))
             if not ready:
-                raise RuntimeFailure(f"{program} did not end in the time it is given")
+                raise TooSlow(f"{program} did not end in the time it is given")
             for key, _ in ready:
                 if key.fileobj is ended:
                     selector.unregister(ended)

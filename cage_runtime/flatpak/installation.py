@@ -77,13 +77,16 @@ class Sources:
             yield self._asked[-1]
 
     def offering(self, ref: Ref) -> Source:
-        """The first that has `ref`; NoSuchApplication where none has, RemoteUnavailable where one could not say."""
+        """The first that has `ref`; NoSuchApplication where none has."""
         for source in self:
             if ref in source.refs:
                 return source
-        if self.silent:
-            raise self.silent[0]
-        raise NoSuchApplication(f"none of the remotes offers {ref}, which the application needs; add one that does")
+        advice = self.who_is_silent() or "add one that does"
+        raise NoSuchApplication(f"no remote that answers offers {ref}, which the application needs; {advice}")
+
+    def who_is_silent(self) -> str:
+        """Of the remotes that did not answer, a sentence each; empty where all did."""
+        return "; ".join(error.sentence for error in self.silent)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -121,9 +124,24 @@ class Installation:
 
     # --- remotes ---------------------------------------------------------------------------------------------
     def add_remote(self, untrusted_name: str, untrusted_url: str, untrusted_key: bytes) -> str:
-        """Pin a key for a source of applications and return its fingerprint; UntrustedSource without a good key."""
+        """Pin a key for a source of applications, if that shows a summary signed with it, and return its fingerprint;
+        UntrustedSource without a good key or signature, RemoteUnavailable where there is nothing to see."""
         name, url = check_remote(untrusted_name), check_url(untrusted_url)
-        return self._remotes.add(name, url, untrusted_key).fingerprint
+        return self._remotes.add(name, url, untrusted_key, self._look_at).fingerprint
+
+    def _look_at(self, remote: Remote, key: Path) -> None:
+        with Mirror.opened(self._mirrors() / remote.name, remote, key, self._runner) as mirror:
+            mirror.refs()
+
+    def remove_remote(self, untrusted_name: str) -> None:
+        """Forget a source of applications and its key; CageError while something that came from it is there."""
+        remote = self._known(check_remote(untrusted_name), "cagectl app remotes lists those that there are")
+        ours = [ref for kind in Kind for ref in self._deployed(kind) if self._came_from(ref, remote)]
+        if ours:
+            names = ", ".join(sorted({ref.name for ref in ours}))
+            raise CageError(f'the remote "{remote.name}" is needed: {names} came from it; remove applications first')
+        self._remotes.remove(remote.name)
+        self._run_on_repository("remote", "delete", "--if-exists", remote.name)
 
     def remotes(self) -> list[Remote]:
         return self._remotes.all()
@@ -141,7 +159,7 @@ class Installation:
         runtimes = self._deployed(Kind.RUNTIME)
         if application.runtime not in runtimes:
             raise RuntimeFailure(f"{ref.name} cannot run: its runtime {application.runtime} is not installed; "
-                                 f"run: cagectl app update {ref.name}")
+                                 "run: cagectl app update CAGE")
         return trees(application, self._metadata(application.runtime), {runtime.name for runtime in runtimes})
 
     def _deployed(self, kind: Kind, name: str = "*") -> list[Ref]:
@@ -175,9 +193,11 @@ class Installation:
             raise RuntimeFailure(f"{ref} is damaged ({error.strerror}); remove it and install it again") from error
 
     def _origin(self, ref: Ref) -> str:
-        origins = [remote.name for remote in self.remotes()
-                   if self.directory.joinpath("repo/refs/remotes", remote.name, str(ref)).exists()]
+        origins = [remote.name for remote in self.remotes() if self._came_from(ref, remote)]
         return origins[0] if origins else ""
+
+    def _came_from(self, ref: Ref, remote: Remote) -> bool:
+        return self.directory.joinpath("repo/refs/remotes", remote.name, str(ref)).exists()
 
     def _describe(self, ref: Ref) -> Installed:
         runtime = self._metadata(ref).runtime
@@ -220,18 +240,26 @@ class Installation:
             self._sweep()
 
     def _remote(self, name: str) -> Remote:
+        return self._known(name, "add it with its key: cagectl app remote-add")
+
+    def _known(self, name: str, advice: str) -> Remote:
         for remote in self.remotes():
             if remote.name == name:
                 return remote
-        raise UntrustedSource(f'there is no remote "{name}"; add it with its key: cagectl app remote-add')
+        raise UntrustedSource(f'there is no remote "{name}"; {advice}')
 
-    @contextmanager
-    def _sources(self, first: Remote | None) -> Iterator[Sources]:
-        """All remotes, `first` first."""
+    def _mirrors(self) -> Path:
+        """Where mirrors are during one operation; what an earlier one was kept from clearing away is not there."""
         mirrors = self.directory / "mirrors"
         if mirrors.exists():
             shutil.rmtree(mirrors)
         mirrors.mkdir()
+        return mirrors
+
+    @contextmanager
+    def _sources(self, first: Remote | None) -> Iterator[Sources]:
+        """All remotes, `first` first."""
+        mirrors = self._mirrors()
         with ExitStack() as stack:
 
             def ask(remote: Remote) -> Source:
@@ -252,12 +280,14 @@ class Installation:
             for branch in (*USUAL_BRANCHES, *sorted(refs)):
                 if branch in refs:
                     return refs[branch]
-        if sources.silent:
-            raise sources.silent[0]
+        silent = sources.who_is_silent()
+        if silent and not asked:
+            raise RemoteUnavailable(silent)
         if not asked:
             raise NoSuchApplication(f"{name} cannot be installed, as there is no remote; see cagectl app remote-add")
         where = f"the remote{'s' if len(asked) > 1 else ''} {', '.join(asked)}"
-        raise NoSuchApplication(f"there is no {name} for {arch} in {where}; check the name, or add a remote")
+        advice = silent or "check the name, or add a remote"
+        raise NoSuchApplication(f"there is no {name} for {arch} in {where}; {advice}")
 
     def _architecture(self) -> str:
         if not self._arch:
@@ -338,12 +368,14 @@ class Installation:
     def _point_at(self, mirror: Mirror) -> None:
         """Make `mirror` the place that the installation's remote of that name is at.  Commits stay checked against
         the pinned key; the summary is the mirror's own."""
-        repository, name = f"--repo={self._repository()}", mirror.remote.name
+        name = mirror.remote.name
         key = self._remotes.key_file(name)
-        run = self._runner.run
-        run("ostree", repository, "remote", "delete", "--if-exists", name, seconds=QUICK_SECONDS)
-        run("ostree", repository, "remote", "add", "--set=gpg-verify=true", "--set=gpg-verify-summary=false",
-            f"--gpg-import={key}", name, f"file://{mirror.path}", seconds=QUICK_SECONDS)
+        self._run_on_repository("remote", "delete", "--if-exists", name)
+        self._run_on_repository("remote", "add", "--set=gpg-verify=true", "--set=gpg-verify-summary=false",
+                                f"--gpg-import={key}", name, f"file://{mirror.path}")
+
+    def _run_on_repository(self, *words: str) -> None:
+        self._runner.run("ostree", f"--repo={self._repository()}", *words, seconds=QUICK_SECONDS)
 
     def _flatpak(self, verb: str, *words: str, cleaning: bool = False) -> None:
         argv = ("flatpak", verb, "--user", "--assumeyes", "--noninteractive", *words)

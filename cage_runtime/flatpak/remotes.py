@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from datetime import datetime
 from pathlib import Path
@@ -20,7 +20,7 @@ from typing import NoReturn
 import msgspec
 
 from cage_runtime.errors import NameTaken, RemoteUnavailable, RuntimeFailure, UntrustedSource, UsageError
-from cage_runtime.flatpak.command import ProgramFailed, Runner
+from cage_runtime.flatpak.command import ProgramFailed, Runner, TooSlow
 from cage_runtime.flatpak.metadata import METADATA_BYTES_MAX, Ref, parse_ref
 from cage_runtime.text import escape
 
@@ -80,27 +80,33 @@ class Remotes:
         except msgspec.ValidationError as error:
             raise RuntimeFailure(f"{self._directory}/remotes.json is damaged: {error}") from error
 
-    def add(self, name: str, url: str, untrusted_key: bytes) -> Remote:
-        """Pin `untrusted_key` for what comes from `url`.  The same again changes nothing; UntrustedSource without a
-        good key, NameTaken where `name` stands for something else."""
+    def add(self, name: str, url: str, untrusted_key: bytes, look: Callable[[Remote, Path], None]) -> Remote:
+        """Pin `untrusted_key` for what comes from `url`, once `look`, given the remote and its key's file, has raised
+        nothing.  The same again changes nothing; UntrustedSource without a good key, NameTaken where `name` stands for
+        something else."""
         self._directory.joinpath("keys").mkdir(exist_ok=True)
         incoming = self.key_file(f".{name}")
-        fingerprint = self._inspect(name, untrusted_key, incoming)
-        remote = Remote(name=name, url=url, fingerprint=fingerprint)
-        known = self.all()
-        if taken := next((other for other in known if other.name == name), None):
-            incoming.unlink()
-            if taken != remote:
-                raise NameTaken(
-                    f'there is a remote "{name}" already, at {taken.url} with the key {taken.fingerprint}; '
-                    "choose another name"
-                )
-            return taken
-        if len(known) >= REMOTES_MAX:
-            raise UsageError(f"there are {REMOTES_MAX} remotes already, which is the most there may be")
-        incoming.replace(self.key_file(name))
-        _store(self._directory / "remotes.json", msgspec.json.encode([*known, remote]))
-        return remote
+        try:
+            remote = Remote(name=name, url=url, fingerprint=self._inspect(name, untrusted_key, incoming))
+            known = self.all()
+            if taken := next((other for other in known if other.name == name), None):
+                return _the_same(taken, remote)
+            if len(known) >= REMOTES_MAX:
+                raise UsageError(f"there are {REMOTES_MAX} remotes already, which is the most there may be")
+            look(remote, incoming)
+            incoming.replace(self.key_file(name))
+            self._store([*known, remote])
+            return remote
+        finally:
+            incoming.unlink(missing_ok=True)
+
+    def remove(self, name: str) -> None:
+        """Forget a remote, then its key."""
+        self._store([remote for remote in self.all() if remote.name != name])
+        self.key_file(name).unlink(missing_ok=True)
+
+    def _store(self, remotes: list[Remote]) -> None:
+        _store(self._directory / "remotes.json", msgspec.json.encode(remotes))
 
     def _inspect(self, name: str, untrusted_key: bytes, file: Path) -> str:
         """The fingerprint of the one public key in `untrusted_key`, which is in `file` afterwards."""
@@ -115,13 +121,18 @@ class Remotes:
                 "gpg", "--batch", "--no-options", "--no-default-keyring", "--with-colons", "--show-keys",
                 "--", str(file), seconds=QUICK_SECONDS,
             )
-            return _only_key(listing.decode("utf-8", "replace"), name)
         except ProgramFailed as error:
-            file.unlink()
             raise UntrustedSource(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
-        except (UntrustedSource, OSError):
-            file.unlink(missing_ok=True)
-            raise
+        return _only_key(listing.decode("utf-8", "replace"), name)
+
+
+def _the_same(taken: Remote, remote: Remote) -> Remote:
+    if taken != remote:
+        raise NameTaken(
+            f'there is a remote "{taken.name}" already, at {taken.url} with the key {taken.fingerprint}; '
+            "choose another name"
+        )
+    return taken
 
 
 def _only_key(listing: str, name: str) -> str:
@@ -181,11 +192,13 @@ class Mirror:
 
     def refs(self) -> list[Ref]:
         """What the remote offers, by its signed summary; UntrustedSource where the signature is not the pinned key's,
-        RemoteUnavailable where there is no repository to ask."""
+        RemoteUnavailable where there is no repository to ask, or it does not answer."""
         try:
             listing = self._ostree("remote", "refs", self.remote.name)
         except ProgramFailed as error:
             self._refuse_summary(error)
+        except TooSlow as error:
+            raise self._silent() from error
         prefix = f"{self.remote.name}:"
         lines = listing.decode("utf-8", "replace").splitlines()
         return [ref for line in lines if line.startswith(prefix) and (ref := parse_ref(line.removeprefix(prefix)))]
@@ -201,12 +214,20 @@ class Mirror:
             raise RemoteUnavailable(
                 f'the remote "{name}" offers no repository at {self.remote.url}: {reason.complaint}'
             ) from error
+        except TooSlow:
+            raise self._silent() from error
         finally:
             _clear(plain)
         raise UntrustedSource(
             f'the summary of the remote "{name}" is not signed by the key {self.remote.fingerprint} that is pinned '
             f"for it, so that nothing was taken from it: {error.complaint}"
         ) from error
+
+    def _silent(self) -> RemoteUnavailable:
+        remote = self.remote
+        return RemoteUnavailable(
+            f'the remote "{remote.name}" did not answer at {remote.url} within {QUICK_SECONDS:.0f} seconds'
+        )
 
     def pull_commit(self, ref: Ref) -> str:
         """The commit that the remote has for `ref`, without its objects; UntrustedSource where its signature or its

@@ -58,14 +58,20 @@ class Apps:
         self._thread = ThreadPoolExecutor(max_workers=1, thread_name_prefix="installation")
 
     def service(self) -> Service:
-        handlers = (self.add_remote, self.list_remotes, self.install, self.update, self.remove, self.list, self.trees,
-                    self.cancel)
-        members = ("AddRemote", "ListRemotes", "Install", "Update", "Remove", "List", "Trees", "Cancel")
-        return Service(interface=described(f"{NAME}.xml", NAME), handlers=dict(zip(members, handlers, strict=True)))
+        handlers = {
+            "AddRemote": self.add_remote, "RemoveRemote": self.remove_remote, "ListRemotes": self.list_remotes,
+            "Install": self.install, "Update": self.update, "Remove": self.remove, "List": self.list,
+            "Trees": self.trees, "Cancel": self.cancel,
+        }  # fmt: skip
+        return Service(interface=described(f"{NAME}.xml", NAME), handlers=handlers)
 
     async def add_remote(self, call: Call) -> Answer:
         name, url, key = call.arguments
         return Answer(values=(await self._change(call, lambda: self._installation.add_remote(name, url, bytes(key))),))
+
+    async def remove_remote(self, call: Call) -> Answer:
+        await self._change(call, lambda: self._installation.remove_remote(call.arguments[0]))
+        return Answer()
 
     async def list_remotes(self, call: Call) -> Answer:
         remotes = await self._read(call, self._installation.remotes)

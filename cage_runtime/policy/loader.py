@@ -11,29 +11,35 @@ import errno
 import os
 import re
 import stat
+from collections.abc import Iterator
 from pathlib import Path
 
 from cage_runtime.config import Paths
 from cage_runtime.errors import PolicySyntaxError
 from cage_runtime.model import POLICY_BYTES_MAX, POLICY_RULES_MAX, Levels
 from cage_runtime.policy.engine import Policy
-from cage_runtime.policy.parser import parse
+from cage_runtime.policy.parser import read, sound
 from cage_runtime.policy.rule import Rule
 from cage_runtime.text import escape
 
+FAULTS_MAX = 1000
+"""Faults that are told at once."""
 _FILE_NAME = re.compile(r"[0-9]{2}-[A-Za-z0-9][A-Za-z0-9_-]*\.policy\Z")
 
 
 def load_policy(paths: Paths, levels: Levels) -> Policy:
     """The policy of this host; one bad line in one file, and PolicySyntaxError refuses all of it."""
-    rules: list[Rule] = []
-    for path in policy_files(paths):
-        text = _read(path)
-        if text is not None:
-            rules.extend(parse(text, file=str(path), levels=levels))
-        if len(rules) > POLICY_RULES_MAX:
-            raise PolicySyntaxError(f"{rules[POLICY_RULES_MAX].place}: more than {POLICY_RULES_MAX} rules in all")
-    return Policy(rules=tuple(rules))
+    return Policy(rules=tuple(sound(_read_all(paths, levels))))
+
+
+def faults(paths: Paths, levels: Levels) -> list[str]:
+    """Everything that is wrong with the policy of this host, a sentence each with file and line; [] where it is sound.
+
+    After FAULTS_MAX of them one more says how many there are besides.
+    """
+    found = [fault.sentence for fault in _read_all(paths, levels) if isinstance(fault, PolicySyntaxError)]
+    more = len(found) - FAULTS_MAX
+    return [*found[:FAULTS_MAX], f"{more} more faults are not shown"] if more > 0 else found
 
 
 def load_or_refuse(paths: Paths, levels: Levels) -> Policy:
@@ -44,30 +50,58 @@ def load_or_refuse(paths: Paths, levels: Levels) -> Policy:
         return Policy.refusing(error)
 
 
-def policy_files(paths: Paths) -> list[Path]:
-    """The files that count, in the order of their rules; a masked file is not among them."""
+def _read_all(paths: Paths, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
+    """Rules and faults of all files in their order; what is wrong with the directories comes first."""
+    files, misnamed = _policy_files(paths)
+    yield from misnamed
+    count = 0
+    for path in files:
+        for found in _read_file(path, levels):
+            count += isinstance(found, Rule)
+            if isinstance(found, Rule) and count > POLICY_RULES_MAX:
+                yield PolicySyntaxError(f"{found.place}: more than {POLICY_RULES_MAX} rules in all")
+                return
+            yield found
+
+
+def _policy_files(paths: Paths) -> tuple[list[Path], list[PolicySyntaxError]]:
+    """The files that count, in the order of their rules, without those that are masked; and what is named wrongly."""
     found: dict[str, Path] = {}
+    wrong: list[PolicySyntaxError] = []
     for parent in (paths.shipped, paths.run, paths.administrator):
         directory = Path(parent, "policy.d")
-        for name in _listed(directory):
-            found[name] = directory / name
-    return [found[name] for name in sorted(found, key=os.fsencode)]
+        try:
+            untrusted_names = _listed(directory)
+        except PolicySyntaxError as error:
+            wrong.append(error)
+            continue
+        for untrusted_name in untrusted_names:
+            if _FILE_NAME.match(untrusted_name):
+                found[untrusted_name] = directory / untrusted_name
+            else:
+                place = f"{directory}/{escape(untrusted_name)}:1"
+                wrong.append(PolicySyntaxError(f"{place}: a policy file is named NN-name.policy, two digits first"))
+    return [found[name] for name in sorted(found, key=os.fsencode)], wrong
 
 
 def _listed(directory: Path) -> list[str]:
-    """The policy files of one directory.  Other files, such as an editor's, do not count; misnamed ones are refused."""
+    """What is called a policy in one directory; other files, such as an editor's, do not count."""
     try:
-        names = [name for name in os.listdir(directory) if name.endswith(".policy") and not name.startswith(".")]
+        return sorted(name for name in os.listdir(directory) if name.endswith(".policy") and not name.startswith("."))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise PolicySyntaxError(f"{directory}:1: cannot be read: {error.strerror}") from error
-    for untrusted_name in sorted(names):
-        if not _FILE_NAME.match(untrusted_name):
-            raise PolicySyntaxError(
-                f"{directory}/{escape(untrusted_name)}:1: a policy file is named NN-name.policy, two digits first"
-            )
-    return names
+
+
+def _read_file(path: Path, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
+    try:
+        untrusted_text = _read(path)
+    except PolicySyntaxError as error:
+        yield error
+        return
+    if untrusted_text is not None:
+        yield from read(untrusted_text, file=str(path), levels=levels)
 
 
 def _read(path: Path) -> bytes | None:

@@ -2,12 +2,13 @@
 """The policy language: one rule a line, `service argument source target action [parameters]`.
 
 Anything unknown, repeated or out of place is a PolicySyntaxError that names file and line, and refuses the file.
+`read` goes on after one, for whoever wants to know of all.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from typing import Literal
 
 from cage_runtime.errors import CageError, PolicySyntaxError
@@ -24,23 +25,35 @@ _LATER_PARAMETERS |= {"types", "limit", "for", "until", "transform", "require", 
 
 
 class _Fault(Exception):
-    """What is wrong with a line; `parse` adds where."""
+    """What is wrong with a line; `read` adds where."""
 
 
 def parse(untrusted_text: bytes, *, file: str, levels: Levels) -> tuple[Rule, ...]:
     """The rules of one policy file in their order; PolicySyntaxError names `file` and the line."""
+    return tuple(sound(read(untrusted_text, file=file, levels=levels)))
+
+
+def sound(read_rules: Iterable[Rule | PolicySyntaxError]) -> Iterator[Rule]:
+    """The rules alone; the first fault among them is raised."""
+    for found in read_rules:
+        if isinstance(found, PolicySyntaxError):
+            raise found
+        yield found
+
+
+def read(untrusted_text: bytes, *, file: str, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
+    """Line by line the rule, or what is wrong with it; where something is, none of the rules counts."""
     if len(untrusted_text) > POLICY_BYTES_MAX:
-        raise PolicySyntaxError(f"{file}:1: the file has more than {POLICY_BYTES_MAX} bytes; divide it")
-    rules = []
+        yield PolicySyntaxError(f"{file}:1: the file has more than {POLICY_BYTES_MAX} bytes; divide it")
+        return
     for number, untrusted_line in enumerate(untrusted_text.split(b"\n"), start=1):
         place = f"{file}:{number}"
         try:
             words = _words(untrusted_line)
             if words:
-                rules.append(_rule(words, place, levels))
+                yield _rule(words, place, levels)
         except _Fault as fault:
-            raise PolicySyntaxError(f"{place}: {fault}") from None
-    return tuple(rules)
+            yield PolicySyntaxError(f"{place}: {fault}")
 
 
 def _words(untrusted_line: bytes) -> list[str]:

@@ -17,6 +17,7 @@ from tests.privileged.sample import NOTES, Sample, short_directory
 from tests.privileged.test_flatpak_installation import forge_commit, forge_object, forge_summary, unsign_commit
 
 NOBODY = ("setpriv", "--reuid=65534", "--regid=65534", "--clear-groups", "--")
+SIZE_RULE = 'a size of 4K or more, such as "512M" or "2G", and at most 999999T'
 NAME_RULE = 'use 1 to 31 of a-z, 0-9 and "-", first a letter'
 
 
@@ -77,7 +78,7 @@ CREATE: list[tuple[str, tuple[str, ...], int, str]] = [
     ("template", ("x", "--template", "nope"), 2,
      r'there is no template "nope"; /\S+/etc/templates\.d is where yours belong'),
     ("template's name", ("x", "--template", "../x"), 2, r'there is no template "\.\./x"; \S+ is where yours belong'),
-    ("memory", ("x", "--memory", "12Q"), 2, 'memory: must be a size such as "512M" or "2G"'),
+    ("memory", ("x", "--memory", "12Q"), 2, f"memory: must be {SIZE_RULE}"),
     ("cpus", ("x", "--cpus", "9999"), 2, "cpus: must be at most 4096"),
     ("cpus of words", ("x", "--cpus", "many"), 2,
      "create: argument --cpus: a number above 0 is needed, such as 1.5; see cagectl create --help"),
@@ -105,7 +106,7 @@ DEFINITIONS: list[tuple[str, bytes, str]] = [
     ("unknown compartment", b'compartments = [\n "navy"]\n',
      ':1: compartments: there is no compartment "navy"; this host has finance, legal, medical'),
     ("wrong type", b"level = 5\n", f":1: level: must be {NAME_RULE.removeprefix('use ')}, not a whole number"),
-    ("wrong size", b'[limits]\nmemory = "2X"\n', ':2: limits.memory: must be a size such as "512M" or "2G"'),
+    ("wrong size", b'[limits]\nmemory = "2X"\n', f":2: limits.memory: must be {SIZE_RULE}"),
     ("wrong choice", b'[limits]\non-missing = "ignore"\n', ':2: limits.on-missing: must be "refuse" or "warn"'),
     ("wrong application", b'[apps]\nallow = ["notes"]\n',
      ':2: apps.allow[0]: must be an application id such as "org.gnome.TextEditor"'),
@@ -262,13 +263,13 @@ def run(*words: str | Path, **environment: str) -> Ended:
 
 
 @pytest.mark.usefixtures("unchanged")
-@pytest.mark.parametrize(("words", "member"), [
-    ("list", "List"), ("create x", "Create"), ("enter bad", "Enter"), ("destroy bad --yes", "Destroy"),
-    ("app install bad org.cageruntime.Notes", "InstallApplication"), ("doctor", "Doctor"),
+@pytest.mark.parametrize(("words", "verb"), [
+    ("list", "list"), ("create x", "create"), ("enter bad", "enter"), ("destroy bad --yes", "destroy"),
+    ("app install bad org.cageruntime.Notes", "app install"), ("doctor", "doctor"),
 ])
-def test_without_root_nothing_is_done(runtime: Runtime, words: str, member: str) -> None:
+def test_without_root_nothing_is_done(runtime: Runtime, words: str, verb: str) -> None:
     ended = run(*NOBODY, PREFIX / "bin/cagectl", *words.split(), **runtime.environment())
-    check_refused(ended, 126, f"{member} needs root on this host; use sudo")
+    check_refused(ended, 126, f"{verb} needs root on this host; use sudo")
 
 
 NOT_ROOT = [
@@ -582,8 +583,8 @@ def test_what_was_tampered_with_is_not_taken(
 ) -> None:
     with short_directory() as directory:
         forged = sample.copy(directory / "forged")
-        forge(forged)
         add_remote(apart, name, forged)
+        forge(forged)
         check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", name), 1, sentence)
     assert apart.json("app", "list", "work") == []
     assert NOTES not in apart.ok("show", "work")
@@ -592,6 +593,15 @@ def test_what_was_tampered_with_is_not_taken(
 
 def test_a_remote_that_does_not_answer(apart: Apart, sample: Sample) -> None:
     key = f"--gpg-key={sample.directory}/key.gpg"
-    apart.ok("app", "remote-add", "gone", "file:///nonexistent/repo", key)
-    check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", "gone"), 1,
+    before = apart.json("app", "remotes")
+    check_refused(apart.cagectl("app", "remote-add", "gone", "file:///nonexistent/repo", key), 1,
                   'the remote "gone" offers no repository at file:///nonexistent/repo: .*')
+    assert apart.json("app", "remotes") == before
+    with short_directory() as directory:
+        add_remote(apart, "gone", sample.copy(directory / "gone"))
+    check_refused(apart.cagectl("app", "install", "work", NOTES, "--remote", "gone"), 1,
+                  r'the remote "gone" offers no repository at file:/\S+: .*')
+    add_remote(apart, "sample", sample)
+    check_refused(apart.cagectl("app", "install", "work", "org.example.Nope"), 1,
+                  r'there is no org\.example\.Nope for \w+ in the remotes? .*sample.*; '
+                  r'.*the remote "gone" offers no repository at file:.*')

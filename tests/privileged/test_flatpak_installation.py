@@ -82,6 +82,11 @@ class Apps:
     def install(self, application: str = NOTES, remote: str = "") -> dict[str, str]:
         return dict(self.call("Install", "ss", application, remote))
 
+    def has_no_remotes(self) -> bool:
+        # pathlib's * takes hidden names too.
+        left = [*self.installation.glob("keys/*"), *self.installation.glob("mirrors/*")]
+        return self.call("ListRemotes") == [] and left == []
+
     def nothing_is_installed(self) -> bool:
         """No application, no runtime, no mirror, no object of either."""
         left = [*self.installation.glob("app/*/*"), *self.installation.glob("runtime/*/*/*/*"),
@@ -234,14 +239,16 @@ FORGERIES = [
     (forge_summary, "the summary of the remote .* is not signed by the key .*BAD signature"),
     (unsign_summary, "the summary of the remote .* is not signed by the key .*no summary signatures found"),
 ]
+FORGED_SUMMARIES = FORGERIES[-2:]
+
+
+class Quiet(http.server.SimpleHTTPRequestHandler):
+    def log_message(self, *_: object) -> None:
+        """Requests are no news."""
 
 
 @contextmanager
 def over_http(directory: Path) -> Iterator[str]:
-    class Quiet(http.server.SimpleHTTPRequestHandler):
-        def log_message(self, *_: object) -> None:
-            """Requests are no news."""
-
     handler = functools.partial(Quiet, directory=str(directory))
     with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         threading.Thread(target=server.serve_forever, daemon=True).start()
@@ -261,12 +268,26 @@ def test_what_was_touched_is_refused_and_leaves_nothing(
 ) -> None:
     with short_directory() as directory:
         forged = sample.copy(directory / "forged")
-        forge(forged)
         with way(forged.repository) as url:
             apps.add(forged, url=url)
+            forge(forged)
             with pytest.raises(UntrustedSource, match=why):
                 apps.install()
         assert apps.nothing_is_installed()
+
+
+@pytest.mark.parametrize("way", [directly, over_http])
+@pytest.mark.parametrize(("forge", "why"), FORGED_SUMMARIES)
+def test_a_remote_whose_summary_is_not_signed_is_not_added(
+    apps: Apps, sample: Sample, forge: Callable[[Sample], None], why: str, way: Callable[[Path], Any]
+) -> None:
+    with short_directory() as directory:
+        forged = sample.copy(directory / "forged")
+        forge(forged)
+        with way(forged.repository) as url, pytest.raises(UntrustedSource, match=why):
+            apps.add(forged, url=url)
+    assert apps.has_no_remotes()
+    assert apps.add(sample), "the name is free"
 
 
 def test_a_forged_update_leaves_what_was_installed(apps: Apps, sample: Sample) -> None:
@@ -298,10 +319,9 @@ def test_a_repository_signed_by_another_key_is_refused(apps: Apps, sample: Sampl
         fingerprint = stranger(home)
         key = subprocess.run(["gpg", "--homedir", home, "--export"], stdout=subprocess.PIPE, check=True).stdout
         run("gpgconf", "--homedir", home, "--kill", "all")
-    assert apps.add(sample, key=key) == fingerprint
     with pytest.raises(UntrustedSource, match=f"is not signed by the key {fingerprint}"):
-        apps.install()
-    assert apps.nothing_is_installed()
+        apps.add(sample, key=key)
+    assert apps.has_no_remotes()
 
 
 def test_a_remote_needs_one_good_key(apps: Apps, sample: Sample) -> None:
@@ -311,8 +331,7 @@ def test_a_remote_needs_one_good_key(apps: Apps, sample: Sample) -> None:
         apps.add(sample, key=b"hello")
     with pytest.raises(UntrustedSource, match="is a secret key"):
         apps.add(sample, key=sample.directory.joinpath("secret.asc").read_bytes())
-    assert apps.call("ListRemotes") == []
-    assert not list(apps.installation.glob("keys/*")) + list(apps.installation.glob("keys/.*"))
+    assert apps.has_no_remotes()
 
 
 def test_names_and_addresses_are_checked_before_anything_runs(apps: Apps, sample: Sample) -> None:
@@ -339,40 +358,77 @@ def test_what_nobody_offers_is_named_with_the_remotes_that_were_asked(apps: Apps
         apps.install(NOTES, "flathub")
 
 
+def test_a_remote_that_is_not_there_is_not_added(apps: Apps, sample: Sample) -> None:
+    with pytest.raises(RemoteUnavailable, match='the remote "absent" offers no repository at file:///nonexistent/repo'):
+        apps.add(sample, name="absent", url="file:///nonexistent/repo")
+    assert apps.has_no_remotes()
+
+
 def test_a_remote_that_does_not_answer_matters_only_if_it_is_needed(apps: Apps, sample: Sample) -> None:
-    apps.add(sample, name="absent", url="file:///nonexistent/repo")
+    with short_directory() as directory:
+        apps.add(sample.copy(directory / "absent"), name="absent")
     with pytest.raises(RemoteUnavailable, match='the remote "absent" offers no repository'):
         apps.install()
     apps.add(sample)
     with pytest.raises(RemoteUnavailable):
         apps.install(NOTES, "absent")
+    with pytest.raises(NoSuchApplication, match=r'^there is no org.example.Nothing for \w+ in the remote sample; '
+                                                'the remote "absent" offers no repository at file:'):
+        apps.install("org.example.Nothing")
     assert apps.install()["remote"] == "sample"
+
+
+def test_a_remote_is_removed_once_nothing_of_it_is_there(apps: Apps, sample: Sample) -> None:
+    apps.add(sample)
+    apps.add(sample, name="other")
+    apps.install(NOTES, "sample")
+    with pytest.raises(CageError, match=f'the remote "sample" is needed: {NOTES}, {PLATFORM} came from it; '):
+        apps.call("RemoveRemote", "s", "sample")
+    apps.call("RemoveRemote", "s", "other")
+    assert [name for name, *_ in apps.call("ListRemotes")] == ["sample"]
+    apps.call("Remove", "s", NOTES)
+    apps.call("RemoveRemote", "s", "sample")
+    assert apps.has_no_remotes()
+    assert "sample" not in apps.installation.joinpath("repo/config").read_text()
+    for name, kind in (("sample", UntrustedSource), ("../x", InvalidName)):
+        with pytest.raises(kind):
+            apps.call("RemoveRemote", "s", name)
+    assert apps.add(sample, url=f"file://{sample.repository}/"), "the name is free for another place"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Silent:
-    """A web server that takes requests and never answers: `asked` when one came, `left` when its client was gone."""
+    """A web server that takes requests and, once it is `mute`, never answers: `asked` when one came then, `left` when
+    its client was gone."""
 
     url: str
+    mute: threading.Event
     asked: threading.Event
     left: threading.Event
 
 
 @contextmanager
-def silent_server() -> Iterator[Silent]:
-    asked, left = threading.Event(), threading.Event()
+def silent_server(repository: Path) -> Iterator[Silent]:
+    mute, asked, left = threading.Event(), threading.Event(), threading.Event()
 
-    class Handler(http.server.BaseHTTPRequestHandler):
+    class Handler(Quiet):
         def do_GET(self) -> None:
+            if mute.is_set():
+                self.wait()
+            else:
+                super().do_GET()
+
+        def wait(self) -> None:
             asked.set()
             with suppress(ConnectionResetError):
                 self.connection.recv(1)
             left.set()
 
-    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), Handler) as server:
+    handler = functools.partial(Handler, directory=str(repository))
+    with http.server.ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
         server.daemon_threads = True
         threading.Thread(target=server.serve_forever, daemon=True).start()
-        yield Silent(url=f"http://127.0.0.1:{server.server_address[1]}/repo", asked=asked, left=left)
+        yield Silent(url=f"http://127.0.0.1:{server.server_address[1]}/", mute=mute, asked=asked, left=left)
         server.shutdown()
 
 
@@ -380,6 +436,7 @@ def test_work_ends_when_its_caller_cancels_or_leaves(apps: Apps, sample: Sample)
     async def leave(silent: Silent) -> None:
         bus, other = await Bus.connect(apps.address), await Bus.connect(apps.address)
         await apps.ask(bus, "AddRemote", "ssay", "silent", silent.url, sample.key)
+        silent.mute.set()
         install = asyncio.ensure_future(apps.ask(bus, "Install", "ss", NOTES, "silent"))
         assert await asyncio.to_thread(silent.asked.wait, 30)
         await apps.ask(bus, "Cancel")
@@ -399,7 +456,7 @@ def test_work_ends_when_its_caller_cancels_or_leaves(apps: Apps, sample: Sample)
         assert await asyncio.to_thread(silent.left.wait, 30)
         other.disconnect()
 
-    with silent_server() as silent:
+    with silent_server(sample.repository) as silent:
         asyncio.run(leave(silent))
     assert apps.nothing_is_installed()
     assert apps.install(NOTES, "sample")["application"] == NOTES
@@ -407,8 +464,9 @@ def test_work_ends_when_its_caller_cancels_or_leaves(apps: Apps, sample: Sample)
 
 def test_a_killed_service_takes_its_programs_along_and_starts_where_it_was(apps: Apps, sample: Sample) -> None:
     apps.add(sample)
-    with silent_server() as silent:
+    with silent_server(sample.repository) as silent:
         apps.add(sample, name="silent", url=silent.url)
+        silent.mute.set()
         with ThreadPoolExecutor() as pool:
             install = pool.submit(apps.install, NOTES, "silent")
             assert silent.asked.wait(30)

@@ -95,6 +95,6 @@ def test_what_it_names_is_there() -> None:
 
 
 def test_every_option_it_names_is_known() -> None:
-    for script, option in (("quickstart", "--keep"), ("quickstart", "--stop")):
+    for script, option in (("quickstart", "--keep"), ("quickstart", "--stop"), ("uninstall", "--purge")):
         told = subprocess.run([TOP / "scripts" / script, "--help"], capture_output=True, text=True, check=True)
         assert option in told.stdout

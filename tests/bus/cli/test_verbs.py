@@ -96,6 +96,87 @@ def test_each_name_is_done_once_and_said(caged: Any, capsys: Captured, verb: str
     assert json.loads(capsys.readouterr().out) == [{"name": "work", "state": became}]
 
 
+class Question:
+    """A terminal on which a person answers `typed`, or what is raised."""
+
+    def __init__(self, typed: str | type[BaseException]) -> None:
+        self.typed = typed
+
+    def readline(self) -> str:
+        if isinstance(self.typed, str):
+            return self.typed
+        raise self.typed
+
+
+@pytest.fixture
+def cages_with_documents(caged: Any, fake_error: type[Exception]) -> Any:
+    """full has documents, empty has none, old is one of a caged that does not say, odd cannot be looked at."""
+    documents: dict[str, dict[str, Any]] = {
+        "full": {"documents": ("b", True)}, "empty": {"documents": ("b", False)}, "old": {},
+    }  # fmt: skip
+
+    def status(name: str, _: object) -> tuple[str, tuple[Any, ...]]:
+        if name == "odd":
+            raise fake_error(ERROR + "RuntimeFailure", "odd cannot be looked at")
+        if name not in documents:
+            raise fake_error(ERROR + "NoSuchCage", f'there is no cage "{name}"')
+        return "a{sv}", (WORK | documents[name],)
+
+    def destroy(name: str, _: object) -> tuple[str, tuple[Any, ...]]:
+        if name not in (*documents, "odd"):
+            raise fake_error(ERROR + "NoSuchCage", f'there is no cage "{name}"')
+        return "", ()
+
+    caged.answers |= {"Status": status, "Destroy": destroy}
+    return caged
+
+
+@pytest.mark.usefixtures("cages_with_documents")
+@pytest.mark.parametrize("terminal", [True, False])
+def test_destroy_does_not_ask_where_nothing_is_lost(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, terminal: bool
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: terminal)
+    monkeypatch.setattr("sys.stdin", Question("n\n"))
+    assert cagectl.main(["destroy", "empty", "nobody"]) == 1
+    assert capsys.readouterr() == ("empty: destroyed\n", 'cagectl: there is no cage "nobody"\n')
+
+
+@pytest.mark.parametrize("names", [["full"], ["empty", "old"], ["odd"]])
+def test_destroy_needs_a_terminal_to_ask_on(
+    cages_with_documents: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch, names: list[str]
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: False)
+    assert cagectl.main(["destroy", *names]) == 2
+    sentence = "cagectl: destroy asks first, and there is no terminal to ask on; say --yes\n"
+    assert capsys.readouterr() == ("", sentence)
+    assert "Destroy" not in {member for member, *_ in cages_with_documents.calls}
+    assert cagectl.main(["destroy", *names, "--yes"]) == 0
+
+
+@pytest.mark.usefixtures("cages_with_documents")
+@pytest.mark.parametrize(
+    ("typed", "status", "said"),
+    [
+        ("y\n", 1, 'cagectl: there is no cage "nobody"\n'),
+        ("n\n", 1, "cagectl: nothing was destroyed\n"),
+        ("", 1, "\ncagectl: nothing was destroyed\n"),
+        ("y", 1, '\ncagectl: there is no cage "nobody"\n'),
+        (KeyboardInterrupt, 130, "\n"),
+    ],
+)
+def test_destroy_asks_of_the_cages_that_hold_documents(
+    capsys: Captured, monkeypatch: pytest.MonkeyPatch, typed: str | type[BaseException], status: int, said: str
+) -> None:
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr("sys.stdin", Question(typed))
+    assert cagectl.main(["destroy", "full", "empty", "nobody", "old", "full"]) == status
+    out, err = capsys.readouterr()
+    assert err == "Destroy full, old and all documents within? [y/N] " + said
+    destroyed = "full: destroyed\nempty: destroyed\nold: destroyed\n"
+    assert out == (destroyed if "nobody" in said else "")
+
+
 def test_every_failure_is_reported_and_the_worst_decides(
     caged: Any, capsys: Captured, fake_error: type[Exception]
 ) -> None:
@@ -136,6 +217,7 @@ def test_list_is_a_table(caged: Any, capsys: Captured) -> None:
 
 def test_status_shows_what_is_known_and_what_a_later_version_adds(caged: Any, capsys: Captured) -> None:
     more = WORK | {"unenforced": ("as", ["memory: no controller", "cpus: no controller"]), "mood": ("s", "a\tb")}
+    more |= {"documents": ("b", True)}
     caged.answers["Status"] = lambda *_: ("a{sv}", (more,))
     caged.answers["List"] = lambda _: ("aa{sv}", ([WORK],))
     expected = (
@@ -145,6 +227,7 @@ def test_status_shows_what_is_known_and_what_a_later_version_adds(caged: Any, ca
         "Compartments: finance\n"
         "              hr\n"
         "   Processes: 3\n"
+        "   Documents: yes\n"
         "Not enforced: memory: no controller\n"
         "              cpus: no controller\n"
         "        UUID: u-1\n"
@@ -165,6 +248,10 @@ def test_show_and_logs_are_lines_that_cannot_reach_the_terminal(caged: Any, caps
     assert capsys.readouterr().out == 'level = "internal"\ndescription = "a\\\\b \\x1b[2J"\n'
     assert cagectl.main(["logs", "work"]) == 0
     assert capsys.readouterr().out == "fine\n\\x1b]0;owned\\x07\n"
+    assert cagectl.main(["logs", "work", "-n", "1"]) == 0
+    assert capsys.readouterr().out == "\\x1b]0;owned\\x07\n"
+    assert cagectl.main(["logs", "work", "-n", "3", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out) == ["fine", "\033]0;owned\007"]
 
 
 def test_doctor_fails_when_something_is_missing(caged: Any, capsys: Captured) -> None:
@@ -232,10 +319,21 @@ def test_a_remote_is_added_with_its_key(caged: Any, capsys: Captured, tmp_path: 
     assert capsys.readouterr().out == "NAME URL KEY\nhere -   ABCD\n\n1 remote.\n"
 
 
+def test_a_remote_is_removed(caged: Any, capsys: Captured) -> None:
+    caged.answers["RemoveRemote"] = NOTHING
+    assert cagectl.main(["app", "remote-remove", "here"]) == 0
+    assert cagectl.main(["app", "remote-remove", "here", "--json=short"]) == 0
+    assert caged.calls == [("RemoveRemote", "here", {})] * 2
+    assert capsys.readouterr().out == 'here: removed\n{"name":"here"}\n'
+    caged.fail("RemoveRemote", ERROR + "Failed", 'the remote "here" is needed')
+    assert cagectl.main(["app", "remote-remove", "here"]) == 1
+    assert capsys.readouterr() == ("", 'cagectl: the remote "here" is needed\n')
+
+
 def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     decision = {"action": ("s", "deny"), "rule": ("s", "50-x.policy:7"), "reason": ("s", "it"), "flow": ("s", "down")}
     record = {"sequence": 1, "time": "2026-11-23T16:00:00.123456Z", "kind": "decision"}
-    record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b"}}
+    record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b", "file": 'a"="b'}}
     caged.answers["ExplainPolicy"] = lambda *_: ("a{sv}", (decision,))
     caged.answers["CheckPolicy"] = lambda _: ("as", ([],))
     caged.answers["TailAudit"] = lambda _: ("as", ([json.dumps(record)],))
@@ -250,7 +348,9 @@ def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     assert capsys.readouterr().out == "policy: sound\naudit: the chain is whole\n"
     assert cagectl.main(["audit", "tail", "-n", "3"]) == 0
     assert caged.calls[-1] == ("TailAudit", {"count": ("u", 3)})
-    assert capsys.readouterr().out == '2026-11-23T16:00:00Z decision         source=vault reason="no rule" x=\\x1b\n'
+    assert capsys.readouterr().out == (
+        '2026-11-23T16:00:00Z decision         source=vault reason="no rule" x=\\x1b file="a\\"=\\"b"\n'
+    )
     assert cagectl.main(["audit", "tail", "--json=short"]) == 0
     assert json.loads(capsys.readouterr().out) == [record]
 
@@ -297,6 +397,27 @@ def test_enter_passes_its_command_as_it_is_and_exits_with_its_status(
     assert caged.calls == [("Enter", "work", command, {"root": ("b", True), "cwd": ("s", "/tmp")})]
 
 
+@pytest.mark.parametrize(
+    ("term", "size", "told"),
+    [
+        ("xterm-256color", (80, 24), ("xterm-256color", 24, 80)),
+        ("x" * 33, (0, 0), ("dumb", 24, 80)),
+        ("../xterm\udcff", (65535, 10_000), ("dumb", 9999, 9999)),
+        ("", (1, 1), ("dumb", 1, 1)),
+    ],
+)
+def test_a_terminal_is_told_as_a_cage_can_have_it(
+    caged: Any, monkeypatch: pytest.MonkeyPatch, term: str, size: tuple[int, int], told: tuple[str, int, int]
+) -> None:
+    monkeypatch.setenv("TERM", term)
+    monkeypatch.setattr(os, "isatty", lambda _: True)
+    monkeypatch.setattr(os, "get_terminal_size", lambda _: os.terminal_size(size))
+    caged.fail("Enter", ERROR + "WrongState", "work is stopped")
+    assert cagectl.main(["enter", "work"]) == 1
+    options = {"tty": ("b", True), "rows": ("q", told[1]), "columns": ("q", told[2]), "term": ("s", told[0])}
+    assert caged.calls == [("Enter", "work", [], options)]
+
+
 @pytest.mark.usefixtures("no_terminal")
 def test_run_moves_arguments_home_and_may_detach(caged: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("HOME", "/home/ann")
@@ -309,6 +430,9 @@ def test_run_moves_arguments_home_and_may_detach(caged: Any, capsys: Captured, m
         ("Run", "work", "org.example.App", [], {"detach": ("b", True)}),
     ]
     assert capsys.readouterr().out == "org.example.App: started in work\n"
+    assert cagectl.main(["run", "work", "org.example.App", "--detach", "--json=short"]) == 0
+    started = {"name": "work", "application": "org.example.App", "state": "started"}
+    assert json.loads(capsys.readouterr().out) == started
 
 
 def open_descriptors() -> Iterator[str]:

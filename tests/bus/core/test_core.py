@@ -108,7 +108,7 @@ WRONG: list[tuple[str, str, tuple[Any, ...], str, str]] = [
     ("Create", "sa{sv}", ("x", {"level": ("u", 5)}), "InvalidArgument", "level: must be text, not a whole number"),
     ("Create", "sa{sv}", ("x", {"start": ("s", "no")}), "InvalidArgument", "start: must be true or false, not text"),
     ("Create", "sa{sv}", ("x", {"memory": ("s", "lots")}), "InvalidArgument",
-     'memory: must be a size such as "512M" or "2G"'),
+     'memory: must be a size of 4K or more, such as "512M" or "2G", and at most 999999T'),
     ("Create", "s", ("x",), "InvalidArgument", 'Create takes the signature "sa{sv}", not "s"'),
     ("Create", "sa{ss}", ("x", {}), "InvalidArgument", 'Create takes the signature "sa{sv}", not "sa{ss}"'),
     ("Create", "sa{sv}", ("X", {}), "InvalidName",

@@ -30,7 +30,7 @@ from cage_runtime.model import DEFINITION_BYTES_MAX
 
 SHIPPED = Path(__file__).parents[3] / "policies"
 WORD = '1 to 31 of a-z, 0-9 and "-", first a letter'
-SIZE = 'a size such as "512M" or "2G"'
+SIZE = 'a size of 4K or more, such as "512M" or "2G", and at most 999999T'
 APP = 'an application id such as "org.gnome.TextEditor"'
 
 FAULTS = [
@@ -62,7 +62,9 @@ FAULTS = [
     ("[limits]\ntasks = 20.5", "2: limits.tasks: must be a whole number, not a number"),
     ("[limits]\ntasks = true", "2: limits.tasks: must be a whole number, not true or false"),
     ('[session]\nephemeral = "yes"', "2: session.ephemeral: must be true or false, not text"),
-    ('[apps]\nallow = "org.a.b"', f"2: apps.allow: must be {APP}, not text"),
+    ('[apps]\nallow = "org.a.b"', "2: apps.allow: must be a list, not text"),
+    ('compartments = "finance"', "1: compartments: must be a list, not text"),
+    ("compartments = [3]", f"1: compartments[0]: must be {WORD}, not a whole number"),
     ("limits = 3", "1: limits: must be a table, not a whole number"),
     ('[[limits]]\nmemory = "1G"', "1: limits: must be a table, not a list"),
     # out of range
@@ -75,6 +77,9 @@ FAULTS = [
     ('[limits]\nmemory = "0"', f"2: limits.memory: must be {SIZE}"),
     ('[limits]\nmemory = "1 G"', f"2: limits.memory: must be {SIZE}"),
     ('[limits]\ndisk = "9999999999T"', f"2: limits.disk: must be {SIZE}"),
+    ('[limits]\ndisk = "1K"', f"2: limits.disk: must be {SIZE}"),
+    ('[limits]\nmemory = "4095"', f"2: limits.memory: must be {SIZE}"),
+    ('[limits]\nmemory-guarantee = "0003K"', f"2: limits.memory-guarantee: must be {SIZE}"),
     ('level = "Secret"', f"1: level: must be {WORD}"),
     ('level = "web\\n"', f"1: level: must be {WORD}"),
     ('compartments = [\n  "a",\n  "B"]', f"1: compartments[1]: must be {WORD}"),
@@ -195,10 +200,29 @@ def test_a_file_that_is_not_there(tmp_path: Path) -> None:
     assert caught.value.sentence == f"{tmp_path}/caged.conf: cannot be read: No such file or directory"
 
 
+@given(number=st.integers(0, 5000), zeros=st.integers(0, 2), unit=st.sampled_from(["", "K", "M", "G", "T"]))
+def test_a_limit_has_a_page_or_more(number: int, zeros: int, unit: str) -> None:
+    size = f"{'0' * zeros}{number}{unit}"
+    enough = number * 1024 ** " KMGT".index(unit or " ") >= 4096
+    try:
+        assert parse_definition(f'limits.memory = "{size}"', "f").limits.memory == size
+    except DefinitionError:
+        assert not enough
+    else:
+        assert enough
+
+
+@pytest.mark.parametrize("size", ["999999T", "999999999G", "999999999999M", "999999999999"])
+def test_the_biggest_sizes(size: str) -> None:
+    assert parse_definition(f'limits.disk = "{size}"', "f").limits.disk == size
+    with pytest.raises(DefinitionError, match="at most 999999T"):
+        parse_definition(f'limits.disk = "9999{size}"', "f")
+
+
 # --- there and back ---------------------------------------------------------------------------------------------
 
 WORDS = st.from_regex(r"[a-z][a-z0-9-]{0,30}", fullmatch=True)
-SIZES = st.from_regex(r"[1-9][0-9]{0,5}[KMGT]?", fullmatch=True)
+SIZES = st.from_regex(r"[1-9][0-9]{4,5}|[1-9][0-9]{1,5}K|[1-9][0-9]{0,5}[MGT]", fullmatch=True)
 
 
 def maybe(strategy: st.SearchStrategy[object]) -> st.SearchStrategy[object]:
@@ -270,6 +294,8 @@ def test_the_shipped_levels(paths: Paths) -> None:
         ('levels = ["a", "a"]', "1: levels: a level is named twice"),
         ('levels = ["a"]\n[colours]\na = "red"', '2: colours: must be a colour such as "#2e7d32"'),
         ('levels = ["a"]\n[colours]\nA = "#000000"', f"2: colours: a key in it must be {WORD}"),
+        ('levels = ["a"]\ncolours = 3', "2: colours: must be a table, not a whole number"),
+        ('levels = "a"', "1: levels: must be a list, not text"),
         ('levels = ["a"]\nlevel = "b"', '2: unknown key "level"'),
     ],
 )

@@ -3,13 +3,14 @@
 
 from __future__ import annotations
 
+import re
 import unicodedata
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from cage_runtime.text import escape
+from cage_runtime.text import escape, quoted
 
 TABLE = [
     ("plain, with spaces: é 漢 🙂 \"'`$", "plain, with spaces: é 漢 🙂 \"'`$"),
@@ -57,6 +58,29 @@ def test_nothing_hidden_comes_out(untrusted: str | bytes) -> None:
     shown = escape(untrusted)
     assert not {unicodedata.category(character) for character in shown} & {"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"}
     assert len(shown.splitlines()) <= 1
+
+
+@pytest.mark.parametrize(
+    ("untrusted", "shown"),
+    [
+        ("figures.txt", "figures.txt"),
+        ("", '""'),
+        ("two words", '"two words"'),
+        ("\u00a0", '"\u00a0"'),
+        ("x=y", '"x=y"'),
+        ('x" target="vault', '"x\\" target=\\"vault"'),
+        ('\\" target=vault', '"\\\\\\" target=vault"'),
+    ],
+)
+def test_a_value_is_one_word(untrusted: str, shown: str) -> None:
+    assert quoted(escape(untrusted)) == shown
+
+
+@given(values=st.lists(st.text(alphabet='a\\"= ', max_size=5), min_size=1, max_size=3))
+def test_no_value_looks_like_several(values: list[str]) -> None:
+    line = " ".join(f"key={quoted(escape(value))}" for value in values)
+    assert re.sub(r'key=(?:"(?:\\.|[^"\\])*"|[^\s"=]+)(?: |\Z)', "", line) == ""
+    assert len(re.findall(r'key=(?:"(?:\\.|[^"\\])*"|[^\s"=]+)', line)) == len(values)
 
 
 @given(untrusted=st.lists(st.text(st.characters(codec=None), max_size=20), min_size=2, max_size=2, unique=True))

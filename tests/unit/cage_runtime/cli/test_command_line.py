@@ -36,11 +36,13 @@ GOOD = (
     "kill work",
     "destroy work vault --yes",
     "destroy --yes -- work",
+    "destroy work",
     "enter work",
     "enter work --root --cwd /tmp -- ls --help -h -j",
     "run work org.example.App",
     "run work org.example.App --detach -- --write x",
     "app remotes",
+    "app remote-remove here",
     "app install work org.example.App --remote here",
     "app update work",
     "app remove work org.example.App",
@@ -54,6 +56,7 @@ GOOD = (
     "status work",
     "show work",
     "logs work",
+    "logs work -n 3",
     "policy check",
     "policy explain work files.Send+x vault",
     "policy reload",
@@ -103,15 +106,16 @@ BAD = (
     ("create a --tasks 99999999999", "--tasks"),
     ("create a --template x --from y", "not allowed with"),
     ("start", "NAME"),
-    ("destroy work", "--yes"),
-    ("enter", "NAME"),
+    ("enter", "enter: the following arguments are required: NAME; see"),
     ("enter work ls", 'put "--" before'),
     ("enter work --", 'no command after "--"'),
-    ("run work", "APP-ID"),
+    ("run work", "run: the following arguments are required: APP-ID; see"),
     ("run work org.example.App file", 'put "--" before'),
     ("app remote-add here https://example.org", "--gpg-key"),
     ("app install work", "APP-ID"),
+    ("app remote-remove", "NAME"),
     ("audit tail -n 0", "-n"),
+    ("logs work -n 0", "-n"),
     ("policy explain work files.Send", "DST"),
 )
 
@@ -206,6 +210,7 @@ def test_help_fits_80_columns(program: str, argv: list[str], capsys: pytest.Capt
     assert out.startswith(f"usage: {program} ")
     assert "--json" in out
     assert "SUPPRESS" not in out
+    assert "?." not in out
     assert [line for line in out.splitlines() if len(line) > 80] == []
 
 

@@ -37,6 +37,19 @@ class Ready(Session):
         return super()._relay()
 """
 """A session that tells when it has begun to catch signals."""
+SHELL = """
+import fcntl, os, signal, subprocess, sys, termios
+fcntl.ioctl(0, termios.TIOCSCTTY, 0)
+signal.signal(signal.SIGTTOU, signal.SIG_IGN)
+relay = subprocess.Popen(sys.argv[2:], pass_fds=[int(sys.argv[1])], process_group=0)
+assert os.WIFSTOPPED(os.waitpid(relay.pid, os.WUNTRACED)[1])
+os.tcsetpgrp(0, relay.pid)
+os.killpg(relay.pid, signal.SIGCONT)
+status = relay.wait()
+os.tcsetpgrp(0, os.getpid())
+sys.exit(status)
+"""
+"""A shell that starts the relay with `&` and, once that has been stopped for it, says `fg`."""
 MEGABYTES = 8
 
 
@@ -470,6 +483,9 @@ def test_a_terminal_is_relayed_raw_and_restored(
     termios.tcsetwinsize(terminal.outer, (50, 132))
     process.send_signal(signal.SIGWINCH)
     assert init.heard() == {"rows": 50, "columns": 132}
+    termios.tcsetwinsize(terminal.outer, (50, 20_000))
+    process.send_signal(signal.SIGWINCH)
+    assert init.heard() == {"rows": 50, "columns": 9999}
     os.write(slave, b"last words")
     init.exit(9)
     assert process.wait(timeout=20) == 9
@@ -514,6 +530,24 @@ def test_a_slave_is_not_taken_for_a_master(
     process = relay(init, "terminal", stdin=inner, stdout=inner, start_new_session=True)
     init.tell({"event": "started"}, [command_terminal[1]])
     assert b"did not hand over a terminal" in process.communicate(timeout=20)[1]
+
+
+def test_a_session_that_began_in_the_background_goes_on_in_the_foreground(
+    init: FakeInit, terminal: Terminal, command_terminal: tuple[int, int]
+) -> None:
+    number, inner = init.theirs.fileno(), terminal.inner
+    # The shell ignores SIGTTOU, and what it starts would inherit that.
+    default = "import signal; signal.signal(signal.SIGTTOU, signal.SIG_DFL)\n"
+    command = [sys.executable, "-c", SHELL, str(number), sys.executable, "-c", default + RELAY, str(number), "terminal"]
+    process = subprocess.Popen(command, cwd=TOP, pass_fds=[number], stdin=inner, stdout=inner, stderr=subprocess.PIPE,
+                               start_new_session=True)  # fmt: skip
+    init.theirs.close()
+    init.tell({"event": "started"}, [command_terminal[0]])
+    assert init.heard() == {"rows": 24, "columns": 80}
+    init.exit(6)
+    assert process.communicate(timeout=20)[1] == b""
+    assert process.returncode == 6
+    assert termios.tcgetattr(terminal.inner) == terminal.before
 
 
 def test_a_command_that_leaves_its_terminal_is_waited_for(init: FakeInit, terminal: Terminal) -> None:

@@ -14,6 +14,7 @@ from cage_runtime.model import Levels
 
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "legal"}))
 PATHS = Paths(administrator="/nonexistent", shipped="/nonexistent")
+SIZE_RULE = 'a size of 4K or more, such as "512M" or "2G", and at most 999999T'
 
 
 def asked(**options: Any) -> CreateOptions:
@@ -26,8 +27,8 @@ FAULTS: list[tuple[dict[str, Any], type[CageError], str]] = [
     ({"template": "a", "definition": ""}, UsageError, "a cage is made from a template or from a file, not from both"),
     ({"level": ""}, UsageError, 'level: must be 1 to 31 of a-z, 0-9 and "-", first a letter$'),
     ({"compartments": ["a"] * 17}, UsageError, "compartments: must have at most 16 entries$"),
-    ({"memory": "1e9"}, UsageError, 'memory: must be a size such as "512M" or "2G"$'),
-    ({"disk": "0"}, UsageError, 'disk: must be a size such as "512M" or "2G"$'),
+    ({"memory": "1e9"}, UsageError, f"memory: must be {SIZE_RULE}$"),
+    ({"disk": "0"}, UsageError, f"disk: must be {SIZE_RULE}$"),
     ({"cpus": 0.0}, UsageError, "cpus: must be more than 0$"),
     ({"tasks": 15}, UsageError, "tasks: must be at least 16$"),
     ({"network": "nat"}, UsageError, 'network "nat" is not offered; only "none" is$'),

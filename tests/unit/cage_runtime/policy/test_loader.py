@@ -12,7 +12,7 @@ from cage_runtime.config import Paths
 from cage_runtime.errors import PolicySyntaxError
 from cage_runtime.model import POLICY_BYTES_MAX, Levels
 from cage_runtime.policy import loader
-from cage_runtime.policy.loader import load_or_refuse, load_policy
+from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 
 LEVELS = Levels(names=("public", "secret"))
 PLACES = ("shipped", "run", "administrator")
@@ -89,6 +89,31 @@ def test_one_bad_line_refuses_all(paths: Paths) -> None:
     assert caught.value.sentence == f'{bad}:2: "alow" is not an action: write allow or deny'
     refusing = load_or_refuse(paths, LEVELS)
     assert (refusing.rules, refusing.fault) == ((), caught.value.sentence)
+
+
+def test_every_fault_of_every_file_is_told(paths: Paths) -> None:
+    first = put(paths, "shipped", "50-a.policy", "* * * * alow\n* * * * allow\nnonsense\n* * ! * deny # first\n")
+    link = Path(paths.administrator, "policy.d", "60-b.policy")
+    link.symlink_to("/etc/passwd")
+    misnamed = [put(paths, "run", name, "") for name in ("b.policy", "a.policy")]
+    last = put(paths, "administrator", "99-z.policy", b"* * * * deny\n\xff")
+    found = faults(paths, LEVELS)
+    places = [fault.partition(": ")[0] for fault in found]
+    assert places == [f"{misnamed[1]}:1", f"{misnamed[0]}:1", f"{first}:1", f"{first}:3", f"{first}:4", f"{link}:1",
+                      f"{last}:2"]  # fmt: skip
+    assert load_or_refuse(paths, LEVELS).fault == found[0], "loading stays all or nothing"
+
+
+def test_a_sound_policy_has_no_faults(paths: Paths) -> None:
+    put(paths, "shipped", "50-a.policy", "* * * * allow\n")
+    assert faults(paths, LEVELS) == []
+
+
+def test_too_many_faults_are_counted(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(loader, "FAULTS_MAX", 2)
+    file = put(paths, "shipped", "50-a.policy", "x\n" * 5)
+    assert [fault.partition(": ")[0] for fault in faults(paths, LEVELS)] == [
+        f"{file}:1", f"{file}:2", "3 more faults are not shown"]  # fmt: skip
 
 
 def test_rules_are_placed_by_their_path(paths: Paths) -> None:

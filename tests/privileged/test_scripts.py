@@ -1,0 +1,121 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The scripts that change the machine, on places that are a test's own: nothing of this machine's is written to."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import pytest
+
+from tests.privileged.runtime import PREFIX, SECONDS
+from tests.privileged.sample import TOP
+
+APART = r"""
+set -eu
+work=$1
+mount -t tmpfs none "$work"
+mkdir "$work/dpkg"
+mount --bind /var/lib/dpkg "$work/dpkg"
+cp -a /etc "$work/etc"
+mount --bind "$work/etc" /etc
+for place in /opt /run /usr/local /var/lib /var/log; do mount -t tmpfs none "$place"; done
+mkdir -p /usr/local/bin /usr/local/sbin /usr/local/share/man /var/lib/dpkg
+mount --bind "$work/dpkg" /var/lib/dpkg
+printf '#!/bin/sh\necho install was run >&2\nexit 9\n' >"$work/stub"
+chmod 755 "$work/stub"
+"""
+"""A mount namespace's /etc, /opt, /run, /usr/local, /var/lib and /var/log, forgotten with it."""
+
+
+def apart(directory: Path, script: str) -> subprocess.CompletedProcess[str]:
+    command = ["unshare", "--mount", "--propagation=private", "sh", "-c", APART + script, "sh", directory]
+    environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
+    return subprocess.run(command, cwd=TOP, env=environment, stdin=subprocess.DEVNULL, capture_output=True, text=True,
+                          timeout=4 * SECONDS, check=False)  # fmt: skip
+
+
+# --- quickstart ------------------------------------------------------------------------------------------------------
+EARLIER = r"""
+mount --bind "$work/stub" scripts/install
+kept=/var/lib/cage-runtime-quickstart
+mkdir $kept
+for name in {there}; do
+    mkdir -p /var/lib/cage-runtime/cages/$name
+    echo "{{\"uuid\":\"of-$name\",\"created\":\"\",\"owner\":0}}" >/var/lib/cage-runtime/cages/$name/instance.json
+done
+printf '{made}' >$kept/cages
+scripts/quickstart || status=$?
+cat $kept/cages
+exit $status
+"""
+BOTH = r"work of-work kept\nvault of-vault kept\n"
+
+
+@pytest.mark.parametrize(
+    ("there", "made", "sentence"),
+    [
+        ("work vault", BOTH, "work and vault of an earlier --keep are there; "
+                             "destroy them first: cagectl destroy work vault"),
+        ("vault", BOTH, "vault of an earlier --keep is there; destroy it first: cagectl destroy vault"),
+    ],
+)  # fmt: skip
+def test_quickstart_spares_what_was_kept(tmp_path: Path, there: str, made: str, sentence: str) -> None:
+    ended = apart(tmp_path, EARLIER.format(there=there, made=made))
+    assert (ended.returncode, ended.stderr) == (1, f"quickstart: {sentence}\n")
+    assert ended.stdout == made.replace("\\n", "\n")
+
+
+@pytest.mark.parametrize(
+    ("there", "made"),
+    [
+        ("", BOTH),
+        ("work vault", r"work of-work\nvault of-vault\n"),
+        ("work", r"work of-another kept\n"),
+    ],
+    ids=["destroyed since", "interrupted", "another of that name"],
+)
+def test_quickstart_goes_on_where_nothing_was_kept(tmp_path: Path, there: str, made: str) -> None:
+    ended = apart(tmp_path, EARLIER.format(there=there, made=made))
+    assert (ended.returncode, ended.stderr) == (9, "quickstart: installing\ninstall was run\n")
+
+
+STOP = r"""
+mkdir -p /opt/cage-runtime/bin /run/dbus /run/cage-runtime-quickstart
+cp "$work/stub" /opt/cage-runtime/bin/cagectl
+dbus-uuidgen --ensure=/etc/machine-id
+dbus-daemon --system --fork --nopidfile --print-pid >/run/cage-runtime-quickstart/dbus-daemon.pid
+test -S /run/dbus/system_bus_socket
+scripts/quickstart --stop
+test ! -e /run/dbus/system_bus_socket
+"""
+
+
+def test_quickstart_stop_leaves_no_socket_of_a_bus_that_it_started(tmp_path: Path) -> None:
+    ended = apart(tmp_path, STOP)
+    assert ended.returncode == 0, ended.stderr
+
+
+# --- install and uninstall -------------------------------------------------------------------------------------------
+LIST = "find /usr/local /opt -type l -printf '%p -> %l\\n' -o -printf '%p\\n' | grep -v ^/opt/cage-runtime/ | sort"
+INSTALL = rf"""
+mkdir -p /usr/local/share/man/man8
+touch /usr/local/share/man/man8/other.8
+before=$({LIST})
+cp -a {PREFIX} /opt/cage-runtime
+scripts/install
+{LIST}
+caged --help >"$work/help"
+grep -q -- --standalone "$work/help"
+scripts/uninstall
+test "$({LIST})" = "$before"
+"""
+
+
+def test_uninstall_takes_what_install_put_there(tmp_path: Path) -> None:
+    ended = apart(tmp_path, "PATH=/usr/local/sbin:/usr/local/bin:$PATH" + INSTALL)
+    assert ended.returncode == 0, ended.stderr
+    links = dict(line.split(" -> ") for line in ended.stdout.splitlines() if " -> " in line)
+    assert links["/usr/local/bin/cagectl"] == "/opt/cage-runtime/bin/cagectl"
+    assert links["/usr/local/sbin/caged"] == "/opt/cage-runtime/bin/caged"
+    assert "/usr/local/share/man/man8/caged.8" in links
