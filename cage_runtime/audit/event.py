@@ -36,6 +36,7 @@ class Kind(StrEnum):
     DECISION = "decision"
     TRANSFER = "transfer"
     REMOTE_ADDED = "remote-added"
+    REMOTE_REMOVED = "remote-removed"
     APPLICATION_INSTALLED = "application-installed"
     APPLICATION_UPDATED = "application-updated"
     APPLICATION_REMOVED = "application-removed"

@@ -25,6 +25,8 @@ from cage_runtime.text import escape
 LOG = logging.getLogger(__name__)
 APPS = ("org.cageruntime.Apps1", "/org/cageruntime/Apps1", "org.cageruntime.Apps1")
 QUICK_SECONDS = 60.0
+REMOTE_SECONDS = 180.0
+"""For adding a remote, whose summary is fetched first."""
 
 
 class Applications:
@@ -42,9 +44,14 @@ class Applications:
     async def add_remote(self, name: str, url: str, key: bytes) -> str:
         """The fingerprint of the pinned key."""
         async with self._turn:
-            fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=QUICK_SECONDS))
+            fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=REMOTE_SECONDS))
         self._manager.record(Kind.REMOTE_ADDED, None, {"remote": name, "url": url, "key": fingerprint})
         return fingerprint
+
+    async def remove_remote(self, name: str) -> None:
+        async with self._turn:
+            await self._ask("RemoveRemote", "s", name, seconds=QUICK_SECONDS)
+        self._manager.record(Kind.REMOTE_REMOVED, None, {"remote": name})
 
     async def remotes(self) -> list[tuple[str, str, str]]:
         listed: list[tuple[str, str, str]] = await self._ask("ListRemotes", seconds=QUICK_SECONDS)

@@ -81,7 +81,7 @@ class CoreService:
             "Create": self._create, "Destroy": self._destroy, "Start": self._start, "Stop": self._stop,
             "Pause": self._pause, "Resume": self._resume, "Kill": self._kill, "Enter": self._enter, "Run": self._run,
             "List": self._list, "Status": self._status, "Show": self._show, "Logs": self._logs,
-            "AddRemote": self._add_remote, "ListRemotes": self._list_remotes,
+            "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
             "InstallApplication": self._install, "UpdateApplications": self._update,
             "RemoveApplication": self._remove, "ListApplications": self._list_applications,
             "CheckPolicy": self._check_policy, "ExplainPolicy": self._explain, "ReloadPolicy": self._reload,
@@ -202,6 +202,12 @@ class CoreService:
         name, url, key, given = call.arguments
         options(given, NoOptions)
         await self._parts.applications.add_remote(name, url, bytes(key))
+        return Answer()
+
+    async def _remove_remote(self, call: Call) -> Answer:
+        name, given = call.arguments
+        options(given, NoOptions)
+        await self._parts.applications.remove_remote(name)
         return Answer()
 
     async def _list_remotes(self, call: Call) -> Answer:

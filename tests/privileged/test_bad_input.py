@@ -31,7 +31,7 @@ def check_refused(ended: Ended, status: int, sentence: str, program: str = "cage
 
 def everything(runtime: Runtime) -> object:
     """What there is of cages, by name and by file; of a running cage nothing that changes by itself."""
-    cages = [{**cage, "processes": 0} for cage in runtime.json("list")]
+    cages = [{**cage, "processes": 0, "documents": True} for cage in runtime.json("list")]
     places = ("state/cages", "state/storage", "state/staging", "run/cages", "run/gateways", "run/storage")
     files = sorted(str(file) for place in places for file in (runtime.top / place).glob("*/*"))
     return cages, files, runtime.json("app", "remotes"), sorted(os.listdir(runtime.subtree()))
@@ -605,3 +605,16 @@ def test_a_remote_that_does_not_answer(apart: Apart, sample: Sample) -> None:
     check_refused(apart.cagectl("app", "install", "work", "org.example.Nope"), 1,
                   r'there is no org\.example\.Nope for \w+ in the remotes? .*sample.*; '
                   r'.*the remote "gone" offers no repository at file:.*')
+
+
+def test_a_remote_is_taken_away_again(apart: Apart, sample: Sample) -> None:
+    """When nothing that is installed came from it."""
+    remove = ("app", "remote-remove", "leaves")
+    check_refused(apart.cagectl(*remove), 1, 'there is no remote "leaves".*')
+    add_remote(apart, "leaves", sample)
+    apart.ok("app", "install", "work", NOTES, "--remote", "leaves")
+    check_refused(apart.cagectl(*remove), 1, r'.*remote "leaves".*')
+    apart.ok("app", "remove", "work", NOTES)
+    assert apart.ok(*remove) == "leaves: removed\n"
+    assert "leaves" not in apart.ok("app", "remotes")
+    assert "remote-removed" in apart.ok("audit", "tail", "-n", "1")
