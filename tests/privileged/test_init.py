@@ -204,7 +204,12 @@ def test_a_name_that_cannot_be_shown_as_it_is(cage: Cage, name: str) -> None:
     assert str(told["sentence"]).isprintable()
 
 
-STOPPER = "import os, signal\nwhile True: os.kill(-1, signal.SIGSTOP)"
+STOPPER = """
+import contextlib, os, signal
+while True:
+    with contextlib.suppress(ProcessLookupError):
+        os.kill(-1, signal.SIGSTOP)
+"""
 
 
 def test_what_stops_every_process_of_the_cage_stops_no_cage_init(cage: Cage) -> None:

@@ -13,7 +13,7 @@ import os
 import select
 import socket
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from cage_runtime.spawner import spec, wire
@@ -78,10 +78,13 @@ class FakeSpawner:
 
     def wait_for(self, kind: type[spec.Request], seconds: float = 10.0) -> None:
         """Until a request of that kind has come."""
+        self.wait_until(lambda: any(isinstance(asked, kind) for asked in self.requests), seconds)
+
+    def wait_until(self, condition: Callable[[], bool], seconds: float = 10.0) -> None:
+        """Until a request has made `condition` true."""
         with self.asked:
-            came = self.asked.wait_for(lambda: any(isinstance(asked, kind) for asked in self.requests), seconds)
-        if not came:
-            raise TimeoutError(f"no {kind.__name__} within {seconds:.0f} s")
+            if not self.asked.wait_for(condition, seconds):
+                raise TimeoutError(f"not within {seconds:.0f} s; asked for: {', '.join(self.kinds())}")
 
     def end(self, uuid: str) -> None:
         """The cage ends by itself."""

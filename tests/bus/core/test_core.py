@@ -247,8 +247,7 @@ def test_a_spawner_that_comes_back_is_looked_at(core: Core, client: Client) -> N
         core.spawner.start()
         assert following()[:2] == (CAGE + "goes", "PropertiesChanged")
     assert states(client) == {"stays": "running", "goes": "stopped"}
-    core.spawner.wait_for(spec.Remove)
-    assert "f" * 32 not in core.spawner.anything
+    core.spawner.wait_until(lambda: "f" * 32 not in core.spawner.anything)
     assert "d" * 32 in core.spawner.stored, "somebody's documents"
 
 
@@ -316,6 +315,7 @@ def test_what_a_killed_create_left_is_removed(core: Core) -> None:
     os.chown(half, (core.top / "state/cages").stat().st_uid, -1)
     core.start()
     client = core.client()
+    core.spawner.wait_until(lambda: not core.spawner.anything)
     assert nothing_is_left(core, client)
     client.close()
 
@@ -342,8 +342,7 @@ def test_a_leftover_that_cannot_be_deleted_is_told_and_costs_nothing_else(core: 
     core.spawner.faults[spec.Remove] = spec.Fault(kind="RuntimeFailure", sentence="read-only file system")
     core.start()
     client = core.client()
-    with core.spawner.asked:
-        assert core.spawner.asked.wait_for(lambda: core.spawner.kinds().count("Remove") == 2, 10)
+    core.spawner.wait_until(lambda: core.spawner.kinds().count("Remove") == 2)
     created(client, "work")
     told = [check["detail"][1] for check in client.call("Doctor", "a{sv}", {}) if check["check"][1] == "state"]
     assert told == ["read-only file system"] * 2
