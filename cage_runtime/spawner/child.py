@@ -29,6 +29,8 @@ DATA_DIRECTORIES = ":".join((
 """XDG_DATA_DIRS (XDG base directory specification), as flatpak wants to find its exports in it."""
 PEOPLE = {0: ("root", "/root"), USER_UID: ("user", HOME), MEDIATOR_UID: ("mediator", "/nonexistent")}
 """Name and home of each uid that has processes in a cage, as in its /etc/passwd."""
+DESCRIPTORS = 1024, 16384
+"""Open files of a command, and how far it may raise that itself: the first as everywhere, because of select(2)."""
 DESCRIPTORS_END = 1 << 20
 """No process here has a descriptor of this number or above, whatever its limit is by now."""
 ACTIVATION_DESCRIPTOR = 3
@@ -226,7 +228,8 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
         trouble = _place(streams.inner, command.activation, trouble)
         if command.terminal is not None:
             fcntl.ioctl(0, termios.TIOCSCTTY, 0)
-        _limit_processes(processes)
+        _limit(resource.RLIMIT_NPROC, processes, processes)
+        _limit(resource.RLIMIT_NOFILE, *DESCRIPTORS)
         os.setgroups([])
         os.setresgid(command.uid, command.uid, command.uid)
         os.setresuid(command.uid, command.uid, command.uid)
@@ -260,8 +263,11 @@ def _place(inner: tuple[int, int, int], activation: int | None, trouble: int) ->
     return told
 
 
-def _limit_processes(processes: int) -> None:
-    """A bound on the user's processes in this cage, which holds without a pids controller too (RLIMIT_NPROC)."""
-    _, hard = resource.getrlimit(resource.RLIMIT_NPROC)
-    limit = processes if hard == resource.RLIM_INFINITY else min(processes, hard)
-    resource.setrlimit(resource.RLIMIT_NPROC, (limit, limit))
+def _limit(kind: int, soft: int, hard: int) -> None:
+    """A limit of the command and of all that it starts, no higher than the host's own.
+
+    That of processes is on the user's in this cage, and holds without a pids controller too (RLIMIT_NPROC).
+    """
+    _, most = resource.getrlimit(kind)
+    hard = hard if most == resource.RLIM_INFINITY else min(hard, most)
+    resource.setrlimit(kind, (min(soft, hard), hard))

@@ -183,12 +183,13 @@ def test_the_environment_is_exactly_the_rebuilt_one(by_user: dict[str, Any], by_
     assert by_root["identity"]["environment"] == ENVIRONMENT | OF_ROOT
 
 
-def test_nothing_of_a_crash_leaves_the_cage(left: Cage) -> None:
-    """1 and not 0, at which the kernel still runs the host's handler of core dumps (core(5))."""
+def test_limits_are_a_command_s_own(left: Cage) -> None:
+    """Of core dumps 1 and not 0, at which the kernel still runs the host's handler of core dumps (core(5))."""
     for root in (False, True):
         assert left.enter("sh", "-c", "ulimit -c; ulimit -Hc 0", root=root).returncode != 0
         limits = left.enter("cat", "/proc/self/limits", root=root).stdout.decode()
         assert "Max core file size        1                    1 " in limits
+        assert "Max open files            1024                 16384 " in limits
 
 
 TAKE_TERMINALS = b"""
