@@ -113,7 +113,7 @@ def _emptied() -> Iterator[None]:
     try:
         yield
     finally:
-        peer = core()
+        peer = core("bench")
         for cage in peer.call("List", "a{sv}", {}, returns="aa{sv}"):
             peer.call("Destroy", "sa{sv}", cage["name"], {})
         peer.close()
@@ -152,7 +152,7 @@ class Client:
     """A connected client of the bus, as a desktop's panel or an agent would be one."""
 
     def __init__(self) -> None:
-        self._peer: Peer = core()
+        self._peer: Peer = core("bench")
 
     def create(self, name: str, *, ephemeral: bool) -> None:
         self._peer.call("Create", "sa{sv}", name, {"ephemeral": ephemeral}, returns="o")
