@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -11,6 +10,7 @@ import signal
 import sys
 from pathlib import Path
 
+from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.bus import Bus
@@ -107,8 +107,7 @@ async def serve(config: RuntimeConfig) -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="caged", description="the core of the cage runtime")
-    parser.add_argument("--config", type=Path, help="a caged.conf other than the system's")
+    parser = Parser("caged", "the core of the cage runtime")
     parser.add_argument("--standalone", action="store_true",
                         help="start and watch over the other processes of the core too; needs root")
     parser.add_argument("--ready-fd", type=int, metavar="N",

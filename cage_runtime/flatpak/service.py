@@ -8,7 +8,6 @@ reads it does not wait for that.
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import ctypes
 import logging
@@ -22,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from cage_runtime.arguments import Parser
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.errors import CageError, NotAuthorized, RuntimeFailure
@@ -211,9 +211,7 @@ def _adopt_orphans() -> None:
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    parser = argparse.ArgumentParser(prog="cage-apps", description="Keep the applications of all cages (for caged).")
-    parser.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/cage-runtime/caged.conf")
-    options = parser.parse_args(arguments)
+    options = Parser("cage-apps", "keeps the applications of all cages, for caged alone").parse_args(arguments)
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="cage-apps: %(levelname)s: %(message)s")
     try:
         if os.geteuid() == 0:

@@ -7,7 +7,6 @@ answers each.  A peer that breaks the protocol is hung up on.
 
 from __future__ import annotations
 
-import argparse
 import fcntl
 import gc
 import logging
@@ -22,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.notify import notify
@@ -186,9 +186,7 @@ def _default_signals() -> None:
 
 
 def main() -> int:
-    parser = argparse.ArgumentParser(prog="cage-spawner", description="makes cages, for caged alone")
-    parser.add_argument("--config", type=Path, help="a caged.conf other than the system's")
-    options = parser.parse_args()
+    options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
     loop = Loop()
     try:

@@ -16,7 +16,8 @@ import pytest
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"}
 BUS = {"cage_runtime.bus", "cage_runtime.resources"}
-NOTIFY = {"cage_runtime.notify"}
+PROGRAM = {"cage_runtime.arguments", "cage_runtime.notify"}
+"""What the programs of the core have in common."""
 SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
 """What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
 
@@ -26,20 +27,21 @@ ALLOWED = {
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.bus": FOUNDATION | BUS,
+    "cage_runtime.arguments": {"cage_runtime.errors"},
     "cage_runtime.notify": set(),
     "cage_runtime.resources": set(),
     "cage_runtime.policy": FOUNDATION,
     "cage_runtime.trust": FOUNDATION,
     "cage_runtime.audit": FOUNDATION,
-    "cage_runtime.flatpak": FOUNDATION | BUS | NOTIFY,
-    "cage_runtime.spawner": FOUNDATION | NOTIFY,
+    "cage_runtime.flatpak": FOUNDATION | BUS | PROGRAM,
+    "cage_runtime.spawner": FOUNDATION | PROGRAM,
     "cage_runtime.daemon": FOUNDATION
     | BUS
-    | NOTIFY
+    | PROGRAM
     | SPAWNER_WORDS
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.spawner.channel"},
-    "mediators": FOUNDATION | BUS | NOTIFY | {"cage_runtime.spawner.channel"},
+    "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
 

@@ -1,0 +1,21 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The command lines of the core's own programs: what they have in common, and a fault of them as one line."""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+from typing import NoReturn
+
+from cage_runtime.errors import UsageError
+
+
+class Parser(argparse.ArgumentParser):
+    """Of a program that reads caged.conf."""
+
+    def __init__(self, program: str, description: str) -> None:
+        super().__init__(prog=program, description=description, allow_abbrev=False)
+        self.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/cage-runtime/caged.conf")
+
+    def error(self, message: str) -> NoReturn:
+        self.exit(UsageError.exit_status, f"{self.prog}: {message}; see {self.prog} --help\n")
