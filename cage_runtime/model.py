@@ -67,7 +67,7 @@ TRANSFERS_PER_PAIR = 2
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
 DELIVERY_SECONDS = 30.0
-"""Deadline of one transfer's delivery, to which its size adds: the target can stop it."""
+"""Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
 """Bytes for which a delivery has a second more."""
 DECISIONS_BURST = 100
