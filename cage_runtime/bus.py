@@ -2,26 +2,29 @@
 """D-Bus for the core's processes and the cage halves: the one module that knows the library (dbus-fast).
 
 Law of this room: what arrives is checked against the interface description before any of our code sees it; a
-descriptor that no member expects is closed, one that is expected is close-on-exec from here on and closed when its
-handler ends (a handler that keeps one duplicates it); who calls is what the bus daemon says, never the message.
+descriptor that nobody expects or waits for any more is closed, one that is expected is close-on-exec from here on and
+closed when its handler ends (a handler that keeps one duplicates it); one that goes out is held until it has gone;
+who calls is what the bus daemon says, never the message.
 
-`@method` services of the library hide the sender, answer with tracebacks and keep every descriptor, so messages
-are dispatched here, from the XML of cage_runtime/resources.
+`@method` services of the library hide the sender, answer with tracebacks and keep every descriptor, and its replies
+share what is theirs, so messages and replies are dispatched here, from the XML of cage_runtime/resources.
 """
 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections import OrderedDict
+import select
+from collections import OrderedDict, deque
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 from importlib import resources
 from typing import Any
 from xml.etree import ElementTree as ET
 
-from dbus_fast import AuthError, BusType, DBusError, Message, MessageType, RequestNameReply, Variant
+from dbus_fast import AuthError, BusType, Message, MessageType, RequestNameReply, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
@@ -31,6 +34,7 @@ from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NoSystemBus, Runtim
 LOG = logging.getLogger(__name__)
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+_ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHasNoOwner"), f"{DBUS[0]}.Error.NoReply"
 CALLS_AT_ONCE = 512
 """Calls that are being answered at the same time, over all callers; one more is refused (law 11)."""
 KNOWN_CALLERS = 1024
@@ -63,6 +67,20 @@ class Answer:
 
 
 Handler = Callable[[Call], Awaitable[Answer]]
+Guard = Callable[[Call], Awaitable[None]]
+"""Raises what whoever calls is to hear instead of an answer."""
+
+
+@dataclass(kw_only=True, slots=True)
+class _Reply:
+    """What a call waits for, and the descriptors that came with it."""
+
+    arrival: asyncio.Future[Message]
+    descriptors: tuple[int, ...] = ()
+
+    def take(self) -> tuple[int, ...]:
+        taken, self.descriptors = self.descriptors, ()
+        return taken
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,29 +99,18 @@ class Service:
 
 def described(resource: str, interface: str) -> ET.Element:
     """The description of `interface` in the XML file `resource` of cage_runtime.resources."""
-    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
-    found = ET.fromstring(text).find(f"interface[@name='{interface}']")  # noqa: S314 - our own file
+    found = _description(resource).find(f"interface[@name='{interface}']")
     if found is None:
         raise KeyError(interface)
     return found
 
 
-_STANDARD = ET.fromstring(  # noqa: S314 - the literal below
-    """<node>
-  <interface name="org.freedesktop.DBus.Peer"><method name="Ping"/>
-    <method name="GetMachineId"><arg type="s" direction="out"/></method></interface>
-  <interface name="org.freedesktop.DBus.Introspectable">
-    <method name="Introspect"><arg name="data" type="s" direction="out"/></method></interface>
-  <interface name="org.freedesktop.DBus.Properties">
-    <method name="Get"><arg name="interface" type="s" direction="in"/><arg name="name" type="s" direction="in"/>
-      <arg name="value" type="v" direction="out"/></method>
-    <method name="GetAll"><arg name="interface" type="s" direction="in"/>
-      <arg name="properties" type="a{sv}" direction="out"/></method>
-    <signal name="PropertiesChanged"><arg type="s"/><arg type="a{sv}"/><arg type="as"/></signal></interface>
-  <interface name="org.freedesktop.DBus.ObjectManager">
-    <method name="GetManagedObjects"><arg name="objects" type="a{oa{sa{sv}}}" direction="out"/></method></interface>
-</node>"""
-)
+def _description(resource: str) -> ET.Element:
+    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
+    return ET.fromstring(text)  # noqa: S314 - our own file
+
+
+_STANDARD = _description("org.freedesktop.DBus.xml")
 
 
 class _Anonymous(AuthExternal):
@@ -117,13 +124,24 @@ class _Anonymous(AuthExternal):
 class Bus:
     """One connection; objects are served by path, calls are made by `call`."""
 
+    guard: Guard | None = None
+    """Awaited before properties and managed objects are told; to ping and to introspect is open to all."""
+    malformed: Callable[[UsageError], Awaitable[None]] | None = None
+    """Awaited when a call is about to be refused for being malformed; must not raise."""
+
     def __init__(self, connection: MessageBus) -> None:
-        self._connection = connection
+        self._connection, self._loop = connection, asyncio.get_running_loop()
+        self._replies: dict[int, _Reply] = {}
+        self._outgoing: deque[tuple[Message, contextlib.ExitStack]] = deque()
+        self._sending: contextlib.ExitStack | None = None
         self._objects: dict[str, dict[str, Service]] = {}
         self._uids: OrderedDict[str, int] = OrderedDict()
-        self._tasks: set[asyncio.Task[None]] = set()
+        self._tasks: dict[asyncio.Task[None], str] = {}
+        self._follows_callers = False
         self._listeners: list[Callable[[Message], None]] = []
+        self._owns = False
         connection.add_message_handler(self._on_message)
+        self._end = self._loop.create_task(self._until_end())
 
     @classmethod
     async def connect(cls, address: str | None = None, *, anonymous: bool = False) -> Bus:
@@ -149,19 +167,31 @@ class Bus:
 
     async def closed(self) -> None:
         """Returns when the connection has ended, for whatever reason."""
+        await asyncio.shield(self._end)
+
+    async def _until_end(self) -> None:
         try:
             await self._connection.wait_for_disconnect()  # type: ignore[no-untyped-call]
         except (OSError, EOFError) as error:
             LOG.debug("bus connection ended: %s", error)
+        finally:
+            while self._outgoing:
+                self._outgoing.pop()[1].close()
+            for reply in self._replies.values():
+                if not reply.arrival.done():
+                    reply.arrival.set_exception(EOFError())
+            if self._follows_callers:
+                self._left(None)
 
     async def own(self, name: str) -> None:
         """Take the well-known `name`; RuntimeFailure where the bus refuses it or another process has it."""
         try:
-            reply = await self._connection.request_name(name, NameFlag.DO_NOT_QUEUE)
-        except DBusError as error:
-            raise RuntimeFailure(f"the bus refuses {name} to this process: {error.text}; install its policy") from error
-        if reply not in (RequestNameReply.PRIMARY_OWNER, RequestNameReply.ALREADY_OWNER):
+            answer = await self.call(*DBUS, "RequestName", "su", (name, NameFlag.DO_NOT_QUEUE.value))
+        except RuntimeFailure as error:
+            raise RuntimeFailure(f"the bus refuses {name} to us: {error.sentence}; install its policy") from error
+        if answer.values[0] not in (RequestNameReply.PRIMARY_OWNER.value, RequestNameReply.ALREADY_OWNER.value):
             raise RuntimeFailure(f"{name} is owned by another process; only one can run on a bus")
+        self._owns = True
 
     # --- calling ---------------------------------------------------------------------------------------------
     async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "",
@@ -171,26 +201,78 @@ class Bus:
 
         An error reply is raised as the CageError that its name stands for; RuntimeFailure where none comes in time.
         """
-        message = Message(destination=destination, path=path, interface=interface, member=member,
-                          signature=signature, body=list(arguments), unix_fds=list(descriptors))
+        message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature,
+                          body=list(arguments), serial=self._connection.next_serial())
+        reply = self._replies[message.serial] = _Reply(arrival=self._loop.create_future())
         try:
             async with asyncio.timeout(seconds):
-                reply = await self._connection.call(message)
+                self._send(message, descriptors)
+                answer = await reply.arrival
+            if answer.message_type is MessageType.ERROR:
+                raise _error(answer, str(arguments[0]) if destination == DBUS[0] and arguments else destination)
+            return Answer(values=tuple(answer.body), descriptors=reply.take())
         except TimeoutError as error:
             raise RuntimeFailure(f"{destination} did not answer {member} within {seconds:.0f} s") from error
-        except (OSError, EOFError) as error:
+        except EOFError as error:
             raise RuntimeFailure(f"the bus went away while {destination} was asked for {member}") from error
-        if reply is None:
-            raise RuntimeFailure(f"{destination} gave no reply to {member}")
-        received = _take(reply)
-        if reply.message_type is MessageType.ERROR:
-            _close(received)
-            text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)
-            raise from_bus(str(reply.error_name), text)
-        return Answer(values=tuple(reply.body), descriptors=received)
+        finally:
+            # Of a call that was given up, a reply that comes from now on finds nobody; one that has come is here.
+            del self._replies[message.serial]
+            _close(reply.take())
 
-    def emit(self, path: str, interface: str, member: str, signature: str, arguments: tuple[Value, ...]) -> None:
-        self._connection.send(Message.new_signal(path, interface, member, signature, list(arguments)))
+    def _send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
+        """Send with `descriptors`, which the caller may close at once: the library keeps only their numbers, and by the
+        time that a full socket takes them, a number may be another file's."""
+        if not self._connection.connected:
+            raise EOFError
+        with contextlib.ExitStack() as held:
+            message.unix_fds = []  # the library's default is one list for all messages
+            for descriptor in descriptors:
+                message.unix_fds.append(os.dup(descriptor))
+                held.callback(os.close, message.unix_fds[-1])
+            self._outgoing.append((message, held.pop_all()))
+        self._send_next()
+
+    def _send_next(self) -> None:
+        """Send what waits, as far as the socket takes it: a message that meets a full one ends the connection."""
+        while self._outgoing and self._sending is None and self._writable():
+            message, held = self._outgoing.popleft()
+            with held:
+                sent = self._connection.send(message)
+                if not sent.done():
+                    self._sending = held.pop_all()
+                    sent.add_done_callback(self._sent)
+
+    def _sent(self, sent: asyncio.Future[None]) -> None:
+        held, self._sending = self._sending, None
+        if held is not None:
+            held.close()
+        if not sent.cancelled() and sent.exception() is None:
+            self._send_next()
+
+    def _writable(self) -> bool:
+        """Whether the socket takes something now; where it does not, what waits goes out once it does."""
+        end = self._connection._sock
+        if not self._connection.connected or end is None:
+            return False
+        poll = select.poll()
+        poll.register(end, select.POLLOUT)
+        if poll.poll(0):
+            self._loop.remove_writer(end)
+            return True
+        self._loop.add_writer(end, self._send_next)
+        return False
+
+    def emit(self, path: str, interface: str, member: str, signature: str, arguments: tuple[Value, ...], *,
+             to: str = "") -> None:
+        """A signal for everybody, or for the connection `to` alone.
+
+        For nobody where no name is owned yet: policy, which says who may hear, goes by the sender's name.
+        """
+        if self._owns and self._connection.connected:
+            signal = Message.new_signal(path, interface, member, signature, list(arguments))
+            signal.destination = to or None
+            self._send(signal)
 
     def listen(self, listener: Callable[[Message], None]) -> None:
         """`listener` is given every signal that arrives; `match` asks the bus for them."""
@@ -198,6 +280,11 @@ class Bus:
 
     async def match(self, rule: str) -> None:
         await self.call(*DBUS, "AddMatch", "s", (rule,))
+
+    async def follow_callers(self) -> None:
+        """From now on, what is being done for a caller is cancelled when its connection ends."""
+        self._follows_callers = True
+        await self.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged'")
 
     async def has_owner(self, name: str) -> bool:
         answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
@@ -223,30 +310,57 @@ class Bus:
         self._objects.pop(path, None)
 
     def _on_message(self, message: Message) -> bool | None:
-        if message.message_type is MessageType.SIGNAL:
-            _close(_take(message))
-            for listener in self._listeners:
-                listener(message)
-            return None
-        if message.message_type is not MessageType.METHOD_CALL:
-            return None
+        # Now, and not when whoever waits for it has its turn: the library gives a message without descriptors the very
+        # list that those of the next message go into.
         received = _take(message)
+        if message.message_type is MessageType.METHOD_CALL:
+            self._on_call(message, received)
+            return True
+        if message.message_type is MessageType.SIGNAL:
+            _close(received)
+            self._on_signal(message)
+            return None
+        reply = self._replies.get(message.reply_serial)
+        if reply is None or reply.arrival.done():
+            _close(received)
+            return None
+        reply.descriptors = received
+        reply.arrival.set_result(message)
+        return True
+
+    def _on_signal(self, message: Message) -> None:
+        if self._follows_callers and message.sender == DBUS[0] and message.member == "NameOwnerChanged":
+            name, _before, now = message.body
+            if not now:
+                self._left(name)
+        for listener in self._listeners:
+            listener(message)
+
+    def _left(self, caller: str | None) -> None:
+        """Cancel what is being done for the connection `caller`, or, where it is None, for all."""
+        for task, sender in self._tasks.items():
+            if caller in (None, sender):
+                # Soon: what came just now has begun by then, and closes its descriptors.
+                self._loop.call_soon(task.cancel)
+
+    def _on_call(self, message: Message, received: tuple[int, ...]) -> None:
         if len(self._tasks) >= CALLS_AT_ONCE:
             _close(received)
             self._refuse(message, RuntimeFailure("too many calls are being answered; try again"))
-            return True
-        task = asyncio.get_running_loop().create_task(self._answer(message, received))
-        self._tasks.add(task)
+            return
+        task = self._loop.create_task(self._answer(message, received))
+        self._tasks[task] = str(message.sender)
         task.add_done_callback(lambda done: self._answered(done, message))
-        return True
 
     async def _answer(self, message: Message, received: tuple[int, ...]) -> None:
         try:
             service, answer = await self._handled(message, received)
         except CageError as error:
+            if isinstance(error, UsageError) and self.malformed:
+                await self.malformed(error)
             self._refuse(message, error)
             return
-        await self._reply(message, service.signature(str(message.member), "out"), answer)
+        self._reply(message, service.signature(str(message.member), "out"), answer)
 
     async def _handled(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Answer]:
         """What the handler says; by then the descriptors that came with the call are closed."""
@@ -259,7 +373,7 @@ class Bus:
             _close(received)
 
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
-        self._tasks.discard(task)
+        del self._tasks[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.critical("%s.%s failed", message.interface, message.member, exc_info=error)
             self._refuse(message, RuntimeFailure(f"{message.member} failed inside the runtime; see its journal"))
@@ -279,17 +393,16 @@ class Bus:
             return service, handler
         raise UsageError(f"{path} has no method {message.interface}.{member}")
 
-    async def _reply(self, message: Message, signature: str, answer: Answer) -> None:
+    def _reply(self, message: Message, signature: str, answer: Answer) -> None:
         try:
             if self._awaits(message):
-                reply = Message.new_method_return(message, signature, list(answer.values), list(answer.descriptors))
-                await self._connection.send(reply)
+                self._send(Message.new_method_return(message, signature, list(answer.values)), answer.descriptors)
         finally:
             _close(answer.descriptors)
 
     def _refuse(self, message: Message, error: CageError) -> None:
         if self._awaits(message):
-            self._connection.send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
+            self._send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
 
     def _awaits(self, message: Message) -> bool:
         """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""
@@ -327,7 +440,12 @@ class Bus:
             ET.SubElement(node, "node", name=name)
         return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
 
+    async def _admit(self, call: Call) -> None:
+        if self.guard is not None:
+            await self.guard(call)
+
     async def _get(self, call: Call) -> Answer:
+        await self._admit(call)
         interface, name = call.arguments
         values = self._properties(call.path, interface)
         if name not in values:
@@ -335,6 +453,7 @@ class Bus:
         return Answer(values=(values[name],))
 
     async def _get_all(self, call: Call) -> Answer:
+        await self._admit(call)
         return Answer(values=(self._properties(call.path, call.arguments[0]),))
 
     def _properties(self, path: str, interface: str) -> dict[str, Variant]:
@@ -342,6 +461,7 @@ class Bus:
         return service.properties() if service else {}
 
     async def _managed(self, call: Call) -> Answer:
+        await self._admit(call)
         below = call.path.rstrip("/") + "/"
         managed = {
             path: {name: service.properties() for name, service in services.items()}
@@ -349,6 +469,16 @@ class Bus:
             if path.startswith(below)
         }
         return Answer(values=(managed,))
+
+
+def _error(reply: Message, name: str) -> CageError:
+    """What an error reply stands for; one of the bus daemon's own is about whoever has `name`."""
+    if reply.sender == DBUS[0] and reply.error_name in _ABSENT:
+        return RuntimeFailure(f"nobody answers to {name}: it is not running, or just being started again; try again")
+    if reply.sender == DBUS[0] and reply.error_name == _CUT_OFF:
+        return RuntimeFailure(f"{name} ended before it answered; try again")
+    text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)
+    return from_bus(str(reply.error_name), text)
 
 
 def _take(message: Message) -> tuple[int, ...]:

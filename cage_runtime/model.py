@@ -40,10 +40,14 @@ AUDIT_FILE_BYTES = 16 * 1024**2
 """Size at which the audit chain goes on in the next file."""
 AUDIT_TAIL_MAX = 10_000
 """Audit records given out at once."""
-ARGV_MAX = 256
+ARGV_MAX = 2000
 """Arguments of a command started in a cage."""
-ARGV_BYTES_MAX = 64 * 1024
-"""Bytes of all arguments of a command started in a cage."""
+ARGV_BYTES_MAX = 96 * 1024
+"""Bytes of all arguments of a command started in a cage, as JSON, in which they travel (SPAWNER_MESSAGE_MAX)."""
+ARGUMENT_MAX = 64 * 1024
+"""Characters of one of them."""
+DIRECTORY_BYTES_MAX = 4096
+"""Bytes of the directory in which a command is started (PATH_MAX of Linux)."""
 PROCESSES_MAX = 256
 """Commands of `enter` and `run` that a cage may have going at once, counting the bus and mediators."""
 SPAWNER_MESSAGE_MAX = 128 * 1024
@@ -54,10 +58,22 @@ STOP_SECONDS = 5.0
 """Time that `stop` gives a cage's processes after SIGTERM before they are killed."""
 TRANSFER_BYTES_MAX = 64 * 1024**3
 """Bytes in one transfer, whatever the policy says."""
+STAGED_BYTES_PER_CAGE = TRANSFER_BYTES_MAX
+"""Bytes of one source cage's transfers that the core holds copies of at once."""
 TRANSFERS_PER_CAGE = 8
 """Transfers of one source cage that are under way at once (M13); one more is refused."""
+TRANSFERS_PER_PAIR = 2
+"""Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0
-"""Deadline of one transfer's copy; the worker is killed at it."""
+"""Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+DELIVERY_SECONDS = 30.0
+"""Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
+DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
+"""Bytes for which a delivery has a second more."""
+DECISIONS_BURST = 100
+"""Requests of one source cage that are decided and recorded however fast they come."""
+DECISIONS_PER_SECOND = 10.0
+"""Those that are after that; the others are refused, and recorded together."""
 JOBS_MAX = 64
 """Jobs that are under way or whose results can still be had."""
 FILE_NAME_BYTES = 255

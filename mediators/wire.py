@@ -9,12 +9,12 @@ from __future__ import annotations
 
 import asyncio
 import logging
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cage_runtime.bus import DBUS, Bus, Call, Value
 from cage_runtime.errors import RuntimeFailure, UsageError
-from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH
+from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
@@ -42,6 +42,7 @@ class Decided:
     source_name: str
     max_size: int
     """Bytes that the rule lets through at once; 0 where it gives no bound of its own."""
+    flow: Flow
 
 
 class Caged:
@@ -54,21 +55,28 @@ class Caged:
         (rows,) = await self._ask("Gateways")
         return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
 
-    async def decide(self, source: str, service: str, argument: str, target: str) -> Decided:
-        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise."""
-        uuid, source_name, max_size = await self._ask("Decide", "ssss", (source, service, argument, target))
-        return Decided(target=uuid, source_name=source_name, max_size=max_size)
+    async def decide(self, source: str, service: str, argument: str, target: str, *, again: bool = False) -> Decided:
+        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
 
-    async def deliver(self, target: str, arguments: list[str], descriptor: int) -> int:
+        `again` makes sure of one before what it permits is delivered.
+        """
+        uuid, source_name, max_size, flow = await self._ask(
+            "Decide", "ssssb", (source, service, argument, target, again))
+        return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
+
+    async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
         """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
         answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Deliver", "sash",
-                                      (target, arguments, 0), (descriptor,))
+                                      (target, arguments, 0), (descriptor,), seconds=seconds)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
 
-    async def record(self, source: str, target: str, service: str, details: dict[str, str]) -> None:
-        await self._ask("Record", "sssa{ss}", (source, target, service, details))
+    async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
+        await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
+
+    async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
+        await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = ()) -> tuple[Value, ...]:
         answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments)
@@ -118,10 +126,11 @@ class Presence:
 class Gateways:
     """Every gateway that stands, each with its own connection that owns `name` and serves what `serve` puts there.
 
-    A gateway outlives caged's absence; when caged is back its list is asked for again.
+    A gateway outlives caged's absence; when caged is back its list is asked for again.  Whoever has asked for it is
+    told of what changes, so that no match is needed.
     """
 
-    def __init__(self, bus: Bus, *, name: str, serve: Callable[[Gateway, Bus], None]) -> None:
+    def __init__(self, bus: Bus, *, name: str, serve: Callable[[Gateway, Bus], Awaitable[None]]) -> None:
         self._bus, self._name, self._serve = bus, name, serve
         self._caged = Caged(bus)
         self._presence = Presence(bus, CORE_BUS_NAME)
@@ -132,7 +141,6 @@ class Gateways:
     async def run(self) -> None:
         """Follows caged until the system bus ends, and then raises RuntimeFailure: nothing can be decided any more."""
         self._bus.listen(self._on_signal)
-        await self._bus.match(f"type='signal',sender='{CORE_BUS_NAME}',interface='{MEDIATION}'")
         await self._presence.follow(lambda: self._put(None))
         notify("READY=1")
         following = asyncio.ensure_future(self._follow())
@@ -192,7 +200,7 @@ class Gateways:
             LOG.warning("gateway of %s: %s", escape(gateway.name), escape(error.sentence))
             return
         try:
-            self._serve(gateway, bus)
+            await self._serve(gateway, bus)
             await bus.own(self._name)
             await bus.closed()
             self._put(None)  # it may be announced again before its end is seen here

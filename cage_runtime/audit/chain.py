@@ -90,7 +90,8 @@ class Chain:
     def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> None:
         """Adds one record; RuntimeFailure where it could not be written, and then nothing of it is left.
 
-        `fields` may come from a cage: they are escaped and cut here.  `durable` waits until the disk has it.
+        `fields` may come from a cage: they are escaped and cut here.  `durable` waits until the disk has it, and so
+        does every kind that is not a cage's coming or going.
         """
         if self._broken or self._fd < 0:
             raise RuntimeFailure(f"the audit chain in {self._directory} takes no more records: start the core again")
@@ -99,7 +100,7 @@ class Chain:
         record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
         line = record.encode()
         try:
-            self._append(kind, line, durable)
+            self._append(kind, line, durable or not kind.is_coming)
         except OSError as error:
             advice = "; make room there" if error.errno in FULL else ""
             fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     CAGE_DESTROYED = "cage-destroyed"
     CAGE_ENTERED = "cage-entered"
     DECISION = "decision"
+    MALFORMED = "malformed"
     TRANSFER = "transfer"
     REMOTE_ADDED = "remote-added"
     REMOTE_REMOVED = "remote-removed"
@@ -43,6 +44,18 @@ class Kind(StrEnum):
     APPLICATION_RUN = "application-run"
     POLICY_LOADED = "policy-loaded"
     POLICY_REFUSED = "policy-refused"
+
+    @property
+    def is_coming(self) -> bool:
+        """Whether it is about a cage's coming or going, and not about what the cage did: nobody misses those of an
+        ephemeral cage that a power loss has taken with it."""
+        return self in _COMINGS
+
+
+_COMINGS = frozenset({
+    Kind.CAGE_CREATED, Kind.CAGE_STARTED, Kind.CAGE_ADOPTED, Kind.CAGE_PAUSED, Kind.CAGE_RESUMED, Kind.CAGE_STOPPED,
+    Kind.CAGE_FAILED, Kind.CAGE_DESTROYED,
+})
 
 
 @dataclass(frozen=True, kw_only=True)

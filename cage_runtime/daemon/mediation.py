@@ -7,20 +7,47 @@ uid; the cage itself is believed in nothing.
 
 from __future__ import annotations
 
+import asyncio
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Paths
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
+from cage_runtime.daemon.rate import FULL_SECONDS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
-from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, PolicySyntaxError, WrongState
-from cage_runtime.model import Action, CageState, Decision, Instance, Request
+from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, PolicySyntaxError, RuntimeFailure, WrongState
+from cage_runtime.model import CAGES_MAX, Action, CageState, Decision, Flow, Instance, Request
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import load_or_refuse, load_policy
 
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Permission:
+    """What was decided: from where to where, and the bytes that may go at once, 0 for no bound."""
+
+    source: Cage
+    target: Cage
+    max_size: int
+    flow: Flow
+
+
+def _later(seconds: float, what: Callable[[], None]) -> None:
+    asyncio.get_running_loop().call_later(seconds, what)
+
 
 class Mediation:
-    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths) -> None:
+    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, *,
+                 clock: Callable[[], float] = time.monotonic,
+                 later: Callable[[float, Callable[[], None]], None] = _later) -> None:
         self._manager, self._sessions, self._paths = manager, sessions, paths
+        self._clock, self._later = clock, later
+        self._buckets: dict[str, Bucket] = {}
         self.policy: Policy = load_or_refuse(paths, manager.levels)
         self._say(self.policy)
 
@@ -61,25 +88,57 @@ class Mediation:
         request = Request(service=service, argument=argument, source=instance, target_name=target)
         return self.policy.decide(request, self._target(target), self._manager.levels)
 
-    def decide(
-        self, source_uuid: str, service: str, argument: str, target: str
-    ) -> tuple[Cage, Cage, int]:
-        """(source, target, most bytes or 0) where policy allows it; otherwise PolicyRefused, fit for the source cage.
+    def decide(self, source_uuid: str, service: str, argument: str, target: str, again: bool) -> Permission:
+        """The permission, where policy gives one; otherwise PolicyRefused, fit for the source cage.
 
         What the cage hears is the same for a target that is forbidden and for one that does not exist; the chain
-        gets the truth.
+        gets the truth.  `again` makes sure of an earlier decision, before what it permitted is delivered.
         """
         source = self._running(source_uuid)
+        bucket = self._bucket(source_uuid)
+        if not again and not self._take(bucket, source.name, source_uuid):
+            raise PolicyRefused("this cage asks too often; try again in a moment")
         request = Request(service=service, argument=argument, source=source.instance(), target_name=target)
         decision = self.policy.decide(request, self._target(target), self._manager.levels)
         flow = {"flow": decision.flow.value} if decision.flow else {}
+        when = {"when": "at delivery"} if again else {}
         self._manager.record(Kind.DECISION, source, {
             "service": service, "argument": argument, "target": target, "decision": decision.action.value,
-            "rule": decision.rule, "reason": decision.reason, **flow,
+            "rule": decision.rule, "reason": decision.reason, **flow, **when,
         })
-        if decision.action is not Action.ALLOW:
+        if decision.action is not Action.ALLOW or decision.flow is None:
             raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
-        return source, self._manager.find(target), decision.max_size or 0
+        if again:
+            bucket.give_back()  # many files are no flood: each of them was copied
+        return Permission(source=source, target=self._manager.find(target), max_size=decision.max_size or 0,
+                          flow=decision.flow)
+
+    # --- how often ---------------------------------------------------------------------------------------------
+    def _bucket(self, uuid: str) -> Bucket:
+        if uuid not in self._buckets:
+            if len(self._buckets) >= CAGES_MAX:
+                there = {cage.uuid for cage in self._manager.cages()}
+                self._buckets = {known: bucket for known, bucket in self._buckets.items() if known in there}
+            self._buckets[uuid] = Bucket(self._clock())
+        return self._buckets[uuid]
+
+    def _take(self, bucket: Bucket, name: str, uuid: str) -> bool:
+        """Whether the instance may ask; those of its requests that may not are recorded together, later."""
+        may = bucket.take(self._clock())
+        if not may and bucket.refused == 1:
+            self._later(FULL_SECONDS, lambda: self._record_refused(bucket, name, uuid))
+        return may
+
+    def _record_refused(self, bucket: Bucket, name: str, uuid: str) -> None:
+        reason = f"{bucket.refused} more requests were refused because the cage asks too often"
+        try:
+            self._manager.record(Kind.DECISION, None, {"cage": name, "uuid": uuid, "decision": Action.DENY.value,
+                                                       "reason": reason})
+        except RuntimeFailure as error:
+            LOG.error("not recorded yet: %s of %s: %s", reason, name, error.sentence)
+            self._later(FULL_SECONDS, lambda: self._record_refused(bucket, name, uuid))
+            return
+        bucket.refused = 0
 
     def _running(self, uuid: str) -> Cage:
         cage = self._manager.by_uuid(uuid)
@@ -94,8 +153,20 @@ class Mediation:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptor)
 
-    def note(self, source_uuid: str, target_uuid: str, service: str, details: dict[str, str]) -> None:
-        """Record what came of a permitted request."""
-        source, target = self._manager.by_uuid(source_uuid), self._manager.by_uuid(target_uuid)
+    def note(self, source_uuid: str, source_name: str, target_uuid: str, service: str,
+             details: dict[str, str]) -> None:
+        """Record what came of a permitted request, also where there is no such source or target any more."""
+        target = self._manager.by_uuid(target_uuid)
         about = {"target": target.name if target else target_uuid, "service": service}
-        self._manager.record(Kind.TRANSFER, source, {**details, **about})
+        self._record_of(Kind.TRANSFER, source_uuid, source_name, about | details | about)
+
+    def malformed(self, source_uuid: str, source_name: str, service: str, fault: str) -> None:
+        """Record a call that no honest cage half makes."""
+        if self._take(self._bucket(source_uuid), source_name, source_uuid):
+            self._record_of(Kind.MALFORMED, source_uuid, source_name, {"service": service, "fault": fault})
+
+    def _record_of(self, kind: Kind, uuid: str, name: str, fields: dict[str, str]) -> None:
+        """Record something of the instance, which has the `name` that its mediator's core half knows if it is gone."""
+        cage = self._manager.by_uuid(uuid)
+        about = {"cage": cage.name if cage else name, "uuid": uuid}
+        self._manager.record(kind, cage, about | fields | about)

@@ -89,6 +89,7 @@ class CoreService:
         }
         guarded = {member: self._guarded(handler) for member, handler in handlers.items()}
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=guarded))
+        parts.bus.guard = self._may_look
 
     def _guarded(self, handler: Handler) -> Handler:
         async def guarded(call: Call) -> Answer:
@@ -96,6 +97,10 @@ class CoreService:
             return await handler(call)
 
         return guarded
+
+    async def _may_look(self, call: Call) -> None:
+        """Names and levels of cages are for the administrator alone, however they are asked for."""
+        await self._parts.authorization.person(call.sender, call.member)
 
     def changed(self, cage: Cage, present: bool) -> None:
         """Keep the cage's object in step with it."""
@@ -307,25 +312,33 @@ class MediationService:
 
     def __init__(self, parts: Parts, standing: Callable[[], list[tuple[str, str, str]]]) -> None:
         self._parts, self._standing = parts, standing
+        self._listening: dict[str, str] = {}
+        """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Deliver": self._deliver, "Record": self._record,
+            "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
 
     def up(self, name: str, uuid: str, address: str) -> None:
-        self._parts.bus.emit(CORE_PATH, self.INTERFACE, "GatewayUp", "sss", (name, uuid, address))
+        self._tell("GatewayUp", "sss", (name, uuid, address))
 
     def down(self, uuid: str) -> None:
-        self._parts.bus.emit(CORE_PATH, self.INTERFACE, "GatewayDown", "s", (uuid,))
+        self._tell("GatewayDown", "s", (uuid,))
+
+    def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
+        for connection in self._listening.values():
+            self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
 
     async def _gateways(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
+        self._listening[await self._parts.authorization.mediator(call.sender)] = call.sender
         return Answer(values=([list(entry) for entry in self._standing()],))
 
     async def _decide(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
-        source, target, max_size = self._parts.mediation.decide(*call.arguments)
-        return Answer(values=(target.uuid, source.name, max_size))
+        permission = self._parts.mediation.decide(*call.arguments)
+        return Answer(values=(permission.target.uuid, permission.source.name, permission.max_size,
+                              permission.flow.value))
 
     async def _deliver(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
@@ -336,4 +349,9 @@ class MediationService:
     async def _record(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
         self._parts.mediation.note(*call.arguments)
+        return Answer()
+
+    async def _record_malformed(self, call: Call) -> Answer:
+        await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.malformed(*call.arguments)
         return Answer()

@@ -15,7 +15,7 @@ from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.errors import NoSuchApplication, UsageError
-from cage_runtime.model import ARGV_BYTES_MAX, ARGV_MAX, CageState
+from cage_runtime.model import ARGUMENT_MAX, ARGV_BYTES_MAX, ARGV_MAX, DIRECTORY_BYTES_MAX, CageState
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
 
@@ -60,9 +60,9 @@ class Sessions:
         """`command`, or a login shell where it is empty, as the cage's user or, with `root`, its uid 0."""
         if options.detach:
             raise UsageError("enter does not detach; run does")
-        argv = check_argv(command) or list(LOGIN_SHELL)
-        self._manager.record(Kind.CAGE_ENTERED, cage, {"command": argv[0], "as": "root" if options.root else "user"})
-        return await self._spawn(cage, argv, options)
+        request = self._spawn(cage, check_argv(command) or list(LOGIN_SHELL), options)
+        self._manager.record(Kind.CAGE_ENTERED, cage, {"command": request.argv[0], "as": request.user})
+        return await self._request(request)
 
     async def run(self, cage: Cage, application: str, arguments: list[str], options: SessionOptions) -> Started:
         """The Flatpak application, which the cage's definition must allow."""
@@ -74,15 +74,17 @@ class Sessions:
             )
         if options.root or options.cwd:
             raise UsageError("an application runs as the cage's user, in its home")
+        request = self._spawn(cage, [*FLATPAK, application, *check_argv(arguments)], options)
         self._manager.record(Kind.APPLICATION_RUN, cage, {"application": application})
-        return await self._spawn(cage, [*FLATPAK, application, *check_argv(arguments)], options)
+        return await self._request(request)
 
-    async def _spawn(self, cage: Cage, argv: list[str], options: SessionOptions) -> Started:
+    def _spawn(self, cage: Cage, argv: list[str], options: SessionOptions) -> spec.Spawn:
+        """What to ask of the spawner; whatever is against it is known before anything is recorded."""
         cage.require(CageState.RUNNING)
-        return await self._request(spec.Spawn(
+        return spec.Spawn(
             id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, user="root" if options.root else "user",
-            cwd=options.cwd, terminal=options.terminal(), detached=options.detach,
-        ))
+            cwd=check_directory(options.cwd), terminal=options.terminal(), detached=options.detach,
+        )
 
     async def deliver(self, cage: Cage, mediator: str, arguments: list[str], descriptor: int) -> Started:
         """The delivery half of `mediator` in the cage, with `descriptor` as its standard input."""
@@ -100,9 +102,18 @@ class Sessions:
 
 
 def check_argv(untrusted_arguments: list[str]) -> list[str]:
-    """The arguments, if a command may have them."""
+    """The arguments, if a command may have them, and those that go before them, too."""
     if len(untrusted_arguments) > ARGV_MAX - 8:
         raise UsageError(f"a command takes at most {ARGV_MAX - 8} arguments")
-    if sum(len(argument.encode()) for argument in untrusted_arguments) > ARGV_BYTES_MAX:
-        raise UsageError(f"a command's arguments take at most {ARGV_BYTES_MAX} bytes")
+    if any(len(argument) > ARGUMENT_MAX for argument in untrusted_arguments):
+        raise UsageError(f"an argument of a command takes at most {ARGUMENT_MAX} characters")
+    if len(msgspec.json.encode(untrusted_arguments)) > ARGV_BYTES_MAX:
+        raise UsageError(f"a command's arguments take at most {ARGV_BYTES_MAX} bytes, as JSON has them")
     return list(untrusted_arguments)
+
+
+def check_directory(untrusted_path: str) -> str:
+    """The directory, if a command may be started in one of that name."""
+    if len(untrusted_path.encode()) > DIRECTORY_BYTES_MAX:
+        raise UsageError(f"the directory of a command takes at most {DIRECTORY_BYTES_MAX} bytes")
+    return untrusted_path

@@ -3,7 +3,8 @@
 
 Law of this room: it decides nothing.  caged is asked before anything is read from the descriptor and again before
 anything is delivered, each time for the instance whose gateway the call came through; what comes of a permitted
-transfer is recorded, whatever it is.
+transfer is recorded, whatever it is.  Of what the target makes of it the source hears, unless both are at the same
+level, whether it arrived, and nothing else: every word more would be the target's to choose.
 """
 
 from __future__ import annotations
@@ -23,7 +24,15 @@ from pathlib import Path
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.config import load_runtime
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
-from cage_runtime.model import TRANSFER_SECONDS, TRANSFERS_PER_CAGE, check_cage_name
+from cage_runtime.model import (
+    DELIVERY_BYTES_PER_SECOND,
+    DELIVERY_SECONDS,
+    TRANSFER_SECONDS,
+    TRANSFERS_PER_CAGE,
+    TRANSFERS_PER_PAIR,
+    Flow,
+    check_cage_name,
+)
 from cage_runtime.text import escape
 from mediators import session, wire
 from mediators.files import protocol
@@ -33,14 +42,25 @@ from mediators.wire import Caged, Decided, Gateway
 LOG = logging.getLogger(__name__)
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True)
 class Transfer:
-    """One request that policy permitted: the instance it came from, what it said, and what was decided."""
+    """One request that policy permitted: the instance it came from, what it said, what was decided, how it goes."""
 
     source: Gateway
     target_name: str
     name: str
     decided: Decided
+    details: dict[str, str]
+    """What the record says of it."""
+    in_target: bool = False
+    """The target has a part in it from now on."""
+    may_be_there: bool = False
+    """The target has been told to give it its name."""
+
+
+def delivery_seconds(size: int) -> float:
+    """The time that a target's delivery half has to receive so many bytes."""
+    return min(DELIVERY_SECONDS + size / DELIVERY_BYTES_PER_SECOND, TRANSFER_SECONDS)
 
 
 class FilesCore:
@@ -48,90 +68,116 @@ class FilesCore:
 
     def __init__(self, *, caged: Caged, stager: Stager) -> None:
         self._caged, self._stager = caged, stager
-        self._under_way: Counter[str] = Counter()
+        self._under_way: Counter[tuple[str, ...]] = Counter()
         self._interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
 
-    def serve(self, gateway: Gateway, bus: Bus) -> None:
+    async def serve(self, gateway: Gateway, bus: Bus) -> None:
         send = functools.partial(self._send, gateway)
+        bus.malformed = functools.partial(self._malformed, gateway)
         bus.serve(protocol.PATH, Service(interface=self._interface, handlers={protocol.SEND: send}))
+        await bus.follow_callers()
+
+    async def _malformed(self, source: Gateway, error: UsageError) -> None:
+        try:
+            await self._caged.record_malformed(source, protocol.SERVICE, error.sentence)
+        except CageError as failure:
+            LOG.error("not recorded: %s: %s", escape(error.sentence), escape(failure.sentence))
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
         wire.no_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        with self._place(source.uuid):
+        with self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"):
             decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
-            transfer = Transfer(source=source, target_name=target, name=name, decided=decided)
-            return Answer(values=(await self._transfer(transfer, descriptor),))
+            with self._place((source.uuid, decided.target), TRANSFERS_PER_PAIR, "of this cage to that one"):
+                transfer = Transfer(source=source, target_name=target, name=name, decided=decided,
+                                    details={"name": name})
+                return Answer(values=(await self._transfer(transfer, descriptor),))
 
     @contextlib.contextmanager
-    def _place(self, uuid: str) -> Iterator[None]:
-        """One of the transfers that an instance may have under way; TransferFailed where it has them all."""
-        if self._under_way[uuid] >= TRANSFERS_PER_CAGE:
-            raise TransferFailed(f"{TRANSFERS_PER_CAGE} transfers of this cage are under way; wait until one has ended")
-        self._under_way[uuid] += 1
+    def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
+        """One of the `most` transfers that may be under way at once; TransferFailed where all of them are."""
+        if self._under_way[whose] >= most:
+            raise TransferFailed(f"{most} transfers {which} are under way; wait until one has ended")
+        self._under_way[whose] += 1
         try:
             yield
         finally:
-            self._under_way[uuid] -= 1
-            if not self._under_way[uuid]:
-                del self._under_way[uuid]
+            self._under_way[whose] -= 1
+            if not self._under_way[whose]:
+                del self._under_way[whose]
 
     async def _transfer(self, transfer: Transfer, descriptor: int) -> str:
-        """Stage, decide again, deliver, record; returns the path in the target's home."""
-        details = {"name": transfer.name}
+        """Stage, decide again, deliver, record; returns the path in the target's home, as the source may hear it."""
         try:
             staged = await self._staged(transfer, descriptor)
-            details |= {"size": str(staged.size), "sha256": staged.sha256}
+            transfer.details |= {"size": str(staged.size), "sha256": staged.sha256}
             try:
-                arrived = await self._deliver(transfer, staged, details)
+                arrived = await self._deliver(transfer, staged)
             finally:
-                os.close(staged.descriptor)
-        except CageError as error:
-            await self._record_outcome(transfer, details | {"outcome": error.sentence})
+                staged.discard()
+        except (CageError, OSError) as error:
+            await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
+            if not transfer.in_target or transfer.decided.flow is Flow.LEVEL:
+                raise
+            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
+                                 "stopped or full; the core's audit log says why") from error
+        except asyncio.CancelledError:
+            so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
+            await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
-        await self._record_outcome(transfer, details | {"outcome": f"arrived as {arrived}"})
-        return arrived
+        await self._record_outcome(transfer, f"arrived as {arrived}")
+        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, transfer.name)
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
         try:
-            return await self._stager.stage(descriptor, transfer.decided.max_size)
+            return await self._stager.stage(descriptor, transfer.source.uuid, transfer.decided.max_size)
         except (TransferFailed, PolicyRefused) as error:
             raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
 
-    async def _deliver(self, transfer: Transfer, staged: Staged, details: dict[str, str]) -> str:
+    async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         source, target = transfer.source, transfer.target_name
-        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
+        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, again=True)
         if decided.target != transfer.decided.target:
             raise TransferFailed(f'"{target}" is not the cage that it was when the transfer began; send it again')
         if 0 < decided.max_size < staged.size:
             raise PolicyRefused(f'"{escape(transfer.name)}" is larger than the policy lets through by now')
+        transfer.decided, transfer.in_target = decided, True
         delivery = protocol.Delivery(
             source=decided.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
         )
-        # What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain.
-        passing = functools.partial(self._record, transfer, details | {"outcome": "is given its name in the inbox"})
+        passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(decided.target, delivery.arguments(), staged.descriptor)
+        channel = await self._caged.deliver(decided.target, delivery.arguments(), staged.descriptor, DELIVERY_SECONDS)
         ended = await session.run_to_end(
-            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=TRANSFER_SECONDS)
+            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size))
         if ended.status:
-            details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
+            transfer.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}: {why}')
-        arrived = protocol.parse_arrived(ended.untrusted_output, transfer.name)
-        return f"Inbox/{decided.source_name}/{arrived}"
+        return _inbox_path(transfer, protocol.parse_arrived(ended.untrusted_output, transfer.name))
 
-    async def _record(self, transfer: Transfer, details: dict[str, str]) -> None:
-        await self._caged.record(transfer.source.uuid, transfer.decided.target, protocol.SERVICE, details)
+    async def _passing(self, transfer: Transfer) -> None:
+        """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
+        await self._record(transfer, "is given its name in the inbox")
+        transfer.may_be_there = True
 
-    async def _record_outcome(self, transfer: Transfer, details: dict[str, str]) -> None:
+    async def _record(self, transfer: Transfer, outcome: str) -> None:
+        details = transfer.details | {"outcome": outcome}
+        await self._caged.record(transfer.source, transfer.decided.target, protocol.SERVICE, details)
+
+    async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
         try:
-            await self._record(transfer, details)
+            await self._record(transfer, outcome)
         except CageError as error:
-            LOG.error("not recorded: %s: %s", escape(str(details)), escape(error.sentence))
+            LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
+                      escape(error.sentence))
+
+
+def _inbox_path(transfer: Transfer, name: str) -> str:
+    return f"Inbox/{transfer.decided.source_name}/{name}"
 
 
 def run(arguments: list[str]) -> int:

@@ -3,7 +3,8 @@
 
 Law of this room: nothing but a worker process touches the content of a descriptor that came from a cage, because a
 file can block for ever or change while it is read.  The worker is killed at its deadline; its copy has no name, so
-that an end at any moment leaves nothing behind.
+that an end at any moment leaves nothing behind.  The space that a copy takes is granted before it is taken, and given
+back when the transfer ends, whoever holds the copy then.
 """
 
 from __future__ import annotations
@@ -16,17 +17,20 @@ import fcntl
 import hashlib
 import os
 import signal
+import socket
 import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
-from cage_runtime.model import TRANSFER_BYTES_MAX, TRANSFER_SECONDS
+from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from mediators.files.protocol import CHUNK
 
 REPORT_MAX = 512
-"""Bytes of a worker's report; a pipe takes them whole."""
+"""Bytes of one message of a worker."""
+HOLES_MAX = 1024**2
+"""Bytes that may be missing in a file, however small: what a file system keeps elsewhere or small is not sparse."""
 RESERVE = 0.05
 """The part of the core's file system that staging leaves free."""
 O_PATH = 0o10000000
@@ -40,6 +44,8 @@ _KINDS = {
     stat.S_IFBLK: "is a device, not a regular file",
     stat.S_IFLNK: "is a symbolic link; send the file that it names",
 }
+_NO_SPACE = "cannot be sent: the core has no space left for it"
+_GO = b"go"
 _CHANGED = "changed while it was read; send it again when nothing writes to it"
 
 
@@ -51,54 +57,94 @@ class TooLarge(Unfit):
     """It could be sent, were it not for the rule's bound."""
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
+@dataclass(kw_only=True, slots=True, eq=False)
 class Staged:
-    """A whole copy: a read-only descriptor of a file without a name, which the owner of this closes."""
+    """A whole copy, in a file without a name: `descriptor` cannot be written through, and is for the target."""
 
-    descriptor: int
-    size: int
-    sha256: str
+    owner: str
+    writable: int
+    descriptor: int = -1
+    size: int = 0
+    sha256: str = ""
+    release: Callable[[Staged], None]
+
+    def discard(self) -> None:
+        """Give the space back, also where somebody keeps a descriptor of the copy, and close ours."""
+        try:
+            os.ftruncate(self.writable, 0)
+        finally:
+            os.close(self.writable)
+            if self.descriptor >= 0:
+                os.close(self.descriptor)
+            self.release(self)
+
+    def missing(self) -> int:
+        """Bytes that were granted and that the file system has not set apart yet."""
+        return 0 if self.sha256 else max(0, self.size - os.fstat(self.writable).st_blocks * 512)
 
 
 Copy = Callable[[int, int, int], tuple[int, str]]
-"""Copies from one descriptor to another, at most so many bytes as policy says (0: as it likes), and returns the size
-and the SHA-256; runs in the worker."""
+"""Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
 
 
-def copy(source: int, target: int, policy_max: int = 0) -> tuple[int, str]:
-    """Copy a regular file by its offsets (never the shared position, never mapped); Unfit says why it cannot be."""
-    before = os.fstat(source)
-    if not stat.S_ISREG(before.st_mode):
-        raise Unfit(_KINDS.get(stat.S_IFMT(before.st_mode), "is not a regular file"))
-    if before.st_size == 0:
+def measure(source: int, policy_max: int = 0) -> int:
+    """The size of a regular file that can be sent; Unfit says why it cannot be, TooLarge that policy has it smaller."""
+    status = os.fstat(source)
+    if not stat.S_ISREG(status.st_mode):
+        raise Unfit(_KINDS.get(stat.S_IFMT(status.st_mode), "is not a regular file"))
+    if status.st_size == 0:
         raise Unfit("is empty; there is nothing to send")
-    if before.st_size > TRANSFER_BYTES_MAX:
+    if status.st_size > TRANSFER_BYTES_MAX:
         raise Unfit(f"is larger than the {TRANSFER_BYTES_MAX >> 30}G that a transfer takes")
-    if 0 < policy_max < before.st_size:
+    if 0 < policy_max < status.st_size:
         raise TooLarge(f"is larger than the {policy_max} bytes that the policy lets through at once")
-    _make_room(target, before.st_size)
+    there = status.st_blocks * 512
+    if _is_sparse(status.st_size, there) and _is_sparse(status.st_size, there := _bytes_there(source, status.st_size)):
+        raise Unfit(f"is sparse: {status.st_size} bytes, of which {there} are there; copy it without holes first")
+    return status.st_size
+
+
+def _is_sparse(size: int, there: int) -> bool:
+    return there < size // 2 and size - there > HOLES_MAX
+
+
+def _bytes_there(source: int, size: int) -> int:
+    """Bytes of a file that are in no hole, counted until they are half of it: a file system that compresses has fewer
+    blocks, and no holes.  The position in the file, which its owner may share, is put back."""
+    position = os.lseek(source, 0, os.SEEK_CUR)
+    there = end = 0
+    try:
+        while there < size // 2:
+            start = os.lseek(source, end, os.SEEK_DATA)
+            end = os.lseek(source, start, os.SEEK_HOLE)
+            there += end - start
+    except OSError as error:
+        if error.errno != errno.ENXIO:  # no data behind that offset
+            raise
+    finally:
+        os.lseek(source, position, os.SEEK_SET)
+    return there
+
+
+def copy(source: int, target: int, size: int) -> tuple[int, str]:
+    """Copy a regular file by its offsets (never the shared position, never mapped); Unfit where it does not stay."""
+    before = os.fstat(source)
+    os.posix_fallocate(target, 0, size)
     digest = hashlib.sha256()
     offset = 0
-    while chunk := os.pread(source, min(CHUNK, before.st_size + 1 - offset), offset):
+    while chunk := os.pread(source, min(CHUNK, size + 1 - offset), offset):
         offset += len(chunk)
-        if offset > before.st_size:
+        if offset > size:
             raise Unfit(_CHANGED)
         digest.update(chunk)
         _write(target, chunk)
-    if offset != before.st_size or _marks(os.fstat(source)) != _marks(before):
+    if offset != size or _marks(os.fstat(source)) != _marks(before):
         raise Unfit(_CHANGED)
     return offset, digest.hexdigest()
 
 
 def _marks(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _make_room(target: int, size: int) -> None:
-    room = os.fstatvfs(target)
-    if size > (room.f_bavail - RESERVE * room.f_blocks) * room.f_frsize:
-        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-    os.posix_fallocate(target, 0, size)
 
 
 def _write(descriptor: int, chunk: bytes) -> None:
@@ -112,62 +158,83 @@ class Stager:
 
     def __init__(self, directory: Path, *, seconds: float = TRANSFER_SECONDS, copier: Copy = copy) -> None:
         self._directory, self._seconds, self._copier = directory, seconds, copier
+        self._under_way: set[Staged] = set()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise RuntimeFailure(f"{directory}: cannot be made for staging: {error.strerror}") from error
 
-    async def stage(self, descriptor: int, policy_max: int = 0) -> Staged:
-        """A copy of the file open as `descriptor`, which stays the caller's.
+    async def stage(self, descriptor: int, owner: str, policy_max: int = 0) -> Staged:
+        """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
         (0: no such bound); both are worded to follow its name.
         """
         _check_access(descriptor)
-        with contextlib.ExitStack() as held:
-            writable = self._unnamed(held)
-            size, sha256 = await self._copied(descriptor, writable, policy_max)
+        with contextlib.ExitStack() as on_failure:
+            staged = Staged(owner=owner, writable=self._unnamed(), release=self._under_way.discard)
+            on_failure.callback(staged.discard)
+            self._under_way.add(staged)
+            staged.size, staged.sha256 = await self._copied(descriptor, staged, policy_max)
             # another open file, read-only: what the target is given cannot be written through
-            readable = os.open(f"/proc/self/fd/{writable}", os.O_RDONLY | os.O_CLOEXEC)
-        return Staged(descriptor=readable, size=size, sha256=sha256)
+            staged.descriptor = os.open(f"/proc/self/fd/{staged.writable}", os.O_RDONLY | os.O_CLOEXEC)
+            on_failure.pop_all()
+        return staged
 
-    def _unnamed(self, held: contextlib.ExitStack) -> int:
+    def _unnamed(self) -> int:
         flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
-            descriptor = os.open(self._directory, flags, 0o600)
+            return os.open(self._directory, flags, 0o600)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise TransferFailed("cannot be sent: the core has no space left for it") from error
+                raise TransferFailed(_NO_SPACE) from error
             raise RuntimeFailure(f"{self._directory}: cannot be staged in: {error.strerror}") from error
-        held.callback(os.close, descriptor)
-        return descriptor
 
-    async def _copied(self, source: int, target: int, policy_max: int) -> tuple[int, str]:
-        near, far = os.pipe2(os.O_CLOEXEC)
-        try:
-            worker = self._fork(source, target, far, policy_max)
-        finally:
-            os.close(far)
-        try:
-            async with asyncio.timeout(self._seconds):
-                await worker.ended()
-            return _read_report(os.read(near, REPORT_MAX))
-        except TimeoutError as error:
-            raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
-        finally:
-            worker.kill()
-            os.close(near)
+    async def _copied(self, source: int, staged: Staged, policy_max: int) -> tuple[int, str]:
+        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with near:
+            with far:
+                worker = self._fork(source, staged.writable, far, policy_max)
+            try:
+                async with asyncio.timeout(self._seconds):
+                    self._grant(staged, _read_size(await _message(near)))
+                    near.send(_GO)
+                    report = await _message(near)
+                    await worker.ended()
+                    return _read_report(report)
+            except TimeoutError as error:
+                raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
+            finally:
+                worker.kill()
 
-    def _fork(self, source: int, target: int, report: int, policy_max: int) -> Worker:
+    def _grant(self, staged: Staged, size: int) -> None:
+        """Let the copy have `size` bytes, in the owner's bound and in what there is; else TransferFailed."""
+        of_owner = sum(other.size for other in self._under_way if other.owner == staged.owner)
+        if of_owner + size > STAGED_BYTES_PER_CAGE:
+            raise TransferFailed(f"cannot be sent while others are: at once, a cage can send "
+                                 f"{STAGED_BYTES_PER_CAGE >> 30}G; wait until one has ended")
+        room = os.statvfs(self._directory)
+        free = int(room.f_bavail - RESERVE * room.f_blocks) * room.f_frsize
+        if size > free - sum(other.missing() for other in self._under_way):
+            raise TransferFailed(_NO_SPACE)
+        staged.size = size
+
+    def _fork(self, source: int, target: int, far: socket.socket, policy_max: int) -> Worker:
         parent = os.getpid()
         pid = os.fork()
         if pid:
             return Worker(pid)
         try:
-            _seclude(parent, {source, target, report})
-            os.write(report, _report(self._copier, source, target, policy_max))
+            _seclude(parent, {source, target, far.fileno()})
+            far.send(_report(self._copier, source, target, policy_max, far))
         finally:
             os._exit(0)
+
+
+async def _message(near: socket.socket) -> bytes:
+    """The worker's next message, empty where it has ended."""
+    near.setblocking(False)
+    return await asyncio.get_running_loop().sock_recv(near, REPORT_MAX)
 
 
 class Worker:
@@ -214,27 +281,39 @@ def _seclude(parent: int, keep: set[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _report(copier: Copy, source: int, target: int, policy_max: int) -> bytes:
+def _report(copier: Copy, source: int, target: int, policy_max: int, far: socket.socket) -> bytes:
     try:
-        size, sha256 = copier(source, target, policy_max)
+        size = measure(source, policy_max)
+        far.send(b"size %d" % size)
+        if far.recv(len(_GO)) != _GO:
+            os._exit(0)
+        copied, sha256 = copier(source, target, size)
+        return f"copied {copied} {sha256}".encode()
     except TooLarge as error:
         return f"refused {error}".encode()[:REPORT_MAX]
     except Unfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        why = "the core has no space left for it" if full else os.strerror(error.errno or errno.EIO)
-        return f"unfit cannot be sent: {why}".encode()
-    return f"copied {size} {sha256}".encode()
+        return f"unfit {_NO_SPACE if full else f'cannot be sent: {os.strerror(error.errno or errno.EIO)}'}".encode()
 
 
-def _read_report(report: bytes) -> tuple[int, str]:
-    kind, _, rest = report.decode().partition(" ")
-    if kind == "copied":
-        size, sha256 = rest.split()
-        return int(size), sha256
+def _read_size(message: bytes) -> int:
+    return int(_read(message, "size"))
+
+
+def _read_report(message: bytes) -> tuple[int, str]:
+    size, sha256 = _read(message, "copied").split()
+    return int(size), sha256
+
+
+def _read(message: bytes, expected: str) -> str:
+    """What a message of the `expected` kind says; the error that it is where it is another."""
+    kind, _, rest = message.decode().partition(" ")
     if kind == "unfit":
         raise TransferFailed(rest)
     if kind == "refused":
         raise PolicyRefused(rest)
-    raise RuntimeFailure("the process that copied it failed; send it again")
+    if kind != expected:
+        raise RuntimeFailure("the process that copied it failed; send it again")
+    return rest

@@ -484,8 +484,8 @@ def test_an_application_that_does_not_fit(small: Apart, sample: Sample) -> None:
 def test_a_document_that_does_not_fit(small: Apart) -> None:
     small.ok("enter", "a", "--", "sh", "-c", "head -c 1500000 /dev/zero > document")
     ended = small.cagectl("enter", "a", "--", "incage", "send", "document", "--to", "b")
-    check_refused(ended, 1, '"document" (did not arrive in b: its home is full|'
-                            "cannot be sent: the core has no space left for it)", "incage")
+    check_refused(ended, 1, '"document" (did not arrive in b, which may be stopped or full; the core\'s audit log says '
+                            "why|cannot be sent: the core has no space left for it)", "incage")
     assert list((small.inside / "staging").iterdir()) == []
     assert small.ok("enter", "b", "--", "sh", "-c", "ls -A Inbox 2>/dev/null || true") == ""
 

@@ -11,15 +11,18 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from jeepney import DBusAddress, MessageType, new_method_call, new_signal
+from jeepney.io.blocking import open_dbus_connection
 
 from tests import system_bus
 
 TOP = Path(__file__).parents[2]
 CORE, APPS = "org.cageruntime.Core1", "org.cageruntime.Apps1"
 
+MEDIATION_INTERFACE = f"{CORE}.Mediation"
 OWNER = """
 import os, sys
-from jeepney import new_method_call, new_method_return, message_bus, MessageType
+from jeepney import DBusAddress, HeaderFields, new_method_call, new_method_return, new_signal, message_bus, MessageType
 from jeepney.io.blocking import open_dbus_connection
 os.setgroups([]), os.setgid(int(sys.argv[3])), os.setuid(int(sys.argv[3]))
 with open_dbus_connection(sys.argv[1]) as connection:
@@ -28,9 +31,34 @@ with open_dbus_connection(sys.argv[1]) as connection:
     while reply.header.message_type is MessageType.method_return:
         message = connection.receive()
         if message.header.message_type is MessageType.method_call:
+            fields = message.header.fields
+            if fields[HeaderFields.member] == "Speak":
+                interface, _, member = message.body[0].rpartition(".")
+                signal = new_signal(DBusAddress("/x", interface=interface), member)
+                if message.body[1]:
+                    signal.header.fields[HeaderFields.destination] = message.body[1]
+                connection.send(signal)
             connection.send(new_method_return(message))
 """
-"""Takes the user's id only once its modules are loaded: this tree may lie where that user cannot read."""
+"""Takes the user's id only once its modules are loaded: this tree may lie where that user cannot read.  Says the
+signal that it is told to."""
+LISTENER = """
+import os, sys
+from jeepney import HeaderFields, MatchRule, message_bus, new_method_call, DBusAddress, MessageType
+from jeepney.io.blocking import open_dbus_connection
+os.setgroups([]), os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+with open_dbus_connection(sys.argv[1]) as connection:
+    connection.send_and_get_reply(message_bus.AddMatch(MatchRule(type="signal")))
+    print(connection.unique_name, flush=True)
+    while True:
+        fields = connection.receive().header.fields
+        member = fields.get(HeaderFields.member, "")
+        if member == "Last":
+            break
+        if not member.startswith("Name"):
+            print(member, flush=True)
+"""
+"""Prints its name, and every signal that it hears up to the one called Last, which whoever may say."""
 
 
 @pytest.fixture(scope="module")
@@ -127,3 +155,26 @@ def test_mediation_is_for_mediators(owned: str, user: str) -> None:
 @pytest.mark.parametrize("user", ["caged", "root", "nobody", "cage-files"])
 def test_only_the_daemon_commands_the_keeper_of_applications(owned: str, user: str) -> None:
     assert arrives(owned, user, APPS, f"{APPS}.M") is (user == "caged")
+
+
+# --- what it says of its own accord ------------------------------------------------------------------------------
+MANAGER_SIGNALS = (f"{CORE}.Manager.CageAdded", "org.freedesktop.DBus.Properties.PropertiesChanged")
+MEDIATION_SIGNALS = (f"{MEDIATION_INTERFACE}.GatewayUp", f"{MEDIATION_INTERFACE}.GatewayDown")
+
+
+@pytest.mark.parametrize("addressed", [False, True])
+@pytest.mark.parametrize("user", ["root", "cage-files", "nobody", "cage-apps"])
+def test_what_the_daemon_says_is_heard_by_whom_it_concerns(owned: str, user: str, addressed: bool) -> None:
+    listener = subprocess.Popen([sys.executable, "-c", LISTENER, owned, str(pwd.getpwnam(user).pw_uid)],
+                                stdout=subprocess.PIPE, text=True, cwd="/")
+    assert listener.stdout is not None
+    name = listener.stdout.readline().strip()
+    with open_dbus_connection(owned) as connection:
+        for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS):
+            speak = new_method_call(DBusAddress("/x", CORE, f"{CORE}.Manager"), "Speak", "ss",
+                                    (signal, name if addressed else ""))
+            assert connection.send_and_get_reply(speak).header.message_type is MessageType.method_return
+        connection.send(new_signal(DBusAddress("/x", interface="org.example.Test"), "Last"))
+    heard, _ = listener.communicate()
+    everything = [signal.rpartition(".")[2] for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS)]
+    assert heard.split() == {"root": everything, "cage-files": everything[2:]}.get(user, [])

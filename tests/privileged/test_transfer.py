@@ -9,6 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -30,6 +31,11 @@ def low(shared_cage: MakeCage) -> Cage:
 
 
 @pytest.fixture(scope="module")
+def peer(shared_cage: MakeCage) -> Cage:
+    return shared_cage("peer", "--level", "internal")
+
+
+@pytest.fixture(scope="module")
 def high(shared_cage: MakeCage) -> Cage:
     return shared_cage("high", "--level", "secret")
 
@@ -40,7 +46,7 @@ def send(source: Cage, target: str, *files: str) -> Ended:
 
 def events(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
     """The fields of the last events of that kind in the audit log."""
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 1000)})[0]]
+    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 4000)})[0]]
     return [event["fields"] for event in listed if event["kind"] == kind]
 
 
@@ -68,12 +74,26 @@ def test_up_it_arrives_as_it_was(runtime: Runtime, low: Cage, high: Cage) -> Non
     high.sh("rm -r Inbox")
 
 
-def test_a_name_that_is_taken_gets_a_number(runtime: Runtime, low: Cage, high: Cage) -> None:
+NUMBERED = ("notes.txt", "notes (2).txt", "notes (3).txt")
+
+
+def test_a_name_that_is_taken_gets_a_number(runtime: Runtime, low: Cage, peer: Cage) -> None:
     low.sh("echo one > Documents/notes.txt")
-    for name in ("notes.txt", "notes (2).txt", "notes (3).txt"):
+    for name in NUMBERED:
+        ended = send(low, "peer", "Documents/notes.txt")
+        assert ended.stdout.decode() == f"notes.txt -> peer: Inbox/low/{name}\n", ended.stderr
+    assert inbox(runtime, peer) == sorted(f"low/{name}" for name in NUMBERED)
+    peer.sh("rm -r Inbox")
+
+
+def test_which_number_that_is_is_not_told_down(runtime: Runtime, low: Cage, high: Cage) -> None:
+    """It would be the target's to choose, by the names that it has taken."""
+    low.sh("echo one > Documents/notes.txt")
+    for name in NUMBERED:
         ended = send(low, "high", "Documents/notes.txt")
-        assert ended.stdout.decode() == f"notes.txt -> high: Inbox/low/{name}\n"
-    assert inbox(runtime, high) == ["low/notes (2).txt", "low/notes (3).txt", "low/notes.txt"]
+        assert ended.stdout == b"notes.txt -> high: Inbox/low/notes.txt\n", ended.stderr
+        assert events(runtime, "transfer")[-1]["outcome"] == f"arrived as Inbox/low/{name}"
+    assert inbox(runtime, high) == sorted(f"low/{name}" for name in NUMBERED)
     high.sh("rm -r Inbox")
 
 
@@ -89,7 +109,7 @@ def test_several_files_and_those_that_can_arrive_do(runtime: Runtime, low: Cage,
 
 def test_several_at_once(runtime: Runtime, low: Cage, high: Cage) -> None:
     low.sh("for i in 1 2 3 4; do head -c 300000 /dev/urandom > many-$i; done")
-    low.sh("for i in 1 2 3 4; do incage send many-$i --to high & done; wait")
+    low.sh("for i in 1 3; do incage send many-$i many-$((i + 1)) --to high & done; wait")
     assert inbox(runtime, high) == [f"low/many-{number}" for number in range(1, 5)]
     sums = "sha256sum many-* | sort"
     assert low.sh(sums) == high.sh(f"cd Inbox/low; {sums}")
@@ -125,12 +145,19 @@ def test_nobody_sends_in_the_name_of_another(runtime: Runtime, low: Cage, high: 
     high.sh("rm -r Inbox")
 
 
-def test_a_full_target_says_so_and_keeps_nothing(low: Cage, cage: MakeCage) -> None:
-    small = cage("small", "--level", "secret", "--ephemeral", "--disk", "1M")
+@pytest.mark.parametrize(
+    ("level", "says"),
+    [("internal", ": its home is full"), ("secret", ", which may be stopped or full; the core's audit log says why")],
+)
+def test_a_full_target_says_so_to_its_peers_and_keeps_nothing(
+    runtime: Runtime, low: Cage, cage: MakeCage, level: str, says: str
+) -> None:
+    small = cage("small", "--level", level, "--ephemeral", "--disk", "1M")
     low.sh("head -c 3000000 /dev/urandom > large")
     ended = send(low, "small", "large")
     assert (ended.returncode, ended.stdout) == (1, b"")
-    assert b'"large" did not arrive in small: its home is full' in ended.stderr
+    assert ended.stderr.decode() == f'incage: "large" did not arrive in small{says}\n'
+    assert events(runtime, "transfer")[-1]["outcome"] == '"large" did not arrive in small: its home is full'
     assert small.sh("find Inbox 2>/dev/null; true") == ""
     low.sh("echo less > less; incage send less --to small")
     assert small.sh("cat Inbox/low/less") == "less\n"
@@ -198,6 +225,42 @@ def test_what_is_cut_off_while_it_is_delivered_is_not_there(
     assert os.listdir(runtime.state / "staging") == []
     assert send(low, "high", "figures").returncode == 0
     high.sh("rm -r Inbox")
+
+
+def test_a_target_that_stands_still_stops_nobody_else(
+    runtime: Runtime, low: Cage, high: Cage, cage: MakeCage
+) -> None:
+    """Two places are for it, and they are free again once whoever sent has gone."""
+    hostile = cage("hostile", "--level", "secret")
+    low.sh("echo figures > f")
+    decided = len(events(runtime, "decision"))
+    with Changes(runtime.state / "audit") as changes, stopped(runtime, hostile):
+        sending = [low.popen("incage", "send", "f", "--to", "hostile", stderr=subprocess.DEVNULL) for _ in range(2)]
+        changes.until(lambda: len(events(runtime, "decision")) >= decided + 4, "both second decisions")
+        third = send(low, "hostile", "f")
+        assert (third.returncode, third.stderr) == (
+            1, b"incage: 2 transfers of this cage to that one are under way; wait until one has ended\n")
+        assert send(low, "high", "f").returncode == 0
+        recorded = len(events(runtime, "transfer"))
+        mediator = next(pid for pid in runtime.cage_processes(low.uuid) if "--cage" in arguments_of(pid))
+        os.kill(mediator, signal.SIGKILL)
+        changes.until(lambda: len(events(runtime, "transfer")) >= recorded + 2, "their end")
+    assert {event["outcome"] for event in events(runtime, "transfer")[-2:]} == {
+        "given up, because whoever sent it has gone; nothing arrived"}
+    assert 0 not in [each.wait(SECONDS) for each in sending]
+    assert inbox(runtime, high) == ["low/f"]
+    assert hostile.sh("find Inbox 2>/dev/null; true") == ""
+    high.sh("rm -r Inbox")
+
+
+def test_a_cage_that_asks_too_often_is_recorded_once_for_all(runtime: Runtime, cage: MakeCage) -> None:
+    hasty = cage("hasty")
+    hasty.sh("echo a > f")
+    refusals = len(events(runtime, "decision"))
+    flood = hasty.enter("incage", "send", *["f"] * 400, "--to", "nobody")
+    assert b"incage: this cage asks too often; try again in a moment\n" in flood.stderr
+    assert flood.stderr.count(b"\n") == 400
+    assert len(events(runtime, "decision")) - refusals < 399
 
 
 def test_no_process_of_a_transfer_stays(runtime: Runtime, low: Cage, high: Cage) -> None:

@@ -182,12 +182,31 @@ def test_whoever_is_not_the_administrator_may_nothing(core: Core) -> None:
     assert "MakeStorage" not in core.spawner.kinds()
 
 
-@pytest.mark.parametrize("member", ["Gateways", "Decide", "Deliver", "Record"])
+def test_what_there_is_is_the_administrators_to_know_however_it_is_asked_for(core: Core, client: Client) -> None:
+    created(client, "work")
+    core.stop()
+    core.start(administrator=os.geteuid() + 1)
+    client = core.client()
+    for member, interface, path, signature, arguments in (
+        ("GetManagedObjects", "ObjectManager", PATH, "", ()),
+        ("GetAll", "Properties", CAGE + "work", "s", (f"{CORE}.Cage",)),
+        ("Get", "Properties", CAGE + "work", "ss", (f"{CORE}.Cage", "Level")),
+    ):
+        with pytest.raises(Refusal) as refused:
+            client.call(member, signature, *arguments, interface=f"org.freedesktop.DBus.{interface}", path=path)
+        assert (refused.value.name, refused.value.sentence) == (
+            "NotAuthorized", f"{member} needs root on this host; use sudo")
+    assert ours(introspected(client, PATH)) == described("Manager", "Mediation")
+    client.close()
+
+
+@pytest.mark.parametrize("member", ["Gateways", "Decide", "Deliver", "Record", "RecordMalformed"])
 def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> None:
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
-        "Gateways": ("", ()), "Decide": ("ssss", ("0" * 32, "files.Send", "", "work")),
-        "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))), "Record": ("sssa{ss}", ("", "", "", {})),
+        "Gateways": ("", ()), "Decide": ("ssssb", ("0" * 32, "files.Send", "", "work", False)),
+        "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))),
+        "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }
     signature, values = arguments[member]
     if core.is_mediator(os.geteuid()):

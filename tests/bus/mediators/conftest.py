@@ -13,17 +13,23 @@ import socket
 import subprocess
 import sys
 from array import array
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.errors import PolicyRefused, RuntimeFailure
-from cage_runtime.model import CORE_BUS_NAME, CORE_PATH
+from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
+from mediators.files import protocol
+from mediators.files.core import serve_until_bus_ends
+from mediators.files.stage import Copy, Stager, copy
 
 TOP = Path(__file__).parents[3]
+CONTENT = b"quarterly figures\n"
+WORK, VAULT = "11111111-work", "22222222-vault"
 OPEN_BUS = """<busconfig><listen>systemd:</listen><auth>EXTERNAL</auth><policy context="default">
 <allow user="*"/><allow own="*"/><allow send_destination="*" eavesdrop="true"/><allow receive_sender="*"/>
 </policy></busconfig>"""
@@ -94,9 +100,20 @@ class StandInCaged:
         self.names: dict[str, str] = {}
         self.allowed: dict[tuple[str, str], str] = {}
         self.max_size = 0
+        self.flow = Flow.LEVEL
         self.full = False
         self.asked: list[list[str]] = []
         self.records: asyncio.Queue[list[object]] = asyncio.Queue()
+        self.malformed: asyncio.Queue[list[str]] = asyncio.Queue()
+        self.starting: asyncio.Event | None = None
+        """Where it is there, a delivery half starts once it is set."""
+        self.delivering = 0
+        self.stops = False
+        """Whether the targets stop their delivery halves as they start."""
+        self.ended: list[int] = []
+        """The statuses of the delivery halves that have ended."""
+        self.keeps: list[int] | None = None
+        """Where it is there, the targets keep what they are given to read, in here."""
         self.before_second: Callable[[], None] = lambda: None
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
@@ -104,7 +121,7 @@ class StandInCaged:
     async def start(cls, homes: Path) -> StandInCaged:
         caged = cls(await Bus.connect(), homes)
         handlers = {"Gateways": caged._gateways, "Decide": caged._decide, "Deliver": caged._deliver,
-                    "Record": caged._record}
+                    "Record": caged._record, "RecordMalformed": caged._record_malformed}
         interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
         caged.bus.serve(CORE_PATH, Service(interface=interface, handlers=handlers))
         return caged
@@ -118,7 +135,7 @@ class StandInCaged:
         (self.homes / name).mkdir(parents=True, exist_ok=True)
 
     def up(self, name: str, uuid: str, address: str) -> None:
-        self.bus.emit(CORE_PATH, wire.MEDIATION, "GatewayUp", "sss", (name, uuid, address))
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "GatewayUp", "sss", (name, uuid, address), to=self.mediator.result())
 
     async def _gateways(self, call: Call) -> Answer:
         if not self.mediator.done():
@@ -126,21 +143,28 @@ class StandInCaged:
         return Answer(values=(self.gateways,))
 
     async def _decide(self, call: Call) -> Answer:
-        source, _service, _argument, target = call.arguments
+        source, _service, _argument, target, _again = call.arguments
         self.asked.append(call.arguments)
         if len(self.asked) == 2:
             self.before_second()
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
-        return Answer(values=(self.allowed[source, target], self.names[source], self.max_size))
+        return Answer(values=(self.allowed[source, target], self.names[source], self.max_size, self.flow.value))
 
     async def _deliver(self, call: Call) -> Answer:
         target, arguments, index = call.arguments
+        self.delivering += 1
+        if self.keeps is not None:
+            self.keeps.append(os.dup(call.descriptors[index]))
+        if self.starting is not None:
+            await self.starting.wait()
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         out, err = os.pipe(), os.pipe()
         home = str(self.homes / self.names[target])
         process = subprocess.Popen([*HALF, "--deliver", *arguments], stdin=call.descriptors[index], stdout=out[1],
                                    stderr=err[1], env={"HOME": home}, cwd=TOP)
+        if self.stops:
+            process.send_signal(signal.SIGSTOP)
         far.sendmsg([b'{"event": "started"}'], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array("i", (out[0], err[0])))])
         for descriptor in (*out, *err):
             os.close(descriptor)
@@ -161,12 +185,17 @@ class StandInCaged:
         asyncio.get_running_loop().remove_reader(pidfd)
         os.close(pidfd)
         with far, contextlib.suppress(BrokenPipeError):
-            far.send(json.dumps({"event": "exit", "status": process.wait()}).encode())
+            self.ended.append(process.wait())
+            far.send(json.dumps({"event": "exit", "status": self.ended[-1] & 255}).encode())
 
     async def _record(self, call: Call) -> Answer:
         if self.full:
             raise RuntimeFailure("the chain takes nothing")
         self.records.put_nowait(call.arguments)
+        return Answer()
+
+    async def _record_malformed(self, call: Call) -> Answer:
+        self.malformed.put_nowait(call.arguments)
         return Answer()
 
 
@@ -187,6 +216,78 @@ async def present(bus: Bus, name: str) -> None:
     await presence.follow()
     if not await presence.wait(20):
         raise RuntimeFailure(f"nobody came to own {name}")
+
+
+class World:
+    """A stand-in caged, a core half, and a connection of each cage to its gateway."""
+
+    def __init__(self, caged: StandInCaged, homes: Path, staging: Path) -> None:
+        self.until = until
+        self.caged, self.homes, self.staging = caged, homes, staging
+        self.clients: dict[str, Bus] = {}
+        self.gateways: dict[str, Any] = {}
+
+    async def send(self, cage: str, target: str, name: str = "figures.txt", descriptor: int | None = None) -> str:
+        opened = os.open(self.homes / "source", os.O_RDONLY) if descriptor is None else descriptor
+        try:
+            answer = await self.clients[cage].call(
+                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
+                (target, name, 0, {}), (opened,), seconds=20,
+            )
+        finally:
+            os.close(opened)
+        return str(answer.values[0])
+
+    async def recorded(self) -> dict[str, str]:
+        async with asyncio.timeout(20):
+            source, name, target, service, details = await self.caged.records.get()
+        assert (source, name, target, service) == (WORK, "work", VAULT, "files.Send")
+        return dict(details)
+
+    def arrived(self) -> list[str]:
+        return sorted(str(path.relative_to(self.homes)) for path in self.homes.rglob("Inbox/*/*"))
+
+
+Play = Callable[..., None]
+
+
+@pytest.fixture
+def play(tmp_path: Path, start_gateway: Callable[[str], Daemon]) -> Play:
+    """Runs a test's coroutine in a world with the cages work and vault, where work may send to vault."""
+
+    @contextlib.asynccontextmanager
+    async def world(copier: Copy) -> AsyncIterator[World]:
+        homes = tmp_path / "homes"
+        homes.mkdir()
+        (homes / "source").write_bytes(CONTENT)
+        caged = await StandInCaged.start(homes)
+        here = World(caged, homes, tmp_path / "staging")
+        for name, uuid in (("work", WORK), ("vault", VAULT)):
+            here.gateways[name] = start_gateway(name)
+            address = here.gateways[name].address
+            caged.add(name, uuid, address)
+            here.clients[name] = await client(address)
+        caged.allowed[WORK, "vault"] = VAULT
+        await caged.appear()
+        serving = asyncio.ensure_future(serve_until_bus_ends(Stager(here.staging, copier=copier)))
+        try:
+            for connection in here.clients.values():
+                await present(connection, protocol.BUS_NAME)
+            yield here
+        finally:
+            serving.cancel()
+            await asyncio.gather(serving, return_exceptions=True)
+            for bus in (caged.bus, *here.clients.values()):
+                bus.disconnect()
+
+    def run(test: Callable[[World], Coroutine[Any, Any, None]], *, copier: Copy = copy) -> None:
+        async def whole() -> None:
+            async with world(copier) as here:
+                await test(here)
+
+        asyncio.run(whole())
+
+    return run
 
 
 @pytest.fixture

@@ -4,12 +4,9 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
-import ctypes
 import os
 import subprocess
 import sys
-from collections.abc import AsyncIterator, Callable, Coroutine
 from pathlib import Path
 from typing import Any
 
@@ -17,88 +14,15 @@ import pytest
 
 from cage_runtime.bus import Bus
 from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
-from cage_runtime.model import CORE_PATH, TRANSFERS_PER_CAGE
+from cage_runtime.model import CORE_PATH
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
-from mediators.files.stage import Copy, Stager, copy
+from mediators.files.stage import Stager
+from tests.bus.mediators.conftest import CONTENT, VAULT, WORK, Play, World
 
 TOP = Path(__file__).parents[3]
 pytestmark = pytest.mark.usefixtures("system_bus")
-CONTENT = b"quarterly figures\n"
-WORK, VAULT = "11111111-work", "22222222-vault"
-
-
-class World:
-    """A stand-in caged, a core half, and a connection of each cage to its gateway."""
-
-    def __init__(self, kit: Any, caged: Any, homes: Path, staging: Path) -> None:
-        self.until = kit.until
-        self.caged, self.homes, self.staging = caged, homes, staging
-        self.clients: dict[str, Bus] = {}
-        self.gateways: dict[str, Any] = {}
-
-    async def send(self, cage: str, target: str, name: str = "figures.txt", descriptor: int | None = None) -> str:
-        opened = os.open(self.homes / "source", os.O_RDONLY) if descriptor is None else descriptor
-        try:
-            answer = await self.clients[cage].call(
-                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
-                (target, name, 0, {}), (opened,), seconds=20,
-            )
-        finally:
-            os.close(opened)
-        return str(answer.values[0])
-
-    async def recorded(self) -> dict[str, str]:
-        async with asyncio.timeout(20):
-            source, target, service, details = await self.caged.records.get()
-        assert (source, target, service) == (WORK, VAULT, "files.Send")
-        return dict(details)
-
-    def arrived(self) -> list[str]:
-        return sorted(str(path.relative_to(self.homes)) for path in self.homes.rglob("Inbox/*/*"))
-
-
-Play = Callable[[Callable[[World], Coroutine[Any, Any, None]]], None]
-
-
-@pytest.fixture
-def play(tmp_path: Path, start_gateway: Any, kit: Any) -> Callable[..., None]:
-    """Runs a test's coroutine in a world with the cages work and vault, where work may send to vault."""
-
-    @contextlib.asynccontextmanager
-    async def world(copier: Copy) -> AsyncIterator[World]:
-        homes = tmp_path / "homes"
-        homes.mkdir()
-        (homes / "source").write_bytes(CONTENT)
-        caged = await kit.caged.start(homes)
-        here = World(kit, caged, homes, tmp_path / "staging")
-        for name, uuid in (("work", WORK), ("vault", VAULT)):
-            here.gateways[name] = start_gateway(name)
-            address = here.gateways[name].address
-            caged.add(name, uuid, address)
-            here.clients[name] = await kit.client(address)
-        caged.allowed[WORK, "vault"] = VAULT
-        await caged.appear()
-        core = asyncio.ensure_future(serve_until_bus_ends(Stager(here.staging, copier=copier)))
-        try:
-            for client in here.clients.values():
-                await kit.present(client, protocol.BUS_NAME)
-            yield here
-        finally:
-            core.cancel()
-            await asyncio.gather(core, return_exceptions=True)
-            for bus in (caged.bus, *here.clients.values()):
-                bus.disconnect()
-
-    def run(test: Callable[[World], Coroutine[Any, Any, None]], *, copier: Copy = copy) -> None:
-        async def whole() -> None:
-            async with world(copier) as here:
-                await test(here)
-
-        asyncio.run(whole())
-
-    return run
 
 
 def test_a_file_arrives_and_is_recorded(play: Play) -> None:
@@ -115,6 +39,15 @@ def test_a_file_arrives_and_is_recorded(play: Play) -> None:
     play(test)
 
 
+def test_the_second_decision_says_that_it_is_one(play: Play) -> None:
+    async def test(world: World) -> None:
+        await world.send("work", "vault")
+        assert world.caged.asked == [[WORK, "files.Send", "", "vault", again] for again in (False, True)]
+
+    play(test)
+
+
+# --- who asks ----------------------------------------------------------------------------------------------------
 def test_who_asks_is_the_gateway(play: Play) -> None:
     """The same message, through the other gateway, is another cage's (M2); what a gateway is called says nothing."""
 
@@ -174,6 +107,10 @@ def test_a_malformed_request_is_not_even_asked_about(
         with pytest.raises(kind, match=says):
             await world.send("work", target, name)
         assert world.caged.asked == []
+        async with asyncio.timeout(20):
+            source, source_name, service, fault = await world.caged.malformed.get()
+        assert (source, source_name, service) == (WORK, "work", "files.Send")
+        assert says in fault
 
     play(test)
 
@@ -270,26 +207,16 @@ def test_what_cannot_be_recorded_does_not_arrive(play: Play) -> None:
     play(test)
 
 
-def hang(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
-    ctypes.CDLL(None).pause()
-    return 1, ""
-
-
-def test_a_ninth_transfer_at_once_is_refused_and_others_are_not(play: Play) -> None:
-    """M13: one cage's transfers do not keep another cage from asking."""
-
+def test_a_call_with_another_signature_is_recorded(play: Play) -> None:
     async def test(world: World) -> None:
-        sends = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(TRANSFERS_PER_CAGE)]
-        while len(world.caged.asked) < TRANSFERS_PER_CAGE:
-            await asyncio.sleep(0)
-        with pytest.raises(TransferFailed, match="8 transfers of this cage are under way"):
-            await world.send("work", "vault")
-        with pytest.raises(PolicyRefused):
-            await world.send("vault", "work")
-        for send in sends:
-            send.cancel()
+        with pytest.raises(UsageError, match="takes the signature"):
+            await world.clients["work"].call(
+                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, "ss", ("vault", "x"))
+        async with asyncio.timeout(20):
+            assert await world.caged.malformed.get() == [
+                WORK, "work", "files.Send", 'Send takes the signature "ssha{sv}", not "ss"']
 
-    play(test, copier=hang)  # type: ignore[call-arg]
+    play(test)
 
 
 def test_gateways_outlive_caged_and_requests_fail_closed_until_it_is_back(play: Play) -> None:
@@ -342,12 +269,12 @@ def test_it_ends_with_an_error_when_the_system_bus_ends(tmp_path: Path, system_b
     async def run() -> None:
         caged = await kit.caged.start(tmp_path / "homes")
         await caged.appear()
-        core = asyncio.ensure_future(serve_until_bus_ends(Stager(tmp_path / "staging")))
+        serving = asyncio.ensure_future(serve_until_bus_ends(Stager(tmp_path / "staging")))
         await caged.mediator
         system_bus.process.kill()
         with pytest.raises(RuntimeFailure, match="the system bus ended"):
             async with asyncio.timeout(20):
-                await core
+                await serving
 
     asyncio.run(run())
 
@@ -357,7 +284,7 @@ import asyncio, ctypes, sys
 from pathlib import Path
 from mediators.files import stage
 from mediators.files.core import serve_until_bus_ends
-def hang(source, target, policy_max):
+def hang(source, target, size):
     import os; os.write(target, b"half"); ctypes.CDLL(None).pause()
 asyncio.run(serve_until_bus_ends(stage.Stager(Path(sys.argv[1]), copier=hang)))
 """
@@ -373,17 +300,17 @@ def test_killed_in_the_middle_of_a_transfer_it_leaves_nothing(
         caged.add("vault", VAULT, "unix:path=/nowhere")
         caged.allowed[WORK, "vault"] = VAULT
         await caged.appear()
-        core = subprocess.Popen([sys.executable, "-c", KILLED_CORE, str(tmp_path / "staging")], cwd=TOP)
-        world = World(kit, caged, tmp_path / "homes", tmp_path / "staging")
+        half = subprocess.Popen([sys.executable, "-c", KILLED_CORE, str(tmp_path / "staging")], cwd=TOP)
+        world = World(caged, tmp_path / "homes", tmp_path / "staging")
         (world.homes / "source").write_bytes(CONTENT)
         world.clients["work"] = await kit.client(address)
         await kit.present(world.clients["work"], protocol.BUS_NAME)
         sending = asyncio.ensure_future(world.send("work", "vault"))
-        children = Path(f"/proc/{core.pid}/task/{core.pid}/children")
+        children = Path(f"/proc/{half.pid}/task/{half.pid}/children")
         await kit.until(lambda: bool(children.read_text()))
         worker = os.pidfd_open(int(children.read_text()))
-        core.kill()
-        core.wait()
+        half.kill()
+        half.wait()
         with pytest.raises(CageError):
             await sending
         gone = asyncio.Event()

@@ -9,6 +9,7 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 import pytest
+from dbus_fast import Message
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
 from cage_runtime.errors import RuntimeFailure
@@ -126,7 +127,7 @@ def test_signals_from_a_cage_go_nowhere(play: Play) -> None:
         heard: list[str] = []
         wall.core.listen(lambda message: heard.append(str(message.member)))
         await wall.core.match("type='signal'")
-        wall.cage.emit("/org/cageruntime/Files1", "org.cageruntime.Files1", "Arrived", "s", ("x",))
+        await wall.cage._connection.send(Message.new_signal(protocol.PATH, protocol.INTERFACE, "Arrived", "s", ["x"]))
         await wall.cage.call(*DBUS, "NameHasOwner", "s", (FILES[0],))
         await wall.core.call(*DBUS, "NameHasOwner", "s", (FILES[0],))
         assert "Arrived" not in heard

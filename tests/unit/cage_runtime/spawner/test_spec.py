@@ -8,6 +8,7 @@ import json
 import msgspec
 import pytest
 
+from cage_runtime.model import ARGV_MAX
 from cage_runtime.spawner.cgroup import settings
 from cage_runtime.spawner.spec import (
     Ended,
@@ -47,7 +48,7 @@ def test_what_is_sent_is_what_arrives() -> None:
         (SPAWN, {"uuid": "../../etc"}),
         (SPAWN, {"uuid": UUID + "\n"}),
         (SPAWN, {"argv": []}),
-        (SPAWN, {"argv": ["x"] * 257}),
+        (SPAWN, {"argv": ["x"] * (ARGV_MAX + 1)}),
         (SPAWN, {"argv": ["a\0b"]}),
         (SPAWN, {"argv": "true"}),
         (SPAWN, {"cwd": "/home\0/x"}),

@@ -11,6 +11,7 @@ import os
 import socket
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -20,13 +21,14 @@ from mediators.files import stage
 from mediators.files.stage import Copy, Staged, Stager, copy
 
 CONTENT = b"quarterly figures\n" * 100_000
+WORK, VAULT = "1" * 32, "2" * 32
 
 
 def staged(
     tmp_path: Path, descriptor: int, *, copier: Copy = copy, seconds: float = 20.0, policy_max: int = 0
 ) -> Staged:
     async def run() -> Staged:
-        return await Stager(tmp_path / "staging", copier=copier, seconds=seconds).stage(descriptor, policy_max)
+        return await Stager(tmp_path / "staging", copier=copier, seconds=seconds).stage(descriptor, WORK, policy_max)
 
     return asyncio.run(run())
 
@@ -120,7 +122,7 @@ def test_the_bound_of_a_rule_is_a_refusal(tmp_path: Path, file: Path) -> None:
 def while_copying(act: Callable[[], object]) -> Copy:
     """A copier before whose second read `act` happens, as another process would do it."""
 
-    def copier(source: int, target: int, policy_max: int) -> tuple[int, str]:
+    def copier(source: int, target: int, size: int) -> tuple[int, str]:
         pread, calls = os.pread, [0]
 
         def acting_pread(descriptor: int, size: int, offset: int) -> bytes:
@@ -130,7 +132,7 @@ def while_copying(act: Callable[[], object]) -> Copy:
             return pread(descriptor, size, offset)
 
         os.pread = acting_pread  # in the worker process alone
-        return copy(source, target, policy_max)
+        return copy(source, target, size)
 
     return copier
 
@@ -158,7 +160,7 @@ def test_a_file_that_is_written_in_place_while_it_is_read_is_refused(tmp_path: P
         staged(tmp_path, descriptor, copier=while_copying(lambda: os.pwrite(descriptor, b"x", 0)))
 
 
-def hang(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
+def hang(_source: int, _target: int, _size: int) -> tuple[int, str]:
     ctypes.CDLL(None).pause()
     return 1, ""
 
@@ -168,7 +170,7 @@ def test_a_file_that_never_answers_is_given_up_at_the_deadline(tmp_path: Path, f
 
     async def run() -> None:
         with pytest.raises(TransferFailed, match="could not be read within 0 s"):
-            await Stager(tmp_path / "staging", copier=hang, seconds=0.1).stage(os.open(file, os.O_RDONLY))
+            await Stager(tmp_path / "staging", copier=hang, seconds=0.1).stage(os.open(file, os.O_RDONLY), WORK)
         while children() - before:  # its reader is killed, and reaped when it has gone
             await asyncio.sleep(0)
 
@@ -182,26 +184,140 @@ def children() -> set[str]:
 
 
 def test_a_full_core_says_so(tmp_path: Path, file: Path) -> None:
-    def full(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
+    def full(_source: int, _target: int, _size: int) -> tuple[int, str]:
         raise OSError(errno.EDQUOT, "quota")
 
     with pytest.raises(TransferFailed, match="the core has no space left for it"):
         staged(tmp_path, os.open(file, os.O_RDONLY), copier=full)
 
 
-def test_a_file_larger_than_the_room_is_refused_before_it_is_copied(tmp_path: Path, file: Path) -> None:
-    room = os.statvfs(tmp_path)
-    free = room.f_bavail * room.f_frsize
-    descriptor = sparse(file, min(free - free // 1000, TRANSFER_BYTES_MAX))
-    if free <= TRANSFER_BYTES_MAX:
+class Room:
+    """What statvfs(3) says of a disk of 100 blocks of a megabyte, of which so many are free."""
+
+    f_blocks, f_frsize = 100, 1 << 20
+
+    def __init__(self, f_bavail: int) -> None:
+        self.f_bavail = f_bavail
+
+
+def memfds(*sizes: int) -> list[int]:
+    return [memfd(os.urandom(size)) for size in sizes]
+
+
+def test_the_reserve_of_the_disk_is_left_by_all_together(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two copies that have been granted, and of which nothing is on the disk yet, count: 15 MiB less 5 % are 10 MiB."""
+    monkeypatch.setattr(os, "statvfs", lambda _path: Room(15))
+
+    async def run() -> None:
+        stager = Stager(tmp_path / "staging", copier=hang)
+        stagings = [asyncio.ensure_future(stager.stage(descriptor, owner))
+                    for descriptor, owner in zip(memfds(6 << 20, 3 << 20), (WORK, VAULT), strict=True)]
+        while sorted(staged.size for staged in stager._under_way) != [3 << 20, 6 << 20]:
+            await asyncio.sleep(0)
         with pytest.raises(TransferFailed, match="the core has no space left for it"):
-            staged(tmp_path, descriptor)
-    with pytest.raises(OSError, match="No space left"):
-        stage._make_room(descriptor, free)
+            await stager.stage(*memfds((1 << 20) + 1), WORK)
+        for staging in stagings:
+            staging.cancel()
+        await asyncio.gather(*stagings, return_exceptions=True)
+        stager = Stager(tmp_path / "staging")
+        (await stager.stage(*memfds(10 << 20), WORK)).discard()
+
+    asyncio.run(run())
+
+
+def test_a_copy_that_is_on_the_disk_counts_there_alone(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "statvfs", lambda _path: Room(15))
+
+    async def run() -> None:
+        stager = Stager(tmp_path / "staging")
+        for staged in [await stager.stage(*memfds(9 << 20), WORK), await stager.stage(*memfds(9 << 20), WORK)]:
+            staged.discard()
+
+    asyncio.run(run())
+
+
+def test_what_a_cage_has_under_way_is_bounded_and_no_other_cage_is(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(stage, "STAGED_BYTES_PER_CAGE", 3000)
+
+    async def run() -> None:
+        stager = Stager(tmp_path / "staging")
+        first = await stager.stage(*memfds(2000), WORK)
+        with pytest.raises(TransferFailed, match="cannot be sent while others are"):
+            await stager.stage(*memfds(1001), WORK)
+        others = [await stager.stage(*memfds(1000), WORK), await stager.stage(*memfds(3000), VAULT)]
+        first.discard()
+        for staged in [*others, await stager.stage(*memfds(2000), WORK)]:
+            staged.discard()
+
+    asyncio.run(run())
+
+
+def test_a_copy_that_is_given_up_takes_no_space_whoever_holds_it(tmp_path: Path, file: Path) -> None:
+    """As a target that stops its delivery half and keeps the descriptor."""
+    before = set(os.listdir("/proc/self/fd"))
+    with open(file, "rb") as source:
+        copied = staged(tmp_path, source.fileno())
+    kept = os.dup(copied.descriptor)
+    assert os.fstat(kept).st_blocks * 512 >= len(CONTENT)
+    copied.discard()
+    assert (os.fstat(kept).st_size, os.fstat(kept).st_blocks) == (0, 0)
+    os.close(kept)
+    assert set(os.listdir("/proc/self/fd")) == before
+
+
+def test_a_sparse_file_is_refused(tmp_path: Path, file: Path) -> None:
+    descriptor = sparse(file, 64 << 20)
+    os.pwrite(descriptor, b"x" * (1 << 20), 8 << 20)
+    os.lseek(descriptor, 4711, os.SEEK_SET)
+    with pytest.raises(TransferFailed) as refused:
+        staged(tmp_path, descriptor)
+    assert refused.value.sentence == f"is sparse: {64 << 20} bytes, of which {1 << 20} are there; " \
+        "copy it without holes first"
+    assert os.lseek(descriptor, 0, os.SEEK_CUR) == 4711
+
+
+def test_a_sparse_file_in_memory_is_refused(tmp_path: Path) -> None:
+    descriptor = memfd(b"x")
+    os.ftruncate(descriptor, 64 << 20)
+    with pytest.raises(TransferFailed, match="is sparse: 67108864 bytes, of which 4096 are there"):
+        staged(tmp_path, descriptor)
+
+
+@pytest.mark.parametrize(("size", "there"), [((1 << 20) + 4096, 4096), (64 << 20, 32 << 20)])
+def test_a_few_holes_do_not_matter(tmp_path: Path, file: Path, size: int, there: int) -> None:
+    descriptor = sparse(file, size)
+    os.pwrite(descriptor, b"x" * there, 0)
+    copied = staged(tmp_path, descriptor)
+    assert copied.size == size
+    copied.discard()
+
+
+def test_what_a_file_system_compresses_is_not_sparse(file: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It has fewer blocks than bytes, and no hole."""
+    descriptor = os.open(file, os.O_RDWR)
+    os.ftruncate(descriptor, 0)
+    os.write(descriptor, b"x" * (8 << 20))
+    real = os.fstat(descriptor)
+    values = {name: getattr(real, name) for name in ("st_mode", "st_size")} | {"st_blocks": 8}
+    monkeypatch.setattr(os, "fstat", lambda _descriptor: SimpleNamespace(**values))
+    assert stage.measure(descriptor) == 8 << 20
+
+
+def test_a_file_that_grows_once_it_was_measured_is_refused(tmp_path: Path, file: Path) -> None:
+    descriptor = os.open(file, os.O_RDWR | os.O_APPEND)
+
+    def grown(source: int, target: int, size: int) -> tuple[int, str]:
+        os.write(descriptor, b"more")
+        return copy(source, target, size)
+
+    with pytest.raises(TransferFailed, match="changed while it was read"):
+        staged(tmp_path, descriptor, copier=grown)
 
 
 def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Path) -> None:
-    def crash(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
+    def crash(_source: int, _target: int, _size: int) -> tuple[int, str]:
         os.kill(os.getpid(), 11)
         return 1, ""
 
@@ -212,7 +328,7 @@ def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Pa
 def test_a_worker_holds_nothing_but_what_it_copies(tmp_path: Path, file: Path) -> None:
     secret = os.open(file, os.O_RDONLY)
 
-    def count(_source: int, _target: int, _policy_max: int) -> tuple[int, str]:
+    def count(_source: int, _target: int, _size: int) -> tuple[int, str]:
         return len(os.listdir("/proc/self/fd")) - 1, str(secret)
 
     assert staged(tmp_path, os.open(file, os.O_RDONLY), copier=count).size == 3

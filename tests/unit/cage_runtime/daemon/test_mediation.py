@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What caged does for mediators: how often a cage may ask, what is recorded of it, and who is told of gateways."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from cage_runtime.bus import Call
+from cage_runtime.config import Definition, Paths
+from cage_runtime.daemon import mediation
+from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.manager import Manager
+from cage_runtime.daemon.mediation import Mediation, Permission
+from cage_runtime.daemon.service import MediationService, Parts
+from cage_runtime.daemon.sessions import Sessions
+from cage_runtime.daemon.state import Record, now
+from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure
+from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels
+from cage_runtime.policy.engine import Policy
+from cage_runtime.policy.parser import parse
+
+LEVELS = Levels(names=("public", "secret"))
+RULES = b"files.Send * work vault allow\nfiles.Send * work peer allow\n"
+OFTEN = "this cage asks too often; try again in a moment"
+
+
+def cage(name: str, level: str) -> Cage:
+    record = Record(name=name, uuid=f"uuid-{name}", created=now(), owner=0, definition=Definition(level=level))
+    return Cage(record=record, label=LEVELS.label(level), state=CageState.RUNNING)
+
+
+class World:
+    """A manager with three cages, a clock that is set, and what is to happen later."""
+
+    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
+        self.levels = LEVELS
+        self.known = {name: cage(name, level) for name, level in (
+            ("work", "public"), ("vault", "secret"), ("peer", "public"))}
+        self.recorded: list[tuple[str, dict[str, str]]] = []
+        self.full = False
+        self.time = 1000.0
+        self.later: list[tuple[float, Callable[[], None]]] = []
+        policy = Policy(rules=parse(RULES, file="test", levels=LEVELS))
+        monkeypatch.setattr(mediation, "load_or_refuse", lambda _paths, _levels: policy)
+        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), clock=lambda: self.time,
+                                   later=lambda seconds, what: self.later.append((self.time + seconds, what)))
+        self.recorded.clear()
+
+    def record(self, kind: str, about: Cage | None, fields: dict[str, str]) -> None:
+        if self.full:
+            raise RuntimeFailure("the chain takes nothing")
+        self.recorded.append((str(kind), ({"cage": about.name, "uuid": about.uuid} if about else {}) | fields))
+
+    def cages(self) -> list[Cage]:
+        return list(self.known.values())
+
+    def find(self, name: str) -> Cage:
+        if name not in self.known:
+            raise NoSuchCage("there is none")
+        return self.known[name]
+
+    def by_uuid(self, uuid: str) -> Cage | None:
+        return next((cage for cage in self.known.values() if cage.uuid == uuid), None)
+
+    def decide(self, target: str, source: str = "work", *, again: bool = False) -> Permission:
+        return self.mediation.decide(f"uuid-{source}", "files.Send", "", target, again)
+
+    def refused(self, target: str, source: str = "work") -> str:
+        with pytest.raises(PolicyRefused) as refusal:
+            self.decide(target, source)
+        return refusal.value.sentence
+
+    def run_until(self, moment: float) -> None:
+        self.time = moment
+        due, self.later = [what for when, what in self.later if when <= moment], \
+            [(when, what) for when, what in self.later if when > moment]
+        for what in due:
+            what()
+
+
+@pytest.fixture
+def world(monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(monkeypatch)
+
+
+def test_a_permission_says_which_way_the_data_goes(world: World) -> None:
+    assert world.decide("vault").flow is Flow.UP
+    assert world.decide("peer").flow is Flow.LEVEL
+
+
+def test_the_second_decision_of_a_request_is_recorded_as_one(world: World) -> None:
+    world.decide("vault")
+    world.decide("vault", again=True)
+    first, second = (fields for _, fields in world.recorded)
+    assert "when" not in first
+    assert second == first | {"when": "at delivery"}
+
+
+# --- how often ---------------------------------------------------------------------------------------------------
+def test_a_cage_that_asks_too_often_is_refused_without_a_record_of_each(world: World) -> None:
+    for _ in range(DECISIONS_BURST):
+        assert "is refused" in world.refused("peer-of-nobody")
+    assert len(world.recorded) == DECISIONS_BURST
+    for target in ("peer-of-nobody", "vault", "work", "") * 1000:
+        assert world.refused(target) == OFTEN
+    assert len(world.recorded) == DECISIONS_BURST
+    world.run_until(1010.0)
+    assert world.recorded[DECISIONS_BURST:] == [("decision", {
+        "cage": "work", "uuid": "uuid-work", "decision": "deny",
+        "reason": "4000 more requests were refused because the cage asks too often"})]
+    assert world.later == []
+
+
+def test_one_cage_is_not_kept_from_asking_by_another(world: World) -> None:
+    while world.refused("nobody", "vault") != OFTEN:
+        continue
+    assert world.decide("vault").target.name == "vault"
+
+
+def test_it_may_ask_again_in_a_moment(world: World) -> None:
+    while world.refused("nobody") != OFTEN:
+        continue
+    world.run_until(1000.1)
+    assert world.refused("nobody") != OFTEN
+    assert world.refused("nobody") == OFTEN
+    world.run_until(2000.0)
+    for _ in range(DECISIONS_BURST):
+        world.decide("vault")
+    assert world.refused("vault") == OFTEN, "what fills up has an end"
+
+
+def test_many_files_are_not_too_many(world: World) -> None:
+    """Each of them is delivered, which takes whoever sends it longer than it takes to decide."""
+    for _ in range(10 * DECISIONS_BURST):
+        world.decide("vault")
+        world.decide("vault", again=True)
+
+
+def test_what_was_refused_together_is_recorded_once_the_chain_takes_it(world: World) -> None:
+    while world.refused("nobody") != OFTEN:
+        continue
+    world.full = True
+    world.run_until(1010.0)
+    world.full = False
+    before = len(world.recorded)
+    world.run_until(1020.0)
+    assert [fields["reason"] for _, fields in world.recorded[before:]] == [
+        "1 more requests were refused because the cage asks too often"]
+
+
+def test_buckets_of_cages_that_are_gone_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(mediation, "CAGES_MAX", 2)
+    for number in range(5):
+        world.mediation.malformed(f"uuid-{number}", "gone", "files.Send", "no")
+    world.decide("vault")
+    assert set(world.mediation._buckets) == {"uuid-4", "uuid-work"}
+
+
+# --- what is recorded of it --------------------------------------------------------------------------------------
+def test_what_came_of_it_is_recorded_of_the_instance_even_where_that_is_gone(world: World) -> None:
+    details = {"outcome": "arrived", "uuid": "another", "cage": "another", "target": "another", "service": "another"}
+    expected = {"outcome": "arrived", "uuid": "uuid-work", "cage": "work", "target": "vault", "service": "files.Send"}
+    world.mediation.note("uuid-work", "old-name", "uuid-vault", "files.Send", details)
+    del world.known["work"], world.known["vault"]
+    world.mediation.note("uuid-work", "work", "uuid-vault", "files.Send", details)
+    assert world.recorded == [("transfer", expected), ("transfer", expected | {"target": "uuid-vault"})]
+
+
+def test_many_details_do_not_hide_of_whom_they_are(world: World) -> None:
+    world.mediation.note("uuid-work", "work", "uuid-vault", "files.Send", {str(n): "" for n in range(100)})
+    assert list(world.recorded[0][1])[:4] == ["cage", "uuid", "target", "service"]
+
+
+def test_what_is_malformed_is_recorded_as_often_as_requests_are(world: World) -> None:
+    for _ in range(DECISIONS_BURST + 7):
+        world.mediation.malformed("uuid-work", "work", "files.Send", "it has a character that cannot be seen")
+    assert world.recorded == [("malformed", {
+        "cage": "work", "uuid": "uuid-work", "service": "files.Send",
+        "fault": "it has a character that cannot be seen"})] * DECISIONS_BURST
+    assert world.refused("vault") == OFTEN
+    world.run_until(1010.0)
+    assert world.recorded[-1][1]["reason"].startswith("8 more requests were refused")
+
+
+# --- who is told of gateways -------------------------------------------------------------------------------------
+class Wire:
+    """A bus and the rest that the service has, as far as it uses them."""
+
+    guard = None
+
+    def __init__(self) -> None:
+        self.emitted: list[tuple[str, tuple[str, ...], str]] = []
+        self.handlers: dict[str, Any] = {}
+
+    def serve(self, _path: str, service: Any) -> None:
+        self.handlers.update(service.handlers)
+
+    def emit(self, _path: str, _interface: str, member: str, _signature: str, arguments: tuple[str, ...], *,
+             to: str = "") -> None:
+        self.emitted.append((member, arguments, to))
+
+    async def mediator(self, sender: str) -> str:
+        if not sender.startswith(":1."):
+            raise NotAuthorized("it is no mediator")
+        return "files"
+
+    def call(self, member: str, sender: str, *arguments: Any) -> Any:
+        call = Call(sender=sender, path="/", member=member, arguments=list(arguments), descriptors=())
+        return asyncio.run(self.handlers[member](call)).values
+
+
+def test_gateways_are_told_to_the_mediator_that_asked_for_them_and_to_nobody_else() -> None:
+    wire = Wire()
+    parts = cast(Parts, SimpleNamespace(bus=wire, authorization=wire))
+    service = MediationService(parts, lambda: [("work", "uuid-work", "unix:path=/x")])
+    service.up("work", "uuid-work", "unix:path=/x")
+    assert wire.emitted == []
+    with pytest.raises(NotAuthorized):
+        wire.call("Gateways", ":2.1")
+    wire.call("Gateways", ":1.1")
+    assert wire.call("Gateways", ":1.2") == ([["work", "uuid-work", "unix:path=/x"]],)
+    service.up("work", "uuid-work", "unix:path=/x")
+    service.down("uuid-work")
+    assert wire.emitted == [("GatewayUp", ("work", "uuid-work", "unix:path=/x"), ":1.2"),
+                            ("GatewayDown", ("uuid-work",), ":1.2")]
