@@ -19,10 +19,18 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.rate import FULL_SECONDS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
-from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, PolicySyntaxError, RuntimeFailure, WrongState
+from cage_runtime.errors import (
+    CageError,
+    DefinitionError,
+    NoSuchCage,
+    PolicyRefused,
+    PolicySyntaxError,
+    RuntimeFailure,
+    WrongState,
+)
 from cage_runtime.model import CAGES_MAX, Action, CageState, Decision, Flow, Instance, Request
 from cage_runtime.policy.engine import Policy, refusal_sentence
-from cage_runtime.policy.loader import load_or_refuse, load_policy
+from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 
 LOG = logging.getLogger(__name__)
 
@@ -58,22 +66,23 @@ class Mediation:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": policy.fault})
 
     def reload(self) -> None:
-        """Put the policy on disk in force; a bad one is refused whole, and the one in force stays."""
+        """Put the policy on disk in force; DefinitionError where it is bad, and then the one in force stays."""
         try:
             policy = load_policy(self._paths, self._manager.levels)
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
-            raise
+            # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
+            raise DefinitionError(error.sentence) from error
         self._say(policy)
         self.policy = policy
 
     def check(self) -> list[str]:
-        """What is wrong with the policy on disk, a sentence a fault."""
-        try:
-            load_policy(self._paths, self._manager.levels)
-        except PolicySyntaxError as error:
-            return [error.sentence]
-        return []
+        """What is wrong with the policy on disk, a sentence a fault; then with the one in force, if that is another."""
+        found = faults(self._paths, self._manager.levels)
+        in_force = self.policy.fault
+        if in_force is not None and in_force not in found:
+            found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
+        return found
 
     def _target(self, name: str) -> Instance | None:
         try:
