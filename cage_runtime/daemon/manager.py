@@ -86,7 +86,7 @@ class Manager:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
     def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain; on stable storage before it returns, but for ephemeral cages' comings and goings."""
+        """Append to the audit chain; durably, but for the comings and goings of ephemeral cages."""
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
         passing = kind.is_coming and cage is not None and cage.record.ephemeral
         self.chain.append(kind, {**about, **(fields or {})}, durable=not passing)
