@@ -35,20 +35,27 @@ class Subtree:
             syscall.mount("cgroup2", str(mount_point), "cgroup2", flags)
         except OSError as error:
             raise HostUnsupported(f"cgroup v2 cannot be mounted on this host: {error.strerror}") from error
-        self.path = self._delegated(name) if Path("/run/systemd/system").is_dir() else mount_point / name
+        self.path = self._delegated(name) if self._is_systemds() else mount_point / name
         self.path.mkdir(exist_ok=True)
         self.controllers = self._enable()
+
+    def _is_systemds(self) -> bool:
+        """Whether systemd manages what is mounted here: sd_booted(3), and its own scope is below this root."""
+        return Path("/run/systemd/system").is_dir() and (self._mount / "init.scope").is_dir()
 
     def _delegated(self, name: str) -> Path:
         scope = self._mount / "cages.slice" / SCOPE
         if not scope.is_dir():
             # A process has to hold the scope, or systemd removes it; it outlives us, as the cages do.
-            subprocess.run(
-                ["/usr/bin/systemd-run", "--quiet", "--collect", "--slice=cages.slice", f"--unit={SCOPE}", "--scope",
-                 "--property=Delegate=yes", "/bin/sh", "-c", "sleep infinity & echo"],
-                check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=30,
-                env={"PATH": "/usr/bin:/bin"},
-            )
+            try:
+                subprocess.run(
+                    ["/usr/bin/systemd-run", "--quiet", "--collect", "--slice=cages.slice", f"--unit={SCOPE}",
+                     "--scope", "--property=Delegate=yes", "/bin/sh", "-c", "sleep infinity & echo"],
+                    check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL, timeout=30,
+                    env={"PATH": "/usr/bin:/bin"},
+                )
+            except subprocess.SubprocessError as error:
+                raise HostUnsupported(f"systemd delegates no cgroup to cages: {error}; see its journal") from error
         holder = scope / "holder"
         holder.mkdir(exist_ok=True)
         for pid in (scope / "cgroup.procs").read_text(encoding="ascii").split():

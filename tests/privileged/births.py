@@ -29,7 +29,7 @@ from cage_runtime.errors import CageError  # noqa: E402
 from cage_runtime.spawner import capability, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
-from cage_runtime.spawner.spec import Birth, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
+from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
 CALLS: dict[Any, tuple[str, ...]] = {
@@ -101,7 +101,12 @@ class Nursery:
         syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
         self.loop = Loop()
         self.service = Service(config, self.loop, 65534, lambda _ended: None)
-        self.subtree = self.run / "cgroup" / config.paths.cgroup
+        self.subtree = Path(self._describe().cgroup)
+
+    def _describe(self) -> Host:
+        hosts: list[Host] = []
+        self.service.obey(Describe(id=1), [], lambda reply: hosts.append(reply.host))
+        return hosts[0]
 
     def ask(self, request: Any) -> None:
         """Until the answer is there; its fault is raised."""
