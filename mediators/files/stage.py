@@ -127,8 +127,7 @@ def _bytes_there(source: int, size: int) -> int:
 
 
 def copy(source: int, target: int, size: int) -> tuple[int, str]:
-    """Copy a regular file by its offsets (never the shared position, never mapped); Unfit where it does not stay."""
-    before = os.fstat(source)
+    """Copy a regular file by its offsets (never the shared position, never mapped); Unfit where it has another size."""
     os.posix_fallocate(target, 0, size)
     digest = hashlib.sha256()
     offset = 0
@@ -138,7 +137,7 @@ def copy(source: int, target: int, size: int) -> tuple[int, str]:
             raise Unfit(_CHANGED)
         digest.update(chunk)
         _write(target, chunk)
-    if offset != size or _marks(os.fstat(source)) != _marks(before):
+    if offset != size:
         raise Unfit(_CHANGED)
     return offset, digest.hexdigest()
 
@@ -283,11 +282,14 @@ def _seclude(parent: int, keep: set[int]) -> None:
 
 def _report(copier: Copy, source: int, target: int, policy_max: int, far: socket.socket) -> bytes:
     try:
+        before = _marks(os.fstat(source))
         size = measure(source, policy_max)
         far.send(b"size %d" % size)
         if far.recv(len(_GO)) != _GO:
             os._exit(0)
         copied, sha256 = copier(source, target, size)
+        if _marks(os.fstat(source)) != before:
+            raise Unfit(_CHANGED)
         return f"copied {copied} {sha256}".encode()
     except TooLarge as error:
         return f"refused {error}".encode()[:REPORT_MAX]

@@ -305,15 +305,22 @@ def test_what_a_file_system_compresses_is_not_sparse(file: Path, monkeypatch: py
     assert stage.measure(descriptor) == 8 << 20
 
 
-def test_a_file_that_grows_once_it_was_measured_is_refused(tmp_path: Path, file: Path) -> None:
+@pytest.mark.parametrize("act", [
+    lambda descriptor: os.write(descriptor, b"more"),
+    lambda descriptor: (os.ftruncate(descriptor, 0), os.ftruncate(descriptor, len(CONTENT))),
+], ids=["grows", "loses its content"])
+def test_a_file_that_changes_once_it_was_measured_is_refused(
+    tmp_path: Path, file: Path, act: Callable[[int], object]
+) -> None:
     descriptor = os.open(file, os.O_RDWR | os.O_APPEND)
+    os.utime(descriptor, ns=(1, 1))
 
-    def grown(source: int, target: int, size: int) -> tuple[int, str]:
-        os.write(descriptor, b"more")
+    def changed(source: int, target: int, size: int) -> tuple[int, str]:
+        act(descriptor)
         return copy(source, target, size)
 
     with pytest.raises(TransferFailed, match="changed while it was read"):
-        staged(tmp_path, descriptor, copier=grown)
+        staged(tmp_path, descriptor, copier=changed)
 
 
 def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Path) -> None:
