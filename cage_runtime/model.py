@@ -62,7 +62,7 @@ STAGED_BYTES_PER_CAGE = TRANSFER_BYTES_MAX
 """Bytes of one source cage's transfers that the core holds copies of at once."""
 TRANSFERS_PER_CAGE = 8
 """Transfers of one source cage that are under way at once (M13); one more is refused."""
-TRANSFERS_PER_PAIR = 2
+TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""

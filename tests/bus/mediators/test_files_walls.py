@@ -123,7 +123,8 @@ def test_a_third_transfer_of_a_pair_is_refused_and_those_to_others_are_not(play:
         await world.until(lambda: world.caged.delivering == TRANSFERS_PER_PAIR)
         with pytest.raises(TransferFailed) as refused:
             await world.send("work", "vault")
-        assert refused.value.sentence == "2 transfers of this cage to that one are under way; wait until one has ended"
+        assert refused.value.sentence == (
+            f"{TRANSFERS_PER_PAIR} transfers of this cage to that one are under way; wait until one has ended")
         with pytest.raises(PolicyRefused):  # of a target that is refused, nobody hears that
             await world.send("work", "personal")
         world.caged.add("other", OTHER, "unix:path=/nowhere")
