@@ -113,7 +113,7 @@ def test_a_ninth_transfer_at_once_is_refused_and_others_are_not(play: Play) -> N
     play(test, copier=hang)
 
 
-def test_a_third_transfer_of_a_pair_is_refused_and_those_to_others_are_not(play: Play) -> None:
+def test_one_more_transfer_of_a_pair_is_refused_and_those_to_others_are_not(play: Play) -> None:
     """A target that takes its time does not keep the source from sending to others."""
 
     async def test(world: World) -> None:
@@ -131,7 +131,7 @@ def test_a_third_transfer_of_a_pair_is_refused_and_those_to_others_are_not(play:
         more = asyncio.ensure_future(world.send("work", "other"))
         await world.until(lambda: world.caged.delivering == TRANSFERS_PER_PAIR + 1)
         world.caged.starting.set()
-        assert sorted(await asyncio.gather(*sends)) == ["Inbox/work/figures (2).txt", "Inbox/work/figures.txt"]
+        assert len(set(await asyncio.gather(*sends))) == TRANSFERS_PER_PAIR
         assert await more == "Inbox/work/figures.txt"
 
     play(test)
