@@ -29,6 +29,10 @@ _Errno = Literal["EACCES", "EAFNOSUPPORT", "EINVAL", "EPERM"]
 class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     call: str
     arguments: list[_Condition]
+    differs: list[tuple[Annotated[int, msgspec.Meta(ge=0, le=5)], int]] = []
+    """(number, value): the argument is another one."""
+    answer: Literal["EPERM", "done"] = "EPERM"
+    """Of [[refuse-if]]; with "done" the call says that it has succeeded, and nothing has happened."""
 
 
 class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="kebab"):
@@ -69,11 +73,11 @@ def build(directory: Path, name: str) -> Filter:
     for profile in profiles:
         for action, groups in ((pyseccomp.ALLOW, profile.allow), (pyseccomp.ERRNO(errno.EPERM), profile.refuse)):
             for call in sorted({call for group, calls in groups.items() if group not in without for call in calls}):
-                _add(allowing, action, call, [], unknown)
+                _add(allowing, action, _Rule(call, []), unknown)
         for rule in profile.allow_if:
-            _add(allowing, pyseccomp.ALLOW, rule.call, rule.arguments, unknown)
+            _add(allowing, pyseccomp.ALLOW, rule, unknown)
         for rule in profile.refuse_if:
-            _add(refusing, pyseccomp.ERRNO(errno.EPERM), rule.call, rule.arguments, unknown)
+            _add(refusing, pyseccomp.ERRNO(0 if rule.answer == "done" else errno.EPERM), rule, unknown)
     programs = (_export(allowing), _export(refusing), _answers(profiles))
     return Filter(programs=tuple(filter(None, programs)), unknown=tuple(sorted(unknown)))
 
@@ -103,7 +107,7 @@ def without_own(directory: Path, name: str) -> Filter:
     policy = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
     policy.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
     for call in sorted({call for calls in profile.allow.values() for call in calls} - shared):
-        _add(policy, pyseccomp.ERRNO(errno.ENOSYS), call, [], unknown)
+        _add(policy, pyseccomp.ERRNO(errno.ENOSYS), _Rule(call, []), unknown)
     return Filter(programs=(_export(policy),), unknown=tuple(sorted(unknown)))
 
 
@@ -119,14 +123,14 @@ def _with_bases(directory: Path, name: str) -> list[_Profile]:
     return [*base, profile]
 
 
-def _add(policy: pyseccomp.SyscallFilter, action: int, call: str, conditions: list[_Condition],
-         unknown: set[str]) -> None:
-    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, call)
+def _add(policy: pyseccomp.SyscallFilter, action: int, rule: _Rule, unknown: set[str]) -> None:
+    number = pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, rule.call)
     if number < 0:
-        unknown.add(call)
+        unknown.add(rule.call)
         return
-    arguments = [pyseccomp.Arg(index, pyseccomp.MASKED_EQ, mask, value) for index, mask, value in conditions]
-    policy.add_rule(action, call, *arguments)
+    arguments = [pyseccomp.Arg(index, pyseccomp.MASKED_EQ, mask, value) for index, mask, value in rule.arguments]
+    arguments += [pyseccomp.Arg(index, pyseccomp.NE, value) for index, value in rule.differs]
+    policy.add_rule(action, rule.call, *arguments)
 
 
 def _export(policy: pyseccomp.SyscallFilter) -> bytes:

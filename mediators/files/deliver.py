@@ -22,6 +22,7 @@ from mediators.files.protocol import CHUNK, CROWDED, DAMAGED, FULL, INBOX, WITHD
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GO = signal.Signals[protocol.GO]
+INIT_UID = 0
 _ENDS = (signal.SIGHUP, signal.SIGTERM)
 """Sent where the core half is gone, and where the cage stops."""
 
@@ -58,8 +59,13 @@ def _wait_for_go() -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     sys.stdout.write(protocol.READY)
     sys.stdout.flush()
-    if signal.sigwait((_GO, *_ENDS)) != _GO:
-        _withdraw()
+    while True:
+        said = signal.sigwaitinfo((_GO, *_ENDS))
+        if said.si_signo != _GO:
+            _withdraw()
+        # The cage's user can send signals to us too; what the core half says comes from cage-init.
+        if said.si_uid == INIT_UID:
+            return
 
 
 def deliver(staged: int, home: str, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:

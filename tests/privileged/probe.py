@@ -72,6 +72,8 @@ CALLS = {
     "prlimit64(of init)": (302, 1, 7, struct.pack("QQ", 20, 20), 0),
     "prlimit64(of itself)": (302, 0, 7, 0, ctypes.create_string_buffer(16)),
     "prlimit64(CORE)": (302, 0, 4, struct.pack("QQ", 0, 0), 0),
+    "prlimit64(CORE, reads)": (302, 0, 4, 0, ctypes.create_string_buffer(16)),
+    "prlimit64(CORE, of init)": (302, 1, 4, struct.pack("QQ", 0, 0), 0),
     "ioctl(BTRFS_IOC_SUBVOL_CREATE)": (16, 0, 0x5000940E, b"x" * 4096),
     "ioctl(BTRFS_IOC_SUBVOL_CREATE_V2, high bits)": (16, 0, 0x150009418, b"x" * 4096),
     "ioctl(BTRFS_IOC_SUBVOL_SETFLAGS)": (16, 0, 0x4008941A, b"x" * 8),
