@@ -40,12 +40,14 @@ class Check:
 
 
 def examine(
-    host: Host, *, polkit: bool, policy_fault: str | None, labels: int, unenforced: Mapping[str, tuple[str, ...]],
+    host: Host, *, polkit: bool, policy_fault: str | None, policy_faults: int, labels: int,
+    unenforced: Mapping[str, tuple[str, ...]],
     orphans: tuple[str, ...] = (), faults: tuple[str, ...] = (),
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage."""
     return [
-        *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault), _authorisation(polkit=polkit),
+        *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
+        _authorisation(polkit=polkit),
         Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
         Check(check="id ranges", state=Health.OK if host.ranges_free else Health.MISSING,
               detail=f"{host.ranges_free} of {host.ranges} free",
@@ -106,7 +108,10 @@ def _programs() -> Iterator[Check]:
                 help="" if systemd else "cages end with the machine and are not started again by it")
 
 
-def _policy(fault: str | None) -> Check:
+def _policy(fault: str | None, faults: int) -> Check:
+    if fault is None and faults:
+        return Check(check="policy", state=Health.LIMITED, help="see cagectl policy check",
+                     detail=f"in force, but its files have {faults} faults by now, and a restart would deny everything")
     if fault is None:
         return Check(check="policy", state=Health.OK, detail="in force")
     return Check(check="policy", state=Health.MISSING, detail=fault, help="mend the line, then cagectl policy reload")

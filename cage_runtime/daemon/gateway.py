@@ -51,8 +51,12 @@ class Gateways:
         """(name, uuid, address) of every gateway whose bus runs."""
         return [(g.name, uuid, self.address(uuid)) for uuid, g in self._gateways.items() if g.pid]
 
+    def is_open(self, uuid: str) -> bool:
+        return uuid in self._gateways
+
     def open(self, name: str, uuid: str) -> None:
-        """Listen for the cage; its directory was made by the spawner and is caged's."""
+        """Listen for the cage; its directory was made by the spawner and is caged's.  One of an earlier life ends."""
+        self.close(uuid)
         path = self._path(uuid)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM | socket.SOCK_CLOEXEC)
         Path(path).unlink(missing_ok=True)

@@ -109,17 +109,29 @@ class Manager:
         if host is None or standings is None:
             raise RuntimeFailure("the spawner does not say what stands")
         self.controllers = frozenset(host.controllers)
+        half_stopped = [cage for cage in self._cages.values() if cage.state is CageState.STOPPING]
         for cage in list(self._cages.values()):
             if cage.uuid not in self._in_hand:
-                self._bring_in_line(cage, standings)
+                self._brought_in_line(cage, standings)
         known = {cage.uuid for cage in self._cages.values()} | self._in_hand
         self.orphans = tuple(sorted(set(standings.stored) - known))
         for uuid in self.orphans:
             # Somebody's documents: that we do not know whose is no reason to delete them.
             LOG.error("the storage of %s belongs to no cage that is known, and is kept", uuid)
-        finishing = asyncio.get_running_loop().create_task(self._finish(standings, frozenset(known)))
+        finishing = asyncio.get_running_loop().create_task(
+            self._finish(standings, frozenset(known), half_stopped))
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
+
+    def _brought_in_line(self, cage: Cage, standings: spec.Standings) -> None:
+        """As `_bring_in_line`; what one cage cannot have is no reason to leave the others as they are."""
+        try:
+            self._bring_in_line(cage, standings)
+        except (CageError, OSError) as error:
+            LOG.error("%s: %s", cage.name, error)
+            self._unfinished[cage.uuid] = f"{cage.name}: {error}"
+        else:
+            self._unfinished.pop(cage.uuid, None)
 
     def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
         if cage.uuid in standings.condemned:
@@ -133,14 +145,20 @@ class Manager:
         else:
             self._lose(cage)
 
-    async def _finish(self, standings: spec.Standings, known: frozenset[str]) -> None:
-        """End what a create or destroy that was cut off has left half done; homes may take their time to delete."""
-        for uuid in set(standings.new) & known - self._in_hand:
-            await self._tried(uuid, self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid)))
-        for uuid in {*standings.condemned, *standings.new, *standings.ephemeral} - known:
-            await self._tried(uuid, self._clear(uuid))
-        for uuid in set(standings.running) - {*known, *standings.condemned, *standings.new, *standings.ephemeral}:
-            await self._tried(uuid, self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0)))
+    async def _finish(self, standings: spec.Standings, known: frozenset[str], half_stopped: list[Cage]) -> None:
+        """End what was cut off and left half done; homes may take their time to delete."""
+        for uuid in set(standings.new) & known:
+            if uuid not in self._in_hand and self.by_uuid(uuid):
+                await self._tried(uuid, self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid)))
+        for cage in half_stopped:
+            if self._cages.get(cage.name) is cage and cage.state is CageState.RUNNING:
+                await self._tried(cage.uuid, self.stop(cage))
+        unknown = {*standings.condemned, *standings.new, *standings.ephemeral, *standings.running} - known
+        if self._registry.faults:
+            # One of those may be the cage whose record cannot be read: what was condemned is nobody's for sure.
+            unknown &= set(standings.condemned)
+        for uuid in unknown:
+            await self._tried(uuid, self._clear(uuid, stored=uuid in standings.stored))
 
     async def _tried(self, uuid: str, work: Awaitable[object]) -> None:
         """`work` of finishing; what cannot be finished now is said, and tried again at the next look."""
@@ -182,7 +200,8 @@ class Manager:
         state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
-            if cage.state not in (CageState.RUNNING, CageState.PAUSED):
+            if not self._gateways.is_open(cage.uuid):
+                # A second bus beside the one that the core halves are on would be one that nobody answers on.
                 try:
                     self._gateways.open(cage.name, cage.uuid)
                 except OSError as error:
@@ -203,14 +222,17 @@ class Manager:
         self._changed(cage, True)
 
     def _forget(self, cage: Cage) -> None:
+        self._gateways.close(cage.uuid)
         self._registry.remove(cage.record)
         del self._cages[cage.name]
         self._changed(cage, False)
 
-    async def _clear(self, uuid: str) -> None:
-        """Remove what an unfinished create or destroy left."""
+    async def _clear(self, uuid: str, *, stored: bool = False) -> None:
+        """End what runs of an unfinished create or destroy, and remove its storage unless that is kept."""
         LOG.warning("removing what is left of %s", uuid)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0))
+        if stored:
+            return
         await self.spawner.ask(spec.Remove(id=self.spawner.number(), uuid=uuid))
         self.record(Kind.RECOVERED, None, {"uuid": uuid, "what": "removed what was left of a cage"})
 
@@ -321,8 +343,9 @@ class Manager:
     async def _stop(self, cage: Cage, seconds: float) -> None:
         # Before it is done, as everything here: what cannot be recorded is not done.
         self.record(Kind.CAGE_STOPPED, cage)
+        ran = cage.state is CageState.RUNNING  # a paused one does not answer
         self._set(cage, CageState.STOPPING)
-        if seconds > 0:
+        if ran and seconds > 0:
             with contextlib.suppress(CageError):  # a cage that does not answer ends without its log
                 cage.log = await self._printed(cage)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))

@@ -72,7 +72,8 @@ class Mediation:
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
             # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
-            raise DefinitionError(error.sentence) from error
+            raise DefinitionError(f"{error.sentence}; the policy in force stays, and cagectl policy check tells all "
+                                  "that is wrong") from error
         self._say(policy)
         self.policy = policy
 

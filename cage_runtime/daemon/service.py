@@ -285,6 +285,7 @@ class CoreService:
             raise RuntimeFailure("the spawner does not describe this host")
         polkit = await self._parts.bus.has_owner("org.freedesktop.PolicyKit1")
         checks = doctor.examine(host, polkit=polkit, policy_fault=self._parts.mediation.policy.fault,
+                                policy_faults=len(self._parts.mediation.check()),
                                 labels=len(self._parts.manager.levels.names),
                                 unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
                                 orphans=self._parts.manager.orphans, faults=self._parts.manager.faults)

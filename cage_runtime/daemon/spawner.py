@@ -78,10 +78,11 @@ class SpawnerClient:
     async def _look(self, connection: socket.socket) -> None:
         try:
             await self._reconnected()
-        except CageError as error:
-            LOG.error("what stands could not be looked at: %s", error.sentence)
-        if self._socket is connection:
-            self._up.set()
+        except (CageError, OSError) as error:
+            LOG.error("what stands could not be looked at: %s", error)
+        finally:
+            if self._socket is connection:
+                self._up.set()
 
     def _receive(self, connection: socket.socket, lost: asyncio.Future[None]) -> None:
         try:

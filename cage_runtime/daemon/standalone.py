@@ -8,14 +8,17 @@ on when this process or any of its children is killed, and are adopted when it i
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import os
 import shutil
 import signal
 import socket
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import BinaryIO
 
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
@@ -50,10 +53,10 @@ def children(config: RuntimeConfig) -> list[Child]:
 
 
 class Supervisor:
-    def __init__(self, config: RuntimeConfig, config_file: Path | None, notify_socket: str) -> None:
+    def __init__(self, config: RuntimeConfig, config_file: Path | None) -> None:
         self._programs = Path(config.paths.runtime, "bin")
         self._config_file = config_file
-        self._environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "NOTIFY_SOCKET": notify_socket}
+        self._environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
         if address := os.environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
             self._environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
         self._running: dict[Child, asyncio.subprocess.Process] = {}
@@ -67,14 +70,15 @@ class Supervisor:
         command += ["--", str(self._programs / child.program), *child.arguments]
         return command if self._config_file is None else [*command, "--config", str(self._config_file.absolute())]
 
-    async def keep(self, child: Child) -> None:
-        """Start `child`, and again when it ends, for ever."""
+    async def keep(self, child: Child, notify_socket: str) -> None:
+        """Start `child`, and again when it ends, for ever; it says on `notify_socket` when it is ready."""
         loop, pause = asyncio.get_running_loop(), 0.1
+        environment = {**self._environment, "NOTIFY_SOCKET": notify_socket}
         while True:
             began = loop.time()
             try:
                 process = await asyncio.create_subprocess_exec(
-                    *self._command(child), env=self._environment, stdin=asyncio.subprocess.DEVNULL)
+                    *self._command(child), env=environment, stdin=asyncio.subprocess.DEVNULL)
             except OSError as error:
                 LOG.warning("%s could not be started and is tried again: %s", child.program, error)
             else:
@@ -102,18 +106,22 @@ class Supervisor:
 async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: int | None) -> int:
     """Run the core until SIGTERM; RuntimeFailure where it does not come up."""
     await _check_host(config)
+    run = Path(config.paths.run)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
-    with Readiness(Path(config.paths.run)) as readiness:
-        supervisor = Supervisor(config, config_file, readiness.address)
+    with contextlib.ExitStack() as held:
+        held.enter_context(_alone(run))
+        supervisor = Supervisor(config, config_file)
         tasks: list[asyncio.Task[None]] = []
         try:
-            await _bring_up(supervisor, config, readiness, tasks, told)
-            if ready_fd is not None and not told.is_set():
-                os.write(ready_fd, b"ready\n")
-                os.close(ready_fd)
+            await _bring_up(supervisor, config, held, tasks, told)
+            if not told.is_set():
+                LOG.info("ready")
+                if ready_fd is not None:
+                    os.write(ready_fd, b"ready\n")
+                    os.close(ready_fd)
             await told.wait()
         finally:
             for task in tasks:
@@ -136,49 +144,74 @@ async def _check_host(config: RuntimeConfig) -> None:
         if not os.access(program, os.X_OK):
             raise HostUnsupported(f"{program} is not there; install the runtime, or name its place in caged.conf")
     (await Bus.connect()).disconnect()
-    _check_alone(Path(config.paths.run))
 
 
-def _check_alone(run: Path) -> None:
-    """HostUnsupported where a spawner runs already: ours would end again and again."""
+@contextlib.contextmanager
+def _alone(run: Path) -> Iterator[None]:
+    """HostUnsupported where another core has `run`: a supervisor, or a spawner that systemd has started."""
     run.mkdir(mode=0o755, parents=True, exist_ok=True)
+    with (run / "standalone.lock").open("ab") as lock:
+        _lock(lock, fcntl.LOCK_EX, run)
+        with contextlib.suppress(FileNotFoundError), (run / "spawner.lock").open("rb") as spawner:
+            _lock(spawner, fcntl.LOCK_SH, run)
+        yield
+
+
+def _lock(file: BinaryIO, how: int, run: Path) -> None:
     try:
-        with (run / "spawner.lock").open("rb") as lock:
-            fcntl.flock(lock, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except FileNotFoundError:
-        return
+        fcntl.flock(file, how | fcntl.LOCK_NB)
     except BlockingIOError as error:
         raise HostUnsupported(f"a core runs already with {run}; end it first") from error
 
 
-async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, readiness: Readiness,
+async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, held: contextlib.ExitStack,
                     tasks: list[asyncio.Task[None]], told: asyncio.Event) -> None:
-    """Start the spawner, then the others, each group when the one before it is ready."""
+    """Start the spawner, then the others, each group when the one before it is ready, or we are told to end."""
     spawner, *others = children(config)
+    directory = Path(config.paths.run, "standalone")
+    directory.mkdir(mode=0o711, exist_ok=True)
     for group in ([spawner], others):
-        tasks += [asyncio.get_running_loop().create_task(supervisor.keep(child)) for child in group]
-        try:
-            async with asyncio.timeout(READY_SECONDS):
-                await readiness.wait(len(group), told)
-        except TimeoutError as error:
-            names = ", ".join(child.program for child in group)
-            raise RuntimeFailure(f"not ready after {READY_SECONDS:.0f} s: {names}; their messages are above") from error
+        readiness = {child: held.enter_context(Readiness(directory, child)) for child in group}
+        loop = asyncio.get_running_loop()
+        tasks += [loop.create_task(supervisor.keep(child, ready.address)) for child, ready in readiness.items()]
+        late = await _wait({child.program: ready.said for child, ready in readiness.items()}, told)
+        if late:
+            names = ", ".join(late)
+            raise RuntimeFailure(f"not ready after {READY_SECONDS:.0f} s: {names}; their messages are above")
+
+
+async def _wait(events: dict[str, asyncio.Event], told: asyncio.Event) -> list[str]:
+    """The names of those that have not happened in time; none where we are told to end."""
+    loop = asyncio.get_running_loop()
+    all_, ending = loop.create_task(_happen(*events.values())), loop.create_task(_happen(told))
+    await asyncio.wait({all_, ending}, timeout=READY_SECONDS, return_when=asyncio.FIRST_COMPLETED)
+    for task in (all_, ending):
+        task.cancel()
+    return [] if told.is_set() else [name for name, event in events.items() if not event.is_set()]
+
+
+async def _happen(*events: asyncio.Event) -> None:
+    for event in events:
+        await event.wait()
 
 
 class Readiness:
-    """The socket on which children say READY=1 (sd_notify(3)), each time that one is started.
+    """The socket on which one child, and nobody else, says READY=1 (sd_notify(3)), each time that it is started.
 
     It is read for as long as there are children: their datagrams wait in a queue of some ten, and whoever finds that
     full waits too, for ever.
     """
 
-    def __init__(self, directory: Path) -> None:
-        self.address = str(directory / "standalone.sock")
-        Path(self.address).unlink(missing_ok=True)  # of one that was killed
+    def __init__(self, directory: Path, child: Child) -> None:
+        path = directory / "-".join((child.program, *child.arguments))
+        path.unlink(missing_ok=True)  # of a core that was killed
+        self.address = str(path)
+        self.said = asyncio.Event()
         self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC | socket.SOCK_NONBLOCK)
         self._socket.bind(self.address)
-        os.chmod(self.address, 0o666)  # noqa: S103
-        self._ready = asyncio.Semaphore(0)
+        path.chmod(0o600)
+        owner = 0 if child.user is None else uid_of(child.user)
+        os.chown(path, owner, -1)
 
     def __enter__(self) -> Readiness:
         asyncio.get_running_loop().add_reader(self._socket, self._receive)
@@ -187,22 +220,8 @@ class Readiness:
     def __exit__(self, *_: object) -> None:
         asyncio.get_running_loop().remove_reader(self._socket)
         self._socket.close()
-        Path(self.address).unlink()
+        Path(self.address).unlink(missing_ok=True)
 
     def _receive(self) -> None:
         if b"READY=1" in self._socket.recv(4096).split(b"\n"):
-            self._ready.release()
-
-    async def wait(self, count: int, told: asyncio.Event) -> None:
-        """Until `count` children have said so, or we are told to end."""
-        ending = asyncio.ensure_future(told.wait())
-        try:
-            while count and not told.is_set():
-                waiting = asyncio.ensure_future(self._ready.acquire())
-                await asyncio.wait({waiting, ending}, return_when=asyncio.FIRST_COMPLETED)
-                if waiting.done():
-                    count -= 1
-                else:
-                    waiting.cancel()
-        finally:
-            ending.cancel()
+            self.said.set()

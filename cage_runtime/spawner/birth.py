@@ -40,7 +40,8 @@ BIRTH_SECONDS = 10.0
 """A birth takes some milliseconds; one that takes this long is ended."""
 
 TERMINALS_MAX = 256
-"""Pseudo-terminals of a cage, out of those that all cages share (/proc/sys/kernel/pty/max)."""
+"""Pseudo-terminals of a cage's own devpts, out of those that all share (/proc/sys/kernel/pty/max).  A nested namespace
+can mount another devpts, which no mount option of ours bounds."""
 
 NAMESPACE_LIMITS = {
     "max_user_namespaces": 256, "max_mnt_namespaces": 256, "max_pid_namespaces": 256, "max_net_namespaces": 64,

@@ -53,6 +53,7 @@ class Cage:
         self.waiting: list[Callable[[], None]] = []
         """Whom to tell when nothing is left of the cage."""
         self.ending = False
+        self._gone = False
 
     @property
     def since(self) -> float:
@@ -173,6 +174,8 @@ class Cage:
         self._kill()
 
     def _kill(self) -> None:
+        if self._gone:
+            return
         try:
             if self._events < 0 and self.cgroup.path.is_dir():
                 self._events = self.cgroup.open_events()
@@ -214,6 +217,8 @@ class Cage:
         self._remove()
 
     def _remove(self) -> None:
+        if self._gone:  # and what is there by now is of its next life
+            return
         try:
             if self.cgroup.path.is_dir():
                 self.cgroup.remove()
@@ -221,6 +226,7 @@ class Cage:
         except OSError as error:
             self._again(self._remove, error)
             return
+        self._gone = True
         pending, self._pending = self._pending, {}
         for number, answered in pending.values():
             answered(Reply(id=number, fault=Fault(kind="WrongState", sentence="the cage ended")))

@@ -201,7 +201,8 @@ def main() -> int:
         return RuntimeFailure.exit_status
     for fault in server.service.faults:
         LOG.error("%s", fault)
-    signal.signal(signal.SIGTERM, lambda *_: sys.exit(0))
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: sys.exit(0))
     gc.collect()
     gc.freeze()
     notify("READY=1")

@@ -164,8 +164,11 @@ class Service:
             home = self._storage.home(uuid)
         except KeyError:
             home = None
-        # Into a home in memory nobody looks from outside: what it holds is as good as documents while it is there.
-        documents = cage is not None if home is None else holds_documents(home)
+        try:
+            # Into a home in memory nobody looks from outside: what it holds is as good as documents while it is there.
+            documents = cage is not None if home is None else holds_documents(home)
+        except OSError:  # its user moves things about while we look, or it is not there
+            documents = True
         return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents)
 
     def _bear(self, request: Birth) -> None:

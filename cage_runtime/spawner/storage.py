@@ -120,7 +120,10 @@ class Storage:
         self._places[uuid] = place
 
     def keep(self, uuid: str) -> None:
-        """The cage is written down: from now on its home is somebody's."""
+        """The cage is written down: from now on its home is somebody's.  What is condemned stays so."""
+        place = self._places.get(uuid)
+        if place is not None and place.stage is Stage.GONE:
+            raise WrongState(f"the storage of {uuid} is condemned")
         self._move(uuid, Stage.KEPT)
 
     def condemn(self, uuid: str) -> None:
@@ -155,6 +158,9 @@ class Storage:
             return None
         if place.stage is Stage.KEPT:
             raise WrongState(f"the storage of {uuid} is kept; it has to be condemned before it is deleted")
+        if mounted := _mounted_below(directory):
+            raise RuntimeFailure(f"{mounted} is mounted in the storage of {uuid}, which cannot be deleted with it; "
+                                 "unmount it, and the rest is deleted when the core starts again")
         return _delete(directory)
 
     def removed(self, uuid: str) -> None:
@@ -245,6 +251,15 @@ def _recorded(entry: Path) -> int | None:
     return number if FIRST_RANGE <= number <= LAST_RANGE else None
 
 
+def _mounted_below(directory: Path) -> str | None:
+    """A mount of somebody else's at or below `directory`: rm(1) would delete what is in it (proc(5), mountinfo)."""
+    for line in Path("/proc/self/mountinfo").read_text(encoding="utf-8", errors="surrogateescape").splitlines():
+        place = re.sub(r"\\([0-7]{3})", lambda octal: chr(int(octal[1], 8)), line.split(" ")[4])
+        if Path(place).is_relative_to(directory):
+            return place
+    return None
+
+
 def _delete(path: Path) -> subprocess.Popen[bytes]:
-    """Delete a tree of a cage's making: rm(1) copes with any depth and follows no link."""
-    return subprocess.Popen(["/bin/rm", "-rf", "--", str(path)], stdin=subprocess.DEVNULL)
+    """Delete a tree of a cage's making: rm(1) copes with any depth, follows no link and stays on the file system."""
+    return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], stdin=subprocess.DEVNULL)

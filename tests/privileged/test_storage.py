@@ -9,6 +9,7 @@ import pytest
 
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, USER_UID
+from cage_runtime.spawner import syscall
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Runtime
@@ -156,6 +157,35 @@ def test_two_homes_with_one_range_are_not_used(tmp_path: Path) -> None:
     for uuid in (A, B):
         with pytest.raises(RuntimeFailure, match="the same id range"):
             both.base(uuid)
+
+
+def test_what_is_condemned_is_kept_no_more(tmp_path: Path) -> None:
+    """A keep that is late does not bring it back."""
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    storage.condemn(A)
+    with pytest.raises(WrongState, match="is condemned"):
+        storage.keep(A)
+    removed(storage, A)
+
+
+def test_what_somebody_has_mounted_in_a_home_is_not_deleted_with_it(tmp_path: Path) -> None:
+    """Of the same file system even, which rm(1) would not notice."""
+    storage = a_storage(tmp_path)
+    storage.make(A, ephemeral=False)
+    home, precious = storage.home(A), tmp_path / "precious of mine"
+    assert home is not None
+    precious.mkdir()
+    (precious / "canary").touch()
+    syscall.mount(str(precious), str(home / "Documents"), None, syscall.MS_BIND)
+    try:
+        storage.condemn(A)
+        with pytest.raises(RuntimeFailure, match="is mounted in the storage of"):
+            storage.remove(A)
+    finally:
+        syscall.umount2(str(tmp_path / f"state/.gone-{A}/home/Documents"), 0)
+    assert (precious / "canary").exists()
+    removed(storage, A)
 
 
 def test_a_cage_has_one_storage(tmp_path: Path) -> None:

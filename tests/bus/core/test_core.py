@@ -5,10 +5,12 @@ from __future__ import annotations
 
 import array
 import asyncio
+import contextlib
 import json
 import os
 import socket
 import xml.etree.ElementTree as ET
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -298,6 +300,76 @@ def test_a_gateway_stays_when_its_cage_is_found_paused(core: Core, client: Clien
     assert states(client) == {"stands": "paused"}
     client.call("Resume", "sa{sv}", "stands", {})
     assert socket_.stat().st_ino == before
+
+
+def test_a_stop_that_is_cut_off_is_finished_and_leaves_no_second_gateway(core: Core, client: Client) -> None:
+    created(client, "work")
+    (uuid,) = core.spawner.running
+    with contextlib.closing(socket.socket(socket.AF_UNIX)) as half:  # starts the gateway's bus
+        half.connect(str(core.top / "run/gateways" / uuid / "bus"))
+        core.spawner.silent.add(spec.Stop)
+        stopping = core.client()
+        pending = stopping.send("Stop", "sa{sv}", "work", {})
+        core.spawner.wait_for(spec.Stop)
+        core.spawner.stop()
+        core.spawner.silent.clear()
+        core.spawner.requests.clear()
+        core.spawner.start()
+        with pytest.raises(Refusal):
+            stopping.answer(pending)
+        stopping.close()
+        core.spawner.wait_for(spec.Stop)
+    client.call("Stop", "sa{sv}", "work", {})
+    assert states(client) == {"work": "stopped"}
+    assert buses_of(core) == []
+
+
+def buses_of(core: Core) -> list[int]:
+    """The gateways' buses that caged has started."""
+    children = Path(f"/proc/{core.pid}/task/{core.pid}/children").read_text().split()
+    return [int(pid) for pid in children]
+
+
+def test_a_cage_whose_record_cannot_be_read_goes_on(core: Core) -> None:
+    client = core.client()
+    for name in ("damaged", "whole"):
+        created(client, name)
+    client.close()
+    running = set(core.spawner.running)
+    core.stop()
+    (core.top / "state/cages/damaged/instance.json").write_text("{")
+    core.spawner.requests.clear()
+    core.spawner.condemned.add("d" * 32)
+    core.start()
+    client = core.client()
+    core.spawner.wait_until(lambda: not core.spawner.condemned)
+    assert states(client) == {"whole": "running"}
+    assert core.spawner.running == running
+    told = [check["detail"][1] for check in client.call("Doctor", "a{sv}", {}) if check["check"][1] == "state"]
+    assert len(told) == 1
+    assert "damaged/instance.json" in told[0]
+    client.close()
+
+
+def test_one_cage_that_cannot_be_brought_in_line_keeps_nobody_from_the_spawner(core: Core, client: Client) -> None:
+    """Its gateway's directory, say, is not there."""
+    for name in ("bare", "well"):
+        created(client, name)
+    uuids = {cage["name"][1]: cage["uuid"][1] for cage in client.call("List", "a{sv}", {})}
+    client.call("Stop", "sa{sv}", "bare", {})
+    core.spawner.stop()
+    core.spawner.running.add(uuids["bare"])
+    core.spawner.start()
+    assert states(client) == {"bare": "stopped", "well": "running"}
+    created(client, "another")
+
+
+def test_a_paused_cage_is_stopped_without_asking_it(core: Core, client: Client) -> None:
+    created(client, "work")
+    client.call("Pause", "sa{sv}", "work", {})
+    core.spawner.silent.add(spec.Logs)
+    client.call("Stop", "sa{sv}", "work", {})
+    assert "Logs" not in core.spawner.kinds()
 
 
 def test_what_is_asked_of_a_spawner_that_has_come_back_waits_until_it_was_looked_at(core: Core, client: Client) -> None:

@@ -16,9 +16,10 @@ GOOD = Host(
 )
 
 
-def checks(host: Host = GOOD, *, fault: str | None = None, polkit: bool = False,
+def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0, polkit: bool = False,
            unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = ()) -> dict[str, Check]:
-    found = examine(host, polkit=polkit, policy_fault=fault, labels=3, unenforced=unenforced or {}, orphans=orphans)
+    found = examine(host, polkit=polkit, policy_fault=fault, policy_faults=faults, labels=3,
+                    unenforced=unenforced or {}, orphans=orphans)
     return {check.check: check for check in found}
 
 
@@ -43,6 +44,12 @@ def test_what_a_host_lacks_is_named_with_what_would_help(change: dict[str, objec
 def test_a_policy_that_cannot_be_read_is_missing() -> None:
     found = checks(fault="/etc/x.policy:3: there is no action \"maybe\"")["policy"]
     assert (found.state, found.detail) == (Health.MISSING, '/etc/x.policy:3: there is no action "maybe"')
+
+
+def test_a_policy_that_a_restart_would_not_take_is_told() -> None:
+    assert checks()["policy"].state is Health.OK
+    found = checks(faults=2)["policy"]
+    assert (found.state, "2 faults" in found.detail) == (Health.LIMITED, True)
 
 
 def test_a_program_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

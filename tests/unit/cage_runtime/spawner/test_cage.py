@@ -91,6 +91,22 @@ def test_a_teardown_that_the_host_has_no_room_for_is_tried_again(
     assert refusals == []
 
 
+def test_a_step_that_was_to_be_tried_again_leaves_the_next_life_alone(
+    cradle: Cradle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "RETRY_SECONDS", 0.0)
+    removed: list[Cradle] = []
+    monkeypatch.setattr(module, "remove_cradle", removed.append)
+    loop = Loop()
+    cage = Cage(UUID, loop, cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: None)
+    cage.end()
+    for step in (cage._kill, cage._remove):
+        loop.after(0.0, step)
+    loop.after(0.0, lambda: setattr(loop, "running", False))
+    loop.run()
+    assert removed == [cradle]
+
+
 def test_a_cage_init_that_is_gone_is_told_at_once(cradle: Cradle, tmp_path: Path) -> None:
     cage = Cage(UUID, Loop(), cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: None)
     with pytest.raises(FileNotFoundError):
