@@ -18,7 +18,15 @@ from typing import Annotated, Literal, TypeVar, get_args, get_origin
 import msgspec
 
 from cage_runtime.errors import DefinitionError, HostUnsupported, UsageError
-from cage_runtime.model import COMPARTMENTS_MAX, DEFINITION_BYTES_MAX, DESCRIPTION_MAX, SIZE_PATTERN, Levels
+from cage_runtime.model import (
+    COMPARTMENTS_MAX,
+    DEFINITION_BYTES_MAX,
+    DESCRIPTION_MAX,
+    FIRST_RANGE,
+    LAST_RANGE,
+    SIZE_PATTERN,
+    Levels,
+)
 from cage_runtime.text import escape
 
 SYSTEM_CONFIG = Path("/etc/cage-runtime/caged.conf")
@@ -120,11 +128,22 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """The group of those who may reach the gateways on the host: caged and the core halves."""
 
 
+class Ids(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """[ids] of caged.conf: the ranges of 65 536 that cages get theirs from, by number (host uid / 65 536)."""
+
+    first: Annotated[int, msgspec.Meta(ge=FIRST_RANGE, le=LAST_RANGE)] = FIRST_RANGE
+    last: Annotated[int, msgspec.Meta(ge=FIRST_RANGE, le=LAST_RANGE)] = LAST_RANGE
+
+    def numbers(self) -> range:
+        return range(self.first, self.last + 1)
+
+
 class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """A caged.conf (man page caged.conf(5)); every key has the default of an installed system."""
 
     paths: Paths = Paths()
     users: Users = Users()
+    ids: Ids = Ids()
 
 
 def uid_of(user: str) -> int:

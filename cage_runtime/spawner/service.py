@@ -14,7 +14,6 @@ from pathlib import Path
 
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
-from cage_runtime.model import FIRST_RANGE, LAST_RANGE
 from cage_runtime.spawner import birth, root, seccomp, syscall
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Subtree
@@ -58,8 +57,8 @@ class Service:
         empty = run / "empty"
         _make_directories(config)
         self._installation = Path(paths.state, "flatpak")
-        self._storage = Storage(Path(paths.state, "storage"), run / "storage")
-        self.faults = self._storage.faults
+        self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
+        self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
         self._subtree = Subtree(run / "cgroup", paths.cgroup)
         profiles = _profiles(config)
         self._place = birth.Place(
@@ -146,7 +145,7 @@ class Service:
             landlock_abi=syscall.landlock_abi(),
             user_namespaces=birth.user_namespaces(),
             memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
-            ranges=LAST_RANGE - FIRST_RANGE + 1, ranges_free=self._storage.free,
+            ranges=self._ranges, ranges_free=self._storage.free,
         )
 
     def _standing(self) -> Standings:

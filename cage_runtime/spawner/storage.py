@@ -49,8 +49,9 @@ class _Place:
 
 
 class Storage:
-    def __init__(self, persistent: Path, ephemeral: Path) -> None:
-        self._persistent, self._ephemeral = persistent, ephemeral
+    def __init__(self, persistent: Path, ephemeral: Path, numbers: range) -> None:
+        """In these two directories, with id ranges out of `numbers`."""
+        self._persistent, self._ephemeral, self._numbers = persistent, ephemeral, numbers
         for directory in (persistent, ephemeral):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
             os.chown(directory, 0, 0)
@@ -83,7 +84,7 @@ class Storage:
 
     @property
     def free(self) -> int:
-        return LAST_RANGE - FIRST_RANGE + 1 - len(self._used())
+        return len(set(self._numbers) - self._used())
 
     def base(self, uuid: str) -> int:
         """The first host id of the cage's range; KeyError where it has no storage, or condemned one.
@@ -172,7 +173,7 @@ class Storage:
 
     def _lowest_free(self) -> int:
         used = self._used()
-        for number in range(FIRST_RANGE, LAST_RANGE + 1):
+        for number in self._numbers:
             if number not in used:
                 return number
         raise RuntimeFailure("every id range for cages is in use; destroy a cage that is not needed")

@@ -7,8 +7,9 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime.config import Ids
 from cage_runtime.errors import RuntimeFailure, WrongState
-from cage_runtime.model import FIRST_RANGE, ID_RANGE, USER_UID
+from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
 from cage_runtime.spawner import syscall
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 from tests.privileged.conftest import MakeCage
@@ -19,8 +20,8 @@ pytestmark = pytest.mark.privileged
 A, B = "a" * 32, "b" * 32
 
 
-def a_storage(top: Path) -> Storage:
-    return Storage(top / "state", top / "run")
+def a_storage(top: Path, last: int = LAST_RANGE) -> Storage:
+    return Storage(top / "state", top / "run", Ids(last=last).numbers())
 
 
 def removed(storage: Storage, uuid: str) -> None:
@@ -56,6 +57,15 @@ def test_a_range_is_not_given_twice_and_comes_free_with_the_storage(tmp_path: Pa
     storage.removed(A)
     storage.make("d" * 32, ephemeral=True)
     assert storage.base("d" * 32) == taken
+
+
+def test_ranges_are_those_that_the_configuration_gives(tmp_path: Path) -> None:
+    storage = a_storage(tmp_path, last=FIRST_RANGE + 1)
+    for uuid, free in ((A, 1), (B, 0)):
+        storage.make(uuid, ephemeral=True)
+        assert storage.free == free
+    with pytest.raises(RuntimeFailure, match="every id range for cages is in use"):
+        storage.make("c" * 32, ephemeral=True)
 
 
 def test_what_is_kept_is_never_deleted_unless_it_is_condemned(tmp_path: Path) -> None:
