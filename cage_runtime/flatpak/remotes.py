@@ -230,13 +230,15 @@ class Mirror:
         )
 
     def pull_commit(self, ref: Ref) -> str:
-        """The commit that the remote has for `ref`, without its objects; UntrustedSource where its signature or its
-        checksum is wrong."""
+        """The commit that the remote has for `ref`, without its objects and without the ref, as `offer` takes each ref
+        for whole; UntrustedSource where its signature or its checksum is wrong."""
         try:
             self._pull("--commit-metadata-only", ref)
         except ProgramFailed as error:
             self._refuse(ref, "its commit is unsigned, signed by another key, or altered", error)
-        return self._commit(ref)
+        commit = self._commit(ref)
+        self._ostree("refs", "--delete", str(ref))
+        return commit
 
     def pull(self, ref: Ref, known: Path) -> str:
         """All of `ref`, each object checked, and its commit; objects that the repository `known` has are not fetched

@@ -34,7 +34,7 @@ from cage_runtime.errors import (
     UntrustedSource,
     UsageError,
 )
-from tests.privileged.sample import NOTES, PLATFORM, TOP, Sample, run, short_directory
+from tests.privileged.sample import DIARY, NOTES, PLATFORM, TOP, Sample, run, short_directory
 
 USER = 65534
 """Anybody unprivileged that every system knows: nobody."""
@@ -182,6 +182,22 @@ def test_an_update_brings_what_is_new_and_an_old_repository_brings_nothing(
         with pytest.raises(UntrustedSource, match="older than what is installed"):
             apps.call("Update", "s", NOTES)
         assert apps.call("List") == [second]
+
+
+def test_two_applications_share_a_runtime_and_either_is_updated_alone(apps: Apps, sample: Sample) -> None:
+    with short_directory() as directory:
+        served = sample.copy(directory / "served")
+        first = served.add_diary("first")
+        apps.add(served)
+        notes = apps.install()
+        diary = apps.install(DIARY)
+        assert (diary["commit"], diary["runtime"]) == (first, notes["runtime"])
+        assert apps.call("List") == [diary, notes]
+        second = served.add_diary("second")
+        assert apps.call("Update", "s", DIARY)["commit"] == second != first
+        assert apps.call("Update", "s", NOTES) == notes
+        ref = sample.ref.replace(NOTES, DIARY)
+        assert (apps.installation / ref / "active/files/note").read_text() == "second"
 
 
 def forge_object(sample: Sample) -> None:
