@@ -82,7 +82,9 @@ class Sample:
             for name, content in (("metadata", metadata), ("files/note", note)):
                 (tree / name).unlink(missing_ok=True)
                 (tree / name).write_text(content)
-            key = run("gpg", "--homedir", home, "--with-colons", "--list-secret-keys").partition("fpr:")[2].split(":")[8]
-            run("flatpak", "build-export", f"--gpg-sign={key}", f"--gpg-homedir={home}", self.repository, tree, "stable")
+            listing = run("gpg", "--homedir", home, "--with-colons", "--list-secret-keys").splitlines()
+            key = next(line.split(":")[9] for line in listing if line.startswith("fpr:"))
+            signed = (f"--gpg-sign={key}", f"--gpg-homedir={home}")
+            run("flatpak", "build-export", *signed, self.repository, tree, "stable")
             run("gpgconf", "--homedir", home, "--kill", "all")
         return self.ostree("rev-parse", self.ref.replace(NOTES, DIARY))
