@@ -82,8 +82,8 @@ class Remotes:
 
     def add(self, name: str, url: str, untrusted_key: bytes, look: Callable[[Remote, Path], None]) -> Remote:
         """Pin `untrusted_key` for what comes from `url`, once `look`, given the remote and its key's file, has raised
-        nothing.  The same again changes nothing; UntrustedSource without a good key, NameTaken where `name` stands for
-        something else."""
+        nothing.  The same again changes nothing; UntrustedSource without a good key, UsageError where it is none at
+        all, NameTaken where `name` stands for something else."""
         self._directory.joinpath("keys").mkdir(exist_ok=True)
         incoming = self.key_file(f".{name}")
         try:
@@ -122,7 +122,7 @@ class Remotes:
                 "--", str(file), seconds=QUICK_SECONDS,
             )
         except ProgramFailed as error:
-            raise UntrustedSource(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
+            raise UsageError(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
         return _only_key(listing.decode("utf-8", "replace"), name)
 
 

@@ -343,7 +343,7 @@ def test_a_repository_signed_by_another_key_is_refused(apps: Apps, sample: Sampl
 def test_a_remote_needs_one_good_key(apps: Apps, sample: Sample) -> None:
     with pytest.raises(UntrustedSource, match="has no key"):
         apps.add(sample, key=b"")
-    with pytest.raises(UntrustedSource, match="is no OpenPGP key"):
+    with pytest.raises(UsageError, match="is no OpenPGP key"):
         apps.add(sample, key=b"hello")
     with pytest.raises(UntrustedSource, match="is a secret key"):
         apps.add(sample, key=sample.directory.joinpath("secret.asc").read_bytes())
