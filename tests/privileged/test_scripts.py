@@ -143,3 +143,28 @@ def test_a_user_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr == ("cage-files is busy\nuninstall: all is removed but the user cage-files, "
                             "for the reasons above; end what uses them, then this again\n")
+
+
+GOING_ON = r"""
+mkdir "$work/cgroup2" /opt/cage-runtime
+mount -t cgroup2 none "$work/cgroup2"
+top=$work/cgroup2/cage-scripts-$$
+mkdir -p "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" /var/lib/cage-runtime/cages/work
+echo '{"uuid":"of-work"}' >/var/lib/cage-runtime/cages/work/instance.json
+mkfifo "$work/fifo"
+cat "$work/fifo" &
+echo $! >"$top/cage-runtime/of-work/cgroup.procs"
+sh -c 'echo $$ >"$1/cgroup.procs" && exec unshare --cgroup scripts/uninstall' sh "$top" || status=$?
+: >"$work/fifo"
+wait $!
+rmdir "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" "$top/cage-runtime" "$top"
+test -d /opt/cage-runtime
+exit ${status:-0}
+"""
+"""In a cgroup namespace, whose top has the cgroups of a running cage and of one that has stopped."""
+
+
+def test_uninstall_ends_where_a_cage_goes_on(tmp_path: Path) -> None:
+    ended = apart(tmp_path, GOING_ON)
+    assert (ended.returncode, ended.stderr) == (1, "uninstall: these cages go on, and what could stop them is not "
+                                                   "installed: work; run scripts/install first\n")  # fmt: skip
