@@ -4,6 +4,7 @@
 # shellcheck shell=bash
 
 readonly PYTHON=/usr/bin/python3
+readonly CAGES=/var/lib/cage-runtime/cages # the runtime's record of each cage
 
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
@@ -54,4 +55,28 @@ one_at_a_time() {
   shift
   [ "${CAGE_RUNTIME_LOCK:-}" = "$file" ] ||
     CAGE_RUNTIME_LOCK=$file exec flock --close "$file" "scripts/${0##*/}" "$@"
+}
+
+# living_uuids: of each cage that has processes, its uuid, by a cgroup2 mount of our own; where there can be none, there
+# is no cage either.
+living_uuids() {
+  # shellcheck disable=SC2016 # the inner shell's variables
+  unshare --mount sh -c '
+    mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || exit 0
+    cd /sys/fs/cgroup
+    for cgroup in cage-runtime/*/ cages.slice/cages.scope/cage-runtime/*/; do
+      ! grep -qsx "populated 1" "${cgroup}cgroup.events" || basename "$cgroup"
+    done'
+}
+
+# living: the cages that go on, whether the runtime answers or not, by name in one line.
+living() {
+  local uuid uuids record names=()
+  uuids=$(living_uuids) || die "it cannot be seen whether cages go on"
+  for uuid in $uuids; do
+    record=$(grep -lsF "\"$uuid\"" "$CAGES"/*/instance.json) || record=$uuid/
+    record=${record%/*}
+    names+=("${record##*/}")
+  done
+  printf '%s' "${names[*]}"
 }

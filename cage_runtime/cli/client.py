@@ -19,6 +19,8 @@ if TYPE_CHECKING:
 
 CORE_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
+STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
+"""Held by caged --standalone for as long as it starts what has ended again."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
 
@@ -39,12 +41,20 @@ class NotRunning(RuntimeFailure):
 class Peer:
     """One object of one program on the bus.
 
-    `who` it is to a person, and `absent` what to say when nobody is there.  `needs_root` is what the person asked for,
-    where root alone can have it.
+    `who` it is to a person, and `absent` gives what to say when nobody is there.  `needs_root` is what the person
+    asked for, where root alone can have it.
     """
 
     def __init__(
-        self, bus: Connection, name: str, path: str, interface: str, *, who: str, absent: str, needs_root: str = ""
+        self,
+        bus: Connection,
+        name: str,
+        path: str,
+        interface: str,
+        *,
+        who: str,
+        absent: Callable[[], str],
+        needs_root: str = "",
     ) -> None:
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
         self._who, self._absent, self._needs_root = who, absent, needs_root
@@ -83,7 +93,7 @@ class Peer:
         if error.name.startswith(BUS_ERROR_PREFIX):
             return from_bus(error.name, error.sentence)
         if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
-            return NotRunning(self._absent)
+            return NotRunning(self._absent())
         if error.name in _ENDED:
             return RuntimeFailure(f"{self._who} ended before it answered; see its journal, and try again")
         if error.name in _FORBIDDEN:
@@ -92,8 +102,8 @@ class Peer:
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        shared = {"who": self._who, "absent": self._absent, "needs_root": self._needs_root}
-        return Peer(self._bus, self._name, path, interface, **shared)
+        who, absent, needs_root = self._who, self._absent, self._needs_root
+        return Peer(self._bus, self._name, path, interface, who=who, absent=absent, needs_root=needs_root)
 
     def close(self) -> None:
         self._bus.close()
@@ -101,9 +111,28 @@ class Peer:
 
 def core(verb: str) -> Peer:
     """caged's manager on the system bus, for `verb`, a sub-command of cagectl."""
-    absent = "caged is not running; start it with systemctl start caged or caged --standalone"
     manager = CORE_NAME + ".Manager"
-    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=absent, needs_root=verb)
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, needs_root=verb)
+
+
+def _no_core() -> str:
+    if _held(STANDALONE_LOCK):
+        return "caged is just being started again; try again"
+    return "caged is not running; start it with systemctl start caged or caged --standalone"
+
+
+def _held(lock: str) -> bool:
+    """Whether a process has this lock; no for a file that is not there, or not for this person to open."""
+    import fcntl
+
+    try:
+        with open(lock, "rb") as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    except (FileNotFoundError, PermissionError):
+        return False
+    return False
 
 
 def job(manager: Peer, path: str) -> Peer:
@@ -114,4 +143,4 @@ def files() -> Peer:
     """The cage half of the files mediator, on the cage's own system bus."""
     name = "org.cageruntime.Files1"
     absent = "the files mediator of this cage is not running, so nothing can be sent; ask who runs this host"
-    return Peer(Connection(), name, "/org/cageruntime/Files1", name, who="the files mediator", absent=absent)
+    return Peer(Connection(), name, "/org/cageruntime/Files1", name, who="the files mediator", absent=lambda: absent)

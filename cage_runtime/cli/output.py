@@ -44,9 +44,7 @@ def cell(untrusted: object) -> str:
         return "yes" if untrusted else "no"
     text = str(untrusted)
     if not _plain(text) or "\\" in text or len(text) > 400:
-        from cage_runtime.text import escape
-
-        text = escape(text)
+        text = _escaped(text, 400)
     return text or "-"
 
 
@@ -54,9 +52,18 @@ def visible(untrusted: str) -> str:
     """`untrusted` on one line and harmless to a terminal, with backslashes as they are: it may be escaped already."""
     if _plain(untrusted):
         return untrusted
+    return "\\".join(_escaped(part, _TEXT_MAX) for part in untrusted.split("\\"))
+
+
+def _escaped(untrusted: str, limit: int) -> str:
+    """As `escape` has it; a byte that is not UTF-8, in an argument U+DC80 to U+DCFF, as that byte."""
     from cage_runtime.text import escape
 
-    return "\\".join(escape(part, limit=_TEXT_MAX) for part in untrusted.split("\\"))
+    shown = [
+        f"\\x{ord(character) - 0xDC00:02x}" if "\udc80" <= character <= "\udcff" else escape(character)
+        for character in untrusted[:limit]
+    ]
+    return "".join(shown) + ("…" if len(untrusted) > limit else "")
 
 
 def _plain(text: str) -> bool:

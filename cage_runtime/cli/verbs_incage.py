@@ -19,6 +19,10 @@ IDENTITY = "/run/cage/identity.json"
 IDENTITY_BYTES_MAX = 64 * 1024
 
 
+def _outside() -> RuntimeFailure:
+    return RuntimeFailure(f"this is not the inside of a cage: there is no {IDENTITY}")
+
+
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="a regular file in your home directory")
     parser.add_argument("--to", metavar="CAGE", required=True, help="the cage that shall get it, in ~/Inbox/")
@@ -27,6 +31,8 @@ def _send_arguments(parser: argparse.ArgumentParser) -> None:
 def _send(args: argparse.Namespace, screen: Screen) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
+    if not os.path.exists(IDENTITY):
+        raise _outside()
     mediator = None
     worst = 0
     arrived = []
@@ -73,7 +79,7 @@ def _whoami(args: argparse.Namespace, screen: Screen) -> int:
         with open(IDENTITY, "rb") as file:
             identity = json.loads(file.read(IDENTITY_BYTES_MAX))
     except FileNotFoundError as error:
-        raise RuntimeFailure(f"this is not the inside of a cage: there is no {IDENTITY}") from error
+        raise _outside() from error
     except ValueError as error:
         raise RuntimeFailure(f"{IDENTITY} cannot be understood: it is not JSON") from error
     if not isinstance(identity, dict) or not isinstance(identity.get("compartments", []), list):

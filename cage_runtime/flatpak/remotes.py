@@ -82,8 +82,8 @@ class Remotes:
 
     def add(self, name: str, url: str, untrusted_key: bytes, look: Callable[[Remote, Path], None]) -> Remote:
         """Pin `untrusted_key` for what comes from `url`, once `look`, given the remote and its key's file, has raised
-        nothing.  The same again changes nothing; UntrustedSource without a good key, NameTaken where `name` stands for
-        something else."""
+        nothing.  The same again changes nothing; UntrustedSource without a good key, UsageError where it is none at
+        all, NameTaken where `name` stands for something else."""
         self._directory.joinpath("keys").mkdir(exist_ok=True)
         incoming = self.key_file(f".{name}")
         try:
@@ -122,7 +122,7 @@ class Remotes:
                 "--", str(file), seconds=QUICK_SECONDS,
             )
         except ProgramFailed as error:
-            raise UntrustedSource(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
+            raise UsageError(f'the key given for the remote "{name}" is no OpenPGP key; {advice}') from error
         return _only_key(listing.decode("utf-8", "replace"), name)
 
 
@@ -230,13 +230,15 @@ class Mirror:
         )
 
     def pull_commit(self, ref: Ref) -> str:
-        """The commit that the remote has for `ref`, without its objects; UntrustedSource where its signature or its
-        checksum is wrong."""
+        """The commit that the remote has for `ref`, without its objects and without the ref, as `offer` takes each ref
+        for whole; UntrustedSource where its signature or its checksum is wrong."""
         try:
             self._pull("--commit-metadata-only", ref)
         except ProgramFailed as error:
             self._refuse(ref, "its commit is unsigned, signed by another key, or altered", error)
-        return self._commit(ref)
+        commit = self._commit(ref)
+        self._ostree("refs", "--delete", str(ref))
+        return commit
 
     def pull(self, ref: Ref, known: Path) -> str:
         """All of `ref`, each object checked, and its commit; objects that the repository `known` has are not fetched

@@ -14,6 +14,8 @@ from typing import Any
 
 TOP = Path(__file__).parents[2]
 NOTES, PLATFORM = "org.cageruntime.Notes", "org.cageruntime.Platform"
+DIARY = "org.cageruntime.Diary"
+"""What `Sample.add_diary` makes."""
 
 
 def run(*argv: str | Path, **options: Any) -> str:
@@ -65,3 +67,24 @@ class Sample:
 
     def build(self, *options: str) -> None:
         run(TOP / "scripts/build-sample-app", *options, self.directory)
+
+    def add_diary(self, note: str) -> str:
+        """Offer one more application on the same runtime, signed by the same key: a copy of Notes with `note` in it.
+        The commit."""
+        with short_directory() as directory:
+            tree, home = directory / "tree", directory / "home"
+            home.mkdir(mode=0o700)
+            run("gpg", "--batch", "--quiet", "--homedir", home, "--import", self.directory / "secret.asc")
+            self.ostree("checkout", "--user-mode", self.ref, str(tree))
+            shutil.rmtree(tree / "export")
+            tree.joinpath("export").mkdir()
+            metadata = (tree / "metadata").read_text().replace(f"name={NOTES}", f"name={DIARY}")
+            for name, content in (("metadata", metadata), ("files/note", note)):
+                (tree / name).unlink(missing_ok=True)
+                (tree / name).write_text(content)
+            listing = run("gpg", "--homedir", home, "--with-colons", "--list-secret-keys").splitlines()
+            key = next(line.split(":")[9] for line in listing if line.startswith("fpr:"))
+            signed = (f"--gpg-sign={key}", f"--gpg-homedir={home}")
+            run("flatpak", "build-export", *signed, self.repository, tree, "stable")
+            run("gpgconf", "--homedir", home, "--kill", "all")
+        return self.ostree("rev-parse", self.ref.replace(NOTES, DIARY))

@@ -551,7 +551,7 @@ def test_a_remote_without_a_key(apart: Apart, sample: Sample) -> None:
     for file, status, sentence in (
         ("/dev/null", 2, "/dev/null is not an OpenPGP public key: it has no bytes"),
         ("/no/such", 1, "/no/such: No such file or directory"),
-        ("/etc/passwd", 1, 'the key given for the remote "keyless" is no OpenPGP key; '
+        ("/etc/passwd", 2, 'the key given for the remote "keyless" is no OpenPGP key; '
                            "give the public OpenPGP key that signs what it offers"),
         (f"{sample.directory}/secret.asc", 1,
          'the key of the remote "keyless" is a secret key; give its public half \\(gpg --export\\)'),

@@ -34,7 +34,7 @@ from cage_runtime.errors import (
     UntrustedSource,
     UsageError,
 )
-from tests.privileged.sample import NOTES, PLATFORM, TOP, Sample, run, short_directory
+from tests.privileged.sample import DIARY, NOTES, PLATFORM, TOP, Sample, run, short_directory
 
 USER = 65534
 """Anybody unprivileged that every system knows: nobody."""
@@ -184,6 +184,22 @@ def test_an_update_brings_what_is_new_and_an_old_repository_brings_nothing(
         assert apps.call("List") == [second]
 
 
+def test_two_applications_share_a_runtime_and_either_is_updated_alone(apps: Apps, sample: Sample) -> None:
+    with short_directory() as directory:
+        served = sample.copy(directory / "served")
+        first = served.add_diary("first")
+        apps.add(served)
+        notes = apps.install()
+        diary = apps.install(DIARY)
+        assert (diary["commit"], diary["runtime"]) == (first, notes["runtime"])
+        assert apps.call("List") == [diary, notes]
+        second = served.add_diary("second")
+        assert apps.call("Update", "s", DIARY)["commit"] == second != first
+        assert apps.call("Update", "s", NOTES) == notes
+        ref = sample.ref.replace(NOTES, DIARY)
+        assert (apps.installation / ref / "active/files/note").read_text() == "second"
+
+
 def forge_object(sample: Sample) -> None:
     """A file of the application becomes another one, well formed."""
     other, target = sample.file_object("/metadata"), sample.file_object("/files/bin/notes")
@@ -327,7 +343,7 @@ def test_a_repository_signed_by_another_key_is_refused(apps: Apps, sample: Sampl
 def test_a_remote_needs_one_good_key(apps: Apps, sample: Sample) -> None:
     with pytest.raises(UntrustedSource, match="has no key"):
         apps.add(sample, key=b"")
-    with pytest.raises(UntrustedSource, match="is no OpenPGP key"):
+    with pytest.raises(UsageError, match="is no OpenPGP key"):
         apps.add(sample, key=b"hello")
     with pytest.raises(UntrustedSource, match="is a secret key"):
         apps.add(sample, key=sample.directory.joinpath("secret.asc").read_bytes())

@@ -37,7 +37,12 @@ def apart(directory: Path, script: str) -> subprocess.CompletedProcess[str]:
 
 # --- quickstart ------------------------------------------------------------------------------------------------------
 EARLIER = r"""
-mount --bind "$work/stub" scripts/install
+mkdir -p /opt/cage-runtime/bin /run/dbus
+touch /opt/cage-runtime/.stamp
+mount --bind /bin/true scripts/install
+printf '#!/bin/sh\necho ready >&4\n' >/opt/cage-runtime/bin/caged
+printf '#!/bin/sh\necho the cages were asked for >&2\nexit 9\n' >/opt/cage-runtime/bin/cagectl
+chmod 755 /opt/cage-runtime/bin/*
 kept=/var/lib/cage-runtime-quickstart
 mkdir $kept
 for name in {there}; do
@@ -46,24 +51,25 @@ for name in {there}; do
 done
 printf '{made}' >$kept/cages
 scripts/quickstart || status=$?
+kill "$(cat /run/cage-runtime-quickstart/dbus-daemon.pid)"
 cat $kept/cages
-exit $status
+exit ${{status:-0}}
 """
 BOTH = r"work of-work kept\nvault of-vault kept\n"
+STARTED = "quickstart: starting the runtime (caged --standalone, its log is /var/log/cage-runtime.log)\n"
 
 
 @pytest.mark.parametrize(
-    ("there", "made", "sentence"),
-    [
-        ("work vault", BOTH, "work and vault of an earlier --keep are there; "
-                             "destroy them first: cagectl destroy work vault"),
-        ("vault", BOTH, "vault of an earlier --keep is there; destroy it first: cagectl destroy vault"),
-    ],
-)  # fmt: skip
-def test_quickstart_spares_what_was_kept(tmp_path: Path, there: str, made: str, sentence: str) -> None:
-    ended = apart(tmp_path, EARLIER.format(there=there, made=made))
-    assert (ended.returncode, ended.stderr) == (1, f"quickstart: {sentence}\n")
-    assert ended.stdout == made.replace("\\n", "\n")
+    ("there", "kept"),
+    [("work vault", "work and vault of an earlier --keep are kept"), ("vault", "vault of an earlier --keep is kept")],
+)
+def test_quickstart_starts_the_runtime_and_spares_what_was_kept(tmp_path: Path, there: str, kept: str) -> None:
+    ended = apart(tmp_path, EARLIER.format(there=there, made=BOTH))
+    sentence = (f"quickstart: the runtime runs; {kept}, so the main job is not shown again; "
+                f"to see it: cagectl destroy {there} --yes, then this again\n")
+    assert ended.returncode == 0
+    assert ended.stderr.endswith(STARTED + sentence)
+    assert ended.stdout == BOTH.replace("\\n", "\n")
 
 
 @pytest.mark.parametrize(
@@ -77,7 +83,8 @@ def test_quickstart_spares_what_was_kept(tmp_path: Path, there: str, made: str, 
 )
 def test_quickstart_goes_on_where_nothing_was_kept(tmp_path: Path, there: str, made: str) -> None:
     ended = apart(tmp_path, EARLIER.format(there=there, made=made))
-    assert (ended.returncode, ended.stderr) == (9, "quickstart: installing\ninstall was run\n")
+    assert ended.returncode != 0
+    assert STARTED + "the cages were asked for\n" in ended.stderr
 
 
 STOP = r"""
@@ -119,3 +126,45 @@ def test_uninstall_takes_what_install_put_there(tmp_path: Path) -> None:
     assert links["/usr/local/bin/cagectl"] == "/opt/cage-runtime/bin/cagectl"
     assert links["/usr/local/sbin/caged"] == "/opt/cage-runtime/bin/caged"
     assert "/usr/local/share/man/man8/caged.8" in links
+
+
+PURGE = r"""
+mkdir "$work/bin"
+printf '#!/bin/sh\n[ "$1" != cage-files ] || { echo "$1 is busy" >&2; exit 8; }\n' >"$work/bin/userdel"
+cp /bin/true "$work/bin/groupdel"
+chmod 755 "$work/bin"/*
+mkdir -p /opt/cage-runtime /var/lib/cage-runtime
+PATH="$work/bin:$PATH" scripts/uninstall --purge
+"""
+
+
+def test_a_user_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
+    ended = apart(tmp_path, PURGE)
+    assert ended.returncode == 1
+    assert ended.stderr == ("cage-files is busy\nuninstall: all is removed but the user cage-files, "
+                            "for the reasons above; end what uses them, then this again\n")
+
+
+GOING_ON = r"""
+mkdir "$work/cgroup2" /opt/cage-runtime
+mount -t cgroup2 none "$work/cgroup2"
+top=$work/cgroup2/cage-scripts-$$
+mkdir -p "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" /var/lib/cage-runtime/cages/work
+echo '{"uuid":"of-work"}' >/var/lib/cage-runtime/cages/work/instance.json
+mkfifo "$work/fifo"
+cat "$work/fifo" &
+echo $! >"$top/cage-runtime/of-work/cgroup.procs"
+sh -c 'echo $$ >"$1/cgroup.procs" && exec unshare --cgroup scripts/uninstall' sh "$top" || status=$?
+: >"$work/fifo"
+wait $!
+rmdir "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" "$top/cage-runtime" "$top"
+test -d /opt/cage-runtime
+exit ${status:-0}
+"""
+"""In a cgroup namespace, whose top has the cgroups of a running cage and of one that has stopped."""
+
+
+def test_uninstall_ends_where_a_cage_goes_on(tmp_path: Path) -> None:
+    ended = apart(tmp_path, GOING_ON)
+    assert (ended.returncode, ended.stderr) == (1, "uninstall: these cages go on, and what could stop them is not "
+                                                   "installed: work; run scripts/install first\n")  # fmt: skip

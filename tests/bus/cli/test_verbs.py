@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import json
 import os
 import socket
@@ -13,7 +14,7 @@ from typing import Any
 
 import pytest
 
-from cage_runtime.cli import cagectl, incage
+from cage_runtime.cli import cagectl, client, incage, verbs_incage
 
 Captured = pytest.CaptureFixture[str]
 ERROR = "org.cageruntime.Error."
@@ -200,6 +201,19 @@ def test_without_caged_one_sentence_is_enough(capsys: Captured) -> None:
     for line in ("stop a b c", "list", "doctor", "create work"):
         assert cagectl.main(line.split()) == 125
         assert capsys.readouterr() == ("", sentence)
+
+
+@pytest.mark.usefixtures("system_bus")
+def test_a_core_that_is_being_started_again_is_worth_another_try(
+    tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(client, "STANDALONE_LOCK", str(tmp_path / "standalone.lock"))
+    with (tmp_path / "standalone.lock").open("wb") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        assert cagectl.main(["list"]) == 125
+        assert capsys.readouterr() == ("", "cagectl: caged is just being started again; try again\n")
+    assert cagectl.main(["list"]) == 125
+    assert "caged is not running; start it" in capsys.readouterr().err
 
 
 def test_list_is_a_table(caged: Any, capsys: Captured) -> None:
@@ -445,6 +459,7 @@ def open_descriptors() -> Iterator[str]:
 def test_incage_sends_the_descriptor_of_each_file(
     mediator: Any, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
+    monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
     (tmp_path / "Documents").mkdir()

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from cage_runtime.cli import beneath, incage
+from cage_runtime.cli import beneath, incage, verbs_incage
 from cage_runtime.cli.beneath import open_source
 from cage_runtime.errors import CageError
 
@@ -139,6 +139,7 @@ def test_a_kernel_without_openat2_sends_nothing(monkeypatch: pytest.MonkeyPatch)
 def test_incage_reports_each_bad_file_before_it_looks_for_a_bus(
     home: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
     monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent")
     odd_files(home)
     assert incage.main(["send", "empty", "fifo", "--to", "vault"]) == 1

@@ -140,6 +140,11 @@ def test_hostile_words_reach_the_terminal_escaped(capsys: pytest.CaptureFixture[
         assert "\u202e" not in err
 
 
+def test_a_byte_that_is_not_utf_8_is_shown_as_it_is(capsys: pytest.CaptureFixture[str]) -> None:
+    assert cagectl.main(["\udcff\\x"]) == 2
+    assert capsys.readouterr().err == 'cagectl: there is no command "\\xff\\x"; see cagectl --help\n'
+
+
 def test_a_key_file_that_is_missing_or_empty_is_named(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     add = ["app", "remote-add", "here", "https://example.org"]
     assert cagectl.main([*add, f"--gpg-key={tmp_path}/none.asc"]) == 1

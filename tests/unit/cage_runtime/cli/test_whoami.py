@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""incage whoami: what the core has written about this cage."""
+"""incage whoami: what the core has written about this cage; outside of one nothing can be asked."""
 
 from __future__ import annotations
 
@@ -34,8 +34,9 @@ def test_no_compartments(identity: Path, capsys: pytest.CaptureFixture[str]) -> 
 
 
 def test_outside_a_cage_it_says_so(identity: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    assert incage.main(["whoami"]) == 125
-    assert capsys.readouterr().err == f"incage: this is not the inside of a cage: there is no {identity}\n"
+    for line in ("whoami", "send figures.txt --to vault"):
+        assert incage.main(line.split()) == 125
+        assert capsys.readouterr().err == f"incage: this is not the inside of a cage: there is no {identity}\n"
 
 
 @pytest.mark.parametrize("content", ["", "[]", "{", '{"compartments": 7}', "\x00"])
