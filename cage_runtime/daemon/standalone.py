@@ -150,7 +150,8 @@ async def _check_host(config: RuntimeConfig) -> None:
 def _alone(run: Path) -> Iterator[None]:
     """HostUnsupported where another core has `run`: a supervisor, or a spawner that systemd has started."""
     run.mkdir(mode=0o755, parents=True, exist_ok=True)
-    with (run / "standalone.lock").open("ab") as lock:
+    # Root's alone: with a lock of its own on it, anybody else who can open it could keep us from ours.
+    with open(run / "standalone.lock", "ab", opener=lambda path, flags: os.open(path, flags, 0o600)) as lock:
         _lock(lock, fcntl.LOCK_EX, run)
         with contextlib.suppress(FileNotFoundError), (run / "spawner.lock").open("rb") as spawner:
             _lock(spawner, fcntl.LOCK_SH, run)

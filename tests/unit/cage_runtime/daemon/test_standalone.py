@@ -86,7 +86,7 @@ def test_there_is_one_core(tmp_path: Path, file: str) -> None:
         with pytest.raises(HostUnsupported, match="a core runs already"), standalone._alone(tmp_path):
             pass
     with standalone._alone(tmp_path):
-        pass
+        assert stat.S_IMODE((tmp_path / "standalone.lock").stat().st_mode) == 0o600
 
 
 def test_a_child_that_the_host_has_no_room_for_is_tried_again(monkeypatch: pytest.MonkeyPatch) -> None:

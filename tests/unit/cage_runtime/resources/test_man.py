@@ -83,7 +83,8 @@ def test_a_files_page_has_its_keys(name: str, kind: type[msgspec.Struct]) -> Non
 
 def test_the_defaults_of_caged_conf_are_the_true_ones() -> None:
     told = re.findall(r"^\.It Cm (\S+)\n(?:(?!\.It).*\n)*?Default:\n\.(?:Pa|Li) (\S+) \.", page("caged.conf.5"), re.M)
-    values = {key: str(value) for table in msgspec.to_builtins(RuntimeConfig()).values() for key, value in table.items()}
+    tables = msgspec.to_builtins(RuntimeConfig()).values()
+    values = {key: str(value) for table in tables for key, value in table.items()}
     assert dict(told) == values
 
 
