@@ -85,6 +85,7 @@ def test_there_is_one_core(tmp_path: Path, file: str) -> None:
         fcntl.flock(lock, fcntl.LOCK_EX)
         with pytest.raises(HostUnsupported, match="a core runs already"), standalone._alone(tmp_path):
             pass
+    (tmp_path / file).unlink()
     with standalone._alone(tmp_path):
         assert stat.S_IMODE((tmp_path / "standalone.lock").stat().st_mode) == 0o600
 
