@@ -169,6 +169,13 @@ def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
 
+def incage_of(runtime: Runtime, source: Cage) -> int:
+    """The one incage that runs there."""
+    (pid,) = (pid for pid in runtime.cage_processes(source.uuid)
+              if any(word.endswith("/incage") for word in arguments_of(pid)[:4]))
+    return pid
+
+
 @contextmanager
 def stopped(runtime: Runtime, target: Cage) -> Iterator[None]:
     """The target's processes stand still, and the core does not know."""
@@ -201,6 +208,24 @@ def test_a_mediator_killed_while_it_copies_leaves_nothing(runtime: Runtime, low:
     nothing_is_left(runtime, high)
     assert send(low, "high", "large").returncode == 0
     high.sh("rm -r Inbox")
+    low.sh("rm large")
+
+
+def test_what_whoever_sends_it_has_given_up_does_not_arrive(runtime: Runtime, low: Cage, high: Cage) -> None:
+    low.sh(f"head -c {LARGE} /dev/zero > large")
+    mediator = runtime.process("cage-mediator")
+    with Changes(runtime.state / "audit") as changes:
+        recorded = len(events(runtime, "transfer"))
+        with low.popen("incage", "send", "large", "--to", "high", stderr=subprocess.DEVNULL) as sending:
+            while not (workers := children_of(mediator)):
+                assert sending.poll() is None
+            os.kill(workers[0], signal.SIGSTOP)  # it is being staged until whoever sends it has gone
+            os.kill(incage_of(runtime, low), signal.SIGKILL)
+            changes.until(lambda: len(events(runtime, "transfer")) > recorded, "its record")
+    assert [event["outcome"] for event in events(runtime, "transfer")[recorded:]] == [
+        "given up, because whoever sent it has gone; nothing arrived"]
+    wait_gone(workers[0])
+    nothing_is_left(runtime, high)
     low.sh("rm large")
 
 

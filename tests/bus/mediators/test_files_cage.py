@@ -36,8 +36,8 @@ with open({log!r}, "a", buffering=1) as log:
 class Cage:
     """A cage's bus with the session on it, and a core half at the other end of the gateway."""
 
-    def __init__(self, session: Bus, core: Bus, log: Path, gateway: Any) -> None:
-        self.session, self.core, self.log, self.gateway = session, core, log, gateway
+    def __init__(self, address: str, session: Bus, core: Bus, log: Path, gateway: Any) -> None:
+        self.address, self.session, self.core, self.log, self.gateway = address, session, core, log, gateway
         self.answer: Callable[[Call], Coroutine[Any, Any, Answer]] = self._arrived
         self.heard: list[tuple[list[Any], int]] = []
 
@@ -53,10 +53,17 @@ class Cage:
     async def _arrived(self, _call: Call) -> Answer:
         return Answer(values=("Inbox/work/x",))
 
-    async def send(self, name: str = "x", descriptor: int | None = None) -> str:
+    async def another(self) -> Bus:
+        """One more program of the session."""
+        return await Bus.connect(self.address)
+
+    async def send(
+        self, name: str = "x", descriptor: int | None = None, *, to: str = "vault", through: Bus | None = None
+    ) -> str:
         opened = os.open(__file__, os.O_RDONLY) if descriptor is None else descriptor
+        session = through or self.session
         try:
-            answer = await self.session.call(*FILES, "Send", "ssha{sv}", ("vault", name, 0, {}), (opened,), seconds=20)
+            answer = await session.call(*FILES, "Send", "ssha{sv}", (to, name, 0, {}), (opened,), seconds=20)
         finally:
             os.close(opened)
         return str(answer.values[0])
@@ -90,7 +97,7 @@ def play(tmp_path: Path, start_bus: Any, start_gateway: Any) -> Callable[..., No
         start_bus("cage", text.replace(f'user="uid{os.getuid()}"', f'user="{os.getuid()}"'))
 
         async def whole() -> None:
-            cage = Cage(await Bus.connect(bus), await Bus.connect(gateway.address), log, gateway)
+            cage = Cage(bus, await Bus.connect(bus), await Bus.connect(gateway.address), log, gateway)
             if with_core:
                 await cage.serve()
             await test(cage)
@@ -166,6 +173,37 @@ def test_it_ends_when_idle_and_starts_again(play: Play) -> None:
         assert cage.log.read_text().count("started") == 2
 
     play(test, idle=0.05)
+
+
+def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> None:
+    """Of that transfer alone, the core half sees the connection end."""
+
+    async def test(cage: Cage) -> None:
+        given_up, done = asyncio.Event(), asyncio.Event()
+
+        async def until_gone(_call: Call) -> Answer:
+            try:
+                await done.wait()
+            except asyncio.CancelledError:
+                given_up.set()
+                raise
+            return Answer(values=("Inbox/work/kept",))
+
+        cage.answer = until_gone
+        await cage.core.follow_callers()
+        kept, leaving = asyncio.ensure_future(cage.send()), await cage.another()
+        gone = asyncio.ensure_future(cage.send(through=leaving))
+        while len(cage.heard) < 2:
+            await asyncio.sleep(0)
+        leaving.disconnect()
+        async with asyncio.timeout(20):
+            await given_up.wait()
+        done.set()
+        assert await kept == "Inbox/work/kept"
+        with pytest.raises(RuntimeFailure):
+            await gone
+
+    play(test)
 
 
 def test_a_long_transfer_is_not_idleness(play: Play) -> None:
