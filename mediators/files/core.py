@@ -52,6 +52,8 @@ class Transfer:
     decided: Decided
     details: dict[str, str]
     """What the record says of it."""
+    places: contextlib.ExitStack
+    """Those that it takes among the transfers under way."""
     in_target: bool = False
     """The target has a part in it from now on."""
     may_be_there: bool = False
@@ -88,12 +90,15 @@ class FilesCore:
         wire.no_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        with self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"):
+        await asyncio.sleep(0)  # what was given up just now gives its places back first
+        with contextlib.ExitStack() as places:
+            places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
-            with self._place((source.uuid, decided.target), TRANSFERS_PER_PAIR, "of this cage to that one"):
-                transfer = Transfer(source=source, target_name=target, name=name, decided=decided,
-                                    details={"name": name})
-                return Answer(values=(await self._transfer(transfer, descriptor),))
+            pair = source.uuid, decided.target
+            places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
+            transfer = Transfer(source=source, target_name=target, name=name, decided=decided, details={"name": name},
+                                places=places)
+            return Answer(values=(await self._transfer(transfer, descriptor),))
 
     @contextlib.contextmanager
     def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
@@ -124,6 +129,7 @@ class FilesCore:
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
                                  "stopped or full; the core's audit log says why") from error
         except asyncio.CancelledError:
+            transfer.places.close()  # whoever waits for one in the source does not wait for the record
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise

@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -14,6 +15,7 @@ import pytest
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
 from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators.files import protocol
 
 TOP = Path(__file__).parents[3]
@@ -202,6 +204,62 @@ def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> No
         assert await kept == "Inbox/work/kept"
         with pytest.raises(RuntimeFailure):
             await gone
+
+    play(test)
+
+
+def test_one_more_transfer_waits_until_another_has_ended(play: Play) -> None:
+    """Of all, as of those to one target; those to others do not wait for it."""
+
+    async def test(cage: Cage) -> None:
+        done, under_way, peaks = asyncio.Event(), Counter[str](), Counter[str]()
+
+        async def slow(call: Call) -> Answer:
+            counted = ("all", call.arguments[0])
+            under_way.update(counted)
+            peaks.update(name for name in counted if under_way[name] > peaks[name])
+            await done.wait()
+            under_way.subtract(counted)
+            return Answer(values=("Inbox/work/slow",))
+
+        cage.answer = slow
+        targets = [name for name in ("vault", "other", "third") for _ in range(TRANSFERS_PER_PAIR + 2)]
+        sending = [asyncio.ensure_future(cage.send(to=target)) for target in targets]
+        while len(cage.heard) < TRANSFERS_PER_CAGE:
+            await asyncio.sleep(0)
+        done.set()
+        assert await asyncio.gather(*sending) == ["Inbox/work/slow"] * len(targets)
+        assert peaks["all"] == TRANSFERS_PER_CAGE
+        assert max(peaks[name] for name in targets) == TRANSFERS_PER_PAIR
+
+    play(test)
+
+
+def test_whoever_leaves_does_not_wait_any_more(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        done = asyncio.Event()
+
+        async def slow(_call: Call) -> Answer:
+            await done.wait()
+            return Answer(values=("Inbox/work/slow",))
+
+        cage.answer = slow
+        sending = [asyncio.ensure_future(cage.send()) for _ in range(TRANSFERS_PER_PAIR)]
+        while len(cage.heard) < TRANSFERS_PER_PAIR:
+            await asyncio.sleep(0)
+        leaving = await cage.another()
+        waiting = asyncio.ensure_future(cage.send("left", through=leaving))
+        await asyncio.sleep(0)
+        await leaving.has_owner(FILES[0])  # in order: the request is on its way to the half
+        leaving.disconnect()
+        with pytest.raises(RuntimeFailure):
+            await waiting
+        while await cage.session.has_owner(str(leaving._connection.unique_name)):
+            await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*sending)
+        await cage.send("last")
+        assert [arguments[1] for arguments, _size in cage.heard] == ["x"] * TRANSFERS_PER_PAIR + ["last"]
 
     play(test)
 
