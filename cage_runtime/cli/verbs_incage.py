@@ -55,7 +55,8 @@ def _opened(path: str) -> int:
 
 
 def _sent(mediator: Peer, descriptor: int, name: str, target: str) -> str:
-    """The name under which the file arrived, relative to the target's home."""
+    """Where the file arrived, relative to the target's home: its path, or its directory, ending in a slash, where we may
+    not hear its name."""
     try:
         # As long as it takes: the core's side has the deadline, and Ctrl-C ends the wait.
         return str(mediator.call("Send", "ssha{sv}", target, name, descriptor, {}, returns="s", timeout=None))

@@ -4,7 +4,7 @@
 Law of this room: it decides nothing.  caged is asked before anything is read from the descriptor and again before
 anything is delivered, each time for the instance whose gateway the call came through; what comes of a permitted
 transfer is recorded, whatever it is.  Of what the target makes of it the source hears, unless both are at the same
-level, whether it arrived, and nothing else: every word more would be the target's to choose.
+level, whether it arrived, and nothing else, not even under which name: every word more would be the target's to choose.
 """
 
 from __future__ import annotations
@@ -114,7 +114,8 @@ class FilesCore:
                 del self._under_way[whose]
 
     async def _transfer(self, transfer: Transfer, descriptor: int) -> str:
-        """Stage, decide again, deliver, record; returns the path in the target's home, as the source may hear it."""
+        """Stage, decide again, deliver, record; returns the path in the target's home, or, where the source may not
+        hear which name the target gave it, that of the directory."""
         try:
             staged = await self._staged(transfer, descriptor)
             transfer.details |= {"size": str(staged.size), "sha256": staged.sha256}
@@ -134,7 +135,7 @@ class FilesCore:
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
         await self._record_outcome(transfer, f"arrived as {arrived}")
-        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, transfer.name)
+        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, "")
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
         try:
@@ -183,6 +184,7 @@ class FilesCore:
 
 
 def _inbox_path(transfer: Transfer, name: str) -> str:
+    """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
     return f"Inbox/{transfer.decided.source_name}/{name}"
 
 

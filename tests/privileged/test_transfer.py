@@ -75,7 +75,7 @@ def test_up_it_arrives_as_it_was(runtime: Runtime, low: Cage, high: Cage) -> Non
     content = os.urandom((10 << 20) + 1)
     low.sh("cat > Documents/figures.bin", input=content)
     ended = send(low, "high", "Documents/figures.bin")
-    assert (ended.returncode, ended.stdout) == (0, b"figures.bin -> high: Inbox/low/figures.bin\n"), ended.stderr
+    assert (ended.returncode, ended.stdout) == (0, b"figures.bin -> high: Inbox/low/\n"), ended.stderr
     arrived = high.enter("cat", "Inbox/low/figures.bin").stdout
     digest = hashlib.sha256(content).hexdigest()
     assert hashlib.sha256(arrived).hexdigest() == digest
@@ -105,9 +105,11 @@ def test_which_number_that_is_is_not_told_down(runtime: Runtime, low: Cage, high
     low.sh("echo one > Documents/notes.txt")
     for name in NUMBERED:
         ended = send(low, "high", "Documents/notes.txt")
-        assert ended.stdout == b"notes.txt -> high: Inbox/low/notes.txt\n", ended.stderr
+        assert ended.stdout == b"notes.txt -> high: Inbox/low/\n", ended.stderr
         assert events(runtime, "transfer")[-1]["outcome"] == f"arrived as Inbox/low/{name}"
     assert inbox(runtime, high) == sorted(f"low/{name}" for name in NUMBERED)
+    ended = low.enter("incage", "--json=short", "send", "Documents/notes.txt", "--to", "high")
+    assert json.loads(ended.stdout) == [{"file": "Documents/notes.txt", "target": "high", "arrived": "Inbox/low/"}]
     high.sh("rm -r Inbox")
 
 
@@ -115,7 +117,7 @@ def test_several_files_and_those_that_can_arrive_do(runtime: Runtime, low: Cage,
     low.sh("echo a > a; echo b > b; ln -s /etc/passwd away")
     ended = send(low, "high", "a", "away", "no-such", "b")
     assert ended.returncode == 1
-    assert ended.stdout == b"a -> high: Inbox/low/a\nb -> high: Inbox/low/b\n"
+    assert ended.stdout == b"a -> high: Inbox/low/\nb -> high: Inbox/low/\n"
     assert len(ended.stderr.splitlines()) == 2
     assert inbox(runtime, high) == ["low/a", "low/b"]
     high.sh("rm -r Inbox")
@@ -252,7 +254,7 @@ def test_what_is_cut_off_while_it_is_delivered_is_not_there(
         output, errors = sending.communicate(timeout=SECONDS)
     arrived = high.sh("find Inbox -type f 2>/dev/null; true")
     if sending.returncode == 0:
-        assert (output, arrived) == (b"figures -> high: Inbox/low/figures\n", "Inbox/low/figures\n")
+        assert (output, arrived) == (b"figures -> high: Inbox/low/\n", "Inbox/low/figures\n")
     else:
         assert arrived == "", errors
     assert os.listdir(runtime.state / "staging") == []

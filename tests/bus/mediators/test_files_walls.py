@@ -37,7 +37,7 @@ def test_the_name_that_the_target_chose_stays_there(play: Play, flow: Flow) -> N
     async def test(world: World) -> None:
         world.caged.flow = flow
         for _ in range(2):
-            assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+            assert await world.send("work", "vault") == "Inbox/work/"
         assert world.arrived() == ["vault/Inbox/work/figures (2).txt", "vault/Inbox/work/figures.txt"]
         outcomes = [(await world.recorded())["outcome"] for _ in range(4)]
         assert outcomes[1::2] == [f"arrived as Inbox/work/{name}" for name in ("figures.txt", "figures (2).txt")]
