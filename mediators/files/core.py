@@ -90,11 +90,10 @@ class FilesCore:
         wire.no_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        await asyncio.sleep(0)  # what was given up just now gives its places back first
+        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
+        pair = source.uuid, decided.target
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
-            decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
-            pair = source.uuid, decided.target
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
             transfer = Transfer(source=source, target_name=target, name=name, decided=decided, details={"name": name},
                                 places=places)

@@ -22,6 +22,8 @@ from cage_runtime.model import TRANSFERS_PER_PAIR
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime, arguments_of, wait_gone
 
+UNKNOWN = ('incage: "{}": the core ended meanwhile, so it is not known whether it arrived; look in the target before '
+           "sending it again\n")
 LARGE = 96 << 20
 """Bytes that take some tenths of a second to copy."""
 
@@ -213,7 +215,7 @@ def test_a_mediator_killed_while_it_copies_leaves_nothing(runtime: Runtime, low:
         for worker in workers:
             wait_gone(worker)
         _, errors = sending.communicate(timeout=SECONDS)
-    assert sending.returncode not in (0, 2, 126), errors
+    assert (sending.returncode, errors.decode()) == (1, UNKNOWN.format("large"))
     nothing_is_left(runtime, high)
     assert send(low, "high", "large").returncode == 0
     high.sh("rm -r Inbox")
@@ -257,6 +259,7 @@ def test_what_is_cut_off_while_it_is_delivered_is_not_there(
         assert (output, arrived) == (b"figures -> high: Inbox/low/\n", "Inbox/low/figures\n")
     else:
         assert arrived == "", errors
+        assert program == "cage-spawner" or errors.decode() == UNKNOWN.format("figures")
     assert os.listdir(runtime.state / "staging") == []
     assert send(low, "high", "figures").returncode == 0
     high.sh("rm -r Inbox")

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
-from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.errors import CageError, CutOff, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators.files import protocol
 
@@ -204,6 +204,22 @@ def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> No
         assert await kept == "Inbox/work/kept"
         with pytest.raises(RuntimeFailure):
             await gone
+
+    play(test)
+
+
+@pytest.mark.parametrize("ends", ["core half", "gateway"])
+def test_where_the_core_ends_meanwhile_nobody_says_that_nothing_arrived(play: Play, ends: str) -> None:
+    async def test(cage: Cage) -> None:
+        async def end(_call: Call) -> Answer:
+            if ends == "gateway":
+                cage.gateway.process.kill()
+            cage.core.disconnect()
+            raise asyncio.CancelledError
+
+        cage.answer = end
+        with pytest.raises(CutOff):
+            await cage.send()
 
     play(test)
 
