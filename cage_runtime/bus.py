@@ -29,7 +29,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
-from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NoSystemBus, RuntimeFailure, UsageError, from_bus
+from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NoSystemBus, RuntimeFailure, UsageError, from_bus
 
 LOG = logging.getLogger(__name__)
 
@@ -212,9 +212,9 @@ class Bus:
                 raise _error(answer, str(arguments[0]) if destination == DBUS[0] and arguments else destination)
             return Answer(values=tuple(answer.body), descriptors=reply.take())
         except TimeoutError as error:
-            raise RuntimeFailure(f"{destination} did not answer {member} within {seconds:.0f} s") from error
+            raise CutOff(f"{destination} did not answer {member} within {seconds:.0f} s") from error
         except EOFError as error:
-            raise RuntimeFailure(f"the bus went away while {destination} was asked for {member}") from error
+            raise CutOff(f"the bus went away while {destination} was asked for {member}") from error
         finally:
             # Of a call that was given up, a reply that comes from now on finds nobody; one that has come is here.
             del self._replies[message.serial]
@@ -476,7 +476,7 @@ def _error(reply: Message, name: str) -> CageError:
     if reply.sender == DBUS[0] and reply.error_name in _ABSENT:
         return RuntimeFailure(f"nobody answers to {name}: it is not running, or just being started again; try again")
     if reply.sender == DBUS[0] and reply.error_name == _CUT_OFF:
-        return RuntimeFailure(f"{name} ended before it answered; try again")
+        return CutOff(f"{name} ended before it answered; try again")
     text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)
     return from_bus(str(reply.error_name), text)
 

@@ -109,6 +109,12 @@ class RuntimeFailure(CageError):
     bus_name = "RuntimeFailure"
 
 
+class CutOff(RuntimeFailure):
+    """Whoever was asked ended, or was cut off, before it answered: what it has done is not known."""
+
+    bus_name = "CutOff"
+
+
 class HostUnsupported(RuntimeFailure):
     """The host does not offer something that the request requires; the sentence names it and how to get it."""
 

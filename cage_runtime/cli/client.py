@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 
 from cage_runtime.cli.sdbus import BusError, Connection
-from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, NotAuthorized, RuntimeFailure, from_bus
+from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NotAuthorized, RuntimeFailure, from_bus
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -95,7 +95,7 @@ class Peer:
         if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
             return NotRunning(self._absent())
         if error.name in _ENDED:
-            return RuntimeFailure(f"{self._who} ended before it answered; see its journal, and try again")
+            return CutOff(f"{self._who} ended before it answered; see its journal, and try again")
         if error.name in _FORBIDDEN:
             return NotAuthorized(f"the bus does not let this user ask that of {self._who}: {error.sentence}")
         return RuntimeFailure(f"{self._who}: {error.sentence or error.name}")

@@ -7,7 +7,7 @@ import json
 import os
 
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError, RuntimeFailure
+from cage_runtime.errors import CageError, CutOff, RuntimeFailure
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -61,10 +61,13 @@ def _opened(path: str) -> int:
 
 
 def _sent(mediator: Peer, descriptor: int, name: str, target: str) -> str:
-    """The name under which the file arrived, relative to the target's home."""
+    """Where the file arrived, relative to the target's home: its path, or the directory where we may not hear that."""
     try:
         # As long as it takes: the core's side has the deadline, and Ctrl-C ends the wait.
         return str(mediator.call("Send", "ssha{sv}", target, name, descriptor, {}, returns="s", timeout=None))
+    except CutOff as error:
+        raise CageError(f'"{cell(name)}": the core ended meanwhile, so it is not known whether it arrived; '
+                        "look in the target before sending it again") from error
     finally:
         os.close(descriptor)
 

@@ -1,8 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The cage half: takes a request on the cage's own bus and passes it through the gateway to the core half.
 
-Law of this room: it holds no authority, so it only refuses early what the core half would refuse anyway.  It is
-started by the first request and ends when nothing has been asked for a while.
+Law of this room: it holds no authority, so it only refuses early what the core half would refuse anyway, and lets wait
+what would be one transfer too many there.  Each transfer has a connection to the gateway of its own, which ends when
+whoever asked has gone: the core half gives it up then.  It is started by the first request and ends when nothing has
+been asked for a while.
 """
 
 from __future__ import annotations
@@ -13,11 +15,12 @@ import logging
 import os
 import stat
 import sys
-from collections.abc import Iterator
+from collections.abc import AsyncIterator, Iterator
+from weakref import WeakValueDictionary
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, Value, described
 from cage_runtime.errors import RuntimeFailure, TransferFailed, UsageError
-from cage_runtime.model import TRANSFER_SECONDS
+from cage_runtime.model import TRANSFER_SECONDS, TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import wire
 from mediators.files import protocol
 
@@ -33,10 +36,16 @@ ANSWER_SECONDS = 2 * TRANSFER_SECONDS + 300
 class FilesCage:
     """Serves org.cageruntime.Files1 in one cage."""
 
-    def __init__(self, gateway: Bus, *, idle_seconds: float = IDLE_SECONDS, core_seconds: float = CORE_SECONDS) -> None:
-        self._gateway, self._idle_seconds, self._core_seconds = gateway, idle_seconds, core_seconds
+    def __init__(self, gateway: Bus, address: str, *, idle_seconds: float = IDLE_SECONDS,
+                 core_seconds: float = CORE_SECONDS) -> None:
+        """`gateway` is a connection to the bus at `address`, where each transfer has one more."""
+        self._gateway, self._address = gateway, address
+        self._idle_seconds, self._core_seconds = idle_seconds, core_seconds
         self._core = wire.Presence(gateway, protocol.BUS_NAME)
         self._under_way = 0
+        self._in_all = asyncio.Semaphore(TRANSFERS_PER_CAGE)
+        self._to_targets: WeakValueDictionary[str, asyncio.Semaphore] = WeakValueDictionary()
+        """Those that a call holds or waits for, so no more than there are calls."""
         self._changed = asyncio.Event()
 
     async def run(self, bus: Bus) -> None:
@@ -44,6 +53,7 @@ class FilesCage:
         await self._core.follow()
         interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
         bus.serve(protocol.PATH, Service(interface=interface, handlers={protocol.SEND: self._send}))
+        await bus.follow_callers()
         await bus.own(protocol.BUS_NAME)
         idle = asyncio.ensure_future(self._until_idle(bus))
         ended = {asyncio.ensure_future(bus.closed()), asyncio.ensure_future(self._gateway.closed())}
@@ -90,10 +100,25 @@ class FilesCage:
                 raise TransferFailed(f'"{name}" is not a regular file')
             if not await self._core.wait(self._core_seconds):
                 raise RuntimeFailure("the core's files mediator is not running")
-            return await self._gateway.call(
+            async with self._place(target):
+                return await self._pass_on((target, name, 0, options), descriptor)
+
+    @contextlib.asynccontextmanager
+    async def _place(self, target: str) -> AsyncIterator[None]:
+        """One of the transfers that the core half takes at once.  A target that is slow holds up those to it alone."""
+        to_target = self._to_targets.setdefault(target, asyncio.Semaphore(TRANSFERS_PER_PAIR))
+        async with to_target, self._in_all:
+            yield
+
+    async def _pass_on(self, arguments: tuple[Value, ...], descriptor: int) -> Answer:
+        gateway = await Bus.connect(self._address, anonymous=True)
+        try:
+            return await gateway.call(
                 protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
-                (target, name, 0, options), (descriptor,), seconds=ANSWER_SECONDS,
+                arguments, (descriptor,), seconds=ANSWER_SECONDS,
             )
+        finally:
+            gateway.disconnect()
 
 
 def run(arguments: list[str]) -> int:
@@ -110,7 +135,7 @@ async def _serve() -> None:
     try:
         bus = await Bus.connect(CAGE_BUS)
         try:
-            await FilesCage(gateway).run(bus)
+            await FilesCage(gateway, GATEWAY).run(bus)
         finally:
             bus.disconnect()
     finally:

@@ -4,7 +4,7 @@
 Law of this room: it decides nothing.  caged is asked before anything is read from the descriptor and again before
 anything is delivered, each time for the instance whose gateway the call came through; what comes of a permitted
 transfer is recorded, whatever it is.  Of what the target makes of it the source hears, unless both are at the same
-level, whether it arrived, and nothing else: every word more would be the target's to choose.
+level, whether it arrived, and nothing else, not even under which name: every word more would be the target's to choose.
 """
 
 from __future__ import annotations
@@ -52,6 +52,8 @@ class Transfer:
     decided: Decided
     details: dict[str, str]
     """What the record says of it."""
+    places: contextlib.ExitStack
+    """Those that it takes among the transfers under way."""
     in_target: bool = False
     """The target has a part in it from now on."""
     may_be_there: bool = False
@@ -88,12 +90,14 @@ class FilesCore:
         wire.no_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        with self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"):
-            decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
-            with self._place((source.uuid, decided.target), TRANSFERS_PER_PAIR, "of this cage to that one"):
-                transfer = Transfer(source=source, target_name=target, name=name, decided=decided,
-                                    details={"name": name})
-                return Answer(values=(await self._transfer(transfer, descriptor),))
+        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
+        pair = source.uuid, decided.target
+        with contextlib.ExitStack() as places:
+            places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
+            places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
+            transfer = Transfer(source=source, target_name=target, name=name, decided=decided, details={"name": name},
+                                places=places)
+            return Answer(values=(await self._transfer(transfer, descriptor),))
 
     @contextlib.contextmanager
     def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
@@ -109,7 +113,8 @@ class FilesCore:
                 del self._under_way[whose]
 
     async def _transfer(self, transfer: Transfer, descriptor: int) -> str:
-        """Stage, decide again, deliver, record; returns the path in the target's home, as the source may hear it."""
+        """Stage, decide again, deliver, record; returns the path in the target's home, or, where the source may not
+        hear which name the target gave it, that of the directory."""
         try:
             staged = await self._staged(transfer, descriptor)
             transfer.details |= {"size": str(staged.size), "sha256": staged.sha256}
@@ -124,11 +129,12 @@ class FilesCore:
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
                                  "stopped or full; the core's audit log says why") from error
         except asyncio.CancelledError:
+            transfer.places.close()  # whoever waits for one in the source does not wait for the record
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
         await self._record_outcome(transfer, f"arrived as {arrived}")
-        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, transfer.name)
+        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, "")
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
         try:
@@ -177,6 +183,7 @@ class FilesCore:
 
 
 def _inbox_path(transfer: Transfer, name: str) -> str:
+    """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
     return f"Inbox/{transfer.decided.source_name}/{name}"
 
 

@@ -481,6 +481,11 @@ def test_incage_sends_the_descriptor_of_each_file(
     # The connection ends with the process; from libsystemd 256 on a pidfd of the bus belongs to it.
     kept = sorted(what.partition(":")[0] for what in set(open_descriptors()) - before)
     assert kept in (["socket"], ["anon_inode", "socket"])
+    for cut_off in (ERROR + "CutOff", "org.freedesktop.DBus.Error.NoReply"):
+        mediator.fail("Send", cut_off, "it ended before it answered; try again")
+        assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 1
+        assert capsys.readouterr() == ("", 'incage: "figures.txt": the core ended meanwhile, so it is not known '
+                                           "whether it arrived; look in the target before sending it again\n")
     mediator.fail("Send", ERROR + "PolicyRefused", "policy refuses this: 50-x.policy:7")
     assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 126
     assert capsys.readouterr() == ("", "incage: policy refuses this: 50-x.policy:7\n")

@@ -40,7 +40,15 @@ os.environ.update(LISTEN_FDS="1", LISTEN_PID=str(os.getpid()))
 options = ["--nofork", "--nopidfile", "--address=systemd:", "--config-file=" + sys.argv[2]]
 os.execvp("dbus-daemon", ["dbus-daemon", *options])
 """
-HALF = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files"]
+AS_INIT = """
+import os, sys
+from mediators import main
+from mediators.files import deliver
+deliver.INIT_UID = os.getuid()
+sys.exit(main.main())
+"""
+"""The mediators' program, which takes us for cage-init."""
+HALF = [sys.executable, "-c", AS_INIT, "files"]
 
 
 class Daemon:

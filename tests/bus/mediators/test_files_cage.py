@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import os
 import sys
+from collections import Counter
 from collections.abc import Callable, Coroutine
 from pathlib import Path
 from typing import Any
@@ -13,7 +14,8 @@ from typing import Any
 import pytest
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
-from cage_runtime.errors import CageError, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.errors import CageError, CutOff, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators.files import protocol
 
 TOP = Path(__file__).parents[3]
@@ -36,8 +38,8 @@ with open({log!r}, "a", buffering=1) as log:
 class Cage:
     """A cage's bus with the session on it, and a core half at the other end of the gateway."""
 
-    def __init__(self, session: Bus, core: Bus, log: Path, gateway: Any) -> None:
-        self.session, self.core, self.log, self.gateway = session, core, log, gateway
+    def __init__(self, address: str, session: Bus, core: Bus, log: Path, gateway: Any) -> None:
+        self.address, self.session, self.core, self.log, self.gateway = address, session, core, log, gateway
         self.answer: Callable[[Call], Coroutine[Any, Any, Answer]] = self._arrived
         self.heard: list[tuple[list[Any], int]] = []
 
@@ -53,10 +55,17 @@ class Cage:
     async def _arrived(self, _call: Call) -> Answer:
         return Answer(values=("Inbox/work/x",))
 
-    async def send(self, name: str = "x", descriptor: int | None = None) -> str:
+    async def another(self) -> Bus:
+        """One more program of the session."""
+        return await Bus.connect(self.address)
+
+    async def send(
+        self, name: str = "x", descriptor: int | None = None, *, to: str = "vault", through: Bus | None = None
+    ) -> str:
         opened = os.open(__file__, os.O_RDONLY) if descriptor is None else descriptor
+        session = through or self.session
         try:
-            answer = await self.session.call(*FILES, "Send", "ssha{sv}", ("vault", name, 0, {}), (opened,), seconds=20)
+            answer = await session.call(*FILES, "Send", "ssha{sv}", (to, name, 0, {}), (opened,), seconds=20)
         finally:
             os.close(opened)
         return str(answer.values[0])
@@ -90,7 +99,7 @@ def play(tmp_path: Path, start_bus: Any, start_gateway: Any) -> Callable[..., No
         start_bus("cage", text.replace(f'user="uid{os.getuid()}"', f'user="{os.getuid()}"'))
 
         async def whole() -> None:
-            cage = Cage(await Bus.connect(bus), await Bus.connect(gateway.address), log, gateway)
+            cage = Cage(bus, await Bus.connect(bus), await Bus.connect(gateway.address), log, gateway)
             if with_core:
                 await cage.serve()
             await test(cage)
@@ -166,6 +175,109 @@ def test_it_ends_when_idle_and_starts_again(play: Play) -> None:
         assert cage.log.read_text().count("started") == 2
 
     play(test, idle=0.05)
+
+
+def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> None:
+    """Of that transfer alone, the core half sees the connection end."""
+
+    async def test(cage: Cage) -> None:
+        given_up, done = asyncio.Event(), asyncio.Event()
+
+        async def until_gone(_call: Call) -> Answer:
+            try:
+                await done.wait()
+            except asyncio.CancelledError:
+                given_up.set()
+                raise
+            return Answer(values=("Inbox/work/kept",))
+
+        cage.answer = until_gone
+        await cage.core.follow_callers()
+        kept, leaving = asyncio.ensure_future(cage.send()), await cage.another()
+        gone = asyncio.ensure_future(cage.send(through=leaving))
+        while len(cage.heard) < 2:
+            await asyncio.sleep(0)
+        leaving.disconnect()
+        async with asyncio.timeout(20):
+            await given_up.wait()
+        done.set()
+        assert await kept == "Inbox/work/kept"
+        with pytest.raises(RuntimeFailure):
+            await gone
+
+    play(test)
+
+
+@pytest.mark.parametrize("ends", ["core half", "gateway"])
+def test_where_the_core_ends_meanwhile_nobody_says_that_nothing_arrived(play: Play, ends: str) -> None:
+    async def test(cage: Cage) -> None:
+        async def end(_call: Call) -> Answer:
+            if ends == "gateway":
+                cage.gateway.process.kill()
+            cage.core.disconnect()
+            raise asyncio.CancelledError
+
+        cage.answer = end
+        with pytest.raises(CutOff):
+            await cage.send()
+
+    play(test)
+
+
+def test_one_more_transfer_waits_until_another_has_ended(play: Play) -> None:
+    """Of all, as of those to one target; those to others do not wait for it."""
+
+    async def test(cage: Cage) -> None:
+        done, under_way, peaks = asyncio.Event(), Counter[str](), Counter[str]()
+
+        async def slow(call: Call) -> Answer:
+            counted = ("all", call.arguments[0])
+            under_way.update(counted)
+            peaks.update(name for name in counted if under_way[name] > peaks[name])
+            await done.wait()
+            under_way.subtract(counted)
+            return Answer(values=("Inbox/work/slow",))
+
+        cage.answer = slow
+        targets = [name for name in ("vault", "other", "third") for _ in range(TRANSFERS_PER_PAIR + 2)]
+        sending = [asyncio.ensure_future(cage.send(to=target)) for target in targets]
+        while len(cage.heard) < TRANSFERS_PER_CAGE:
+            await asyncio.sleep(0)
+        done.set()
+        assert await asyncio.gather(*sending) == ["Inbox/work/slow"] * len(targets)
+        assert peaks["all"] == TRANSFERS_PER_CAGE
+        assert max(peaks[name] for name in targets) == TRANSFERS_PER_PAIR
+
+    play(test)
+
+
+def test_whoever_leaves_does_not_wait_any_more(play: Play) -> None:
+    async def test(cage: Cage) -> None:
+        done = asyncio.Event()
+
+        async def slow(_call: Call) -> Answer:
+            await done.wait()
+            return Answer(values=("Inbox/work/slow",))
+
+        cage.answer = slow
+        sending = [asyncio.ensure_future(cage.send()) for _ in range(TRANSFERS_PER_PAIR)]
+        while len(cage.heard) < TRANSFERS_PER_PAIR:
+            await asyncio.sleep(0)
+        leaving = await cage.another()
+        waiting = asyncio.ensure_future(cage.send("left", through=leaving))
+        await asyncio.sleep(0)
+        await leaving.has_owner(FILES[0])  # in order: the request is on its way to the half
+        leaving.disconnect()
+        with pytest.raises(RuntimeFailure):
+            await waiting
+        while await cage.session.has_owner(str(leaving._connection.unique_name)):
+            await asyncio.sleep(0)
+        done.set()
+        await asyncio.gather(*sending)
+        await cage.send("last")
+        assert [arguments[1] for arguments, _size in cage.heard] == ["x"] * TRANSFERS_PER_PAIR + ["last"]
+
+    play(test)
 
 
 def test_a_long_transfer_is_not_idleness(play: Play) -> None:

@@ -8,6 +8,7 @@ import ctypes
 import errno
 import os
 import signal
+from typing import Any
 
 import pytest
 
@@ -16,7 +17,7 @@ from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR, Flow
 from mediators.files import core
 from mediators.files.protocol import WITHDRAWN
 from mediators.files.stage import Stager
-from tests.bus.mediators.conftest import VAULT, WORK, Play, World
+from tests.bus.mediators.conftest import VAULT, WORK, Play, World, client
 
 pytestmark = pytest.mark.usefixtures("system_bus")
 OTHER = "33333333-other"
@@ -36,7 +37,7 @@ def test_the_name_that_the_target_chose_stays_there(play: Play, flow: Flow) -> N
     async def test(world: World) -> None:
         world.caged.flow = flow
         for _ in range(2):
-            assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+            assert await world.send("work", "vault") == "Inbox/work/"
         assert world.arrived() == ["vault/Inbox/work/figures (2).txt", "vault/Inbox/work/figures.txt"]
         outcomes = [(await world.recorded())["outcome"] for _ in range(4)]
         assert outcomes[1::2] == [f"arrived as Inbox/work/{name}" for name in ("figures.txt", "figures (2).txt")]
@@ -194,6 +195,37 @@ def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> No
         world.caged.starting.set()
         await world.until(lambda: world.caged.ended in LET_GO)
         assert world.arrived() == []
+
+    play(test)
+
+
+def test_what_is_given_up_takes_no_place_while_it_is_recorded(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In its cage, somebody may have waited for one."""
+    recorded = core.FilesCore._record_outcome
+
+    async def test(world: World) -> None:
+        again = await client(world.gateways["work"].address)
+        world.caged.starting, may_record = asyncio.Event(), asyncio.Event()
+
+        async def wait(*what: Any) -> None:
+            await may_record.wait()
+            await recorded(*what)
+
+        monkeypatch.setattr(core.FilesCore, "_record_outcome", wait)
+        sends = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(TRANSFERS_PER_PAIR)]
+        await world.until(lambda: world.caged.delivering == TRANSFERS_PER_PAIR)
+        world.clients["work"].disconnect()
+        await asyncio.gather(*sends, return_exceptions=True)
+        while await again.has_owner(str(world.clients["work"]._connection.unique_name)):
+            await asyncio.sleep(0)
+        world.clients["work"] = again
+        more = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(TRANSFERS_PER_PAIR)]
+        await world.until(lambda: world.caged.delivering == 2 * TRANSFERS_PER_PAIR)
+        may_record.set()
+        world.caged.starting.set()
+        assert len(set(await asyncio.gather(*more))) == TRANSFERS_PER_PAIR
 
     play(test)
 

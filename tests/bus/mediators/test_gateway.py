@@ -160,11 +160,11 @@ def test_what_exceeds_a_bound_ends_the_connection_that_sent_it(
 def test_connections_have_a_bound(play: Play, kit: Any, tmp_path: Any) -> None:
     async def test(_wall: Wall) -> None:
         connected = await asyncio.gather(
-            *(kit.client(f"unix:path={tmp_path}/gateway-work") for _ in range(20)), return_exceptions=True
+            *(kit.client(f"unix:path={tmp_path}/gateway-work") for _ in range(28)), return_exceptions=True
         )
         more = [bus for bus in connected if isinstance(bus, Bus)]
         for bus in more:
             bus.disconnect()
-        assert len(more) == 13
+        assert len(more) == 21
 
     play(test)

@@ -12,6 +12,8 @@ import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
 
 import pytest
 
@@ -176,14 +178,29 @@ def test_a_home_that_is_full_says_so_and_keeps_nothing(
     assert everything(home) == []
 
 
-PROGRAM = [sys.executable, "-c", "import sys; from mediators.main import main; sys.exit(main())", "files", "--deliver"]
+NOBODY = 65534
+STARTED = """
+import sys
+from mediators import main
+from mediators.files import deliver
+deliver.INIT_UID = int(sys.argv.pop(1))
+sys.exit(main.main())
+"""
+
+
+def command(init_uid: int) -> list[str]:
+    """The delivery half, where cage-init has the uid `init_uid`."""
+    return [sys.executable, "-c", STARTED, str(init_uid), "files", "--deliver", *announced().arguments()]
 
 
 @contextmanager
-def waiting_program(staged: int, home: Path) -> Iterator[subprocess.Popen[bytes]]:
-    """The delivery half at its gate: the file is whole, and has no name yet."""
-    with subprocess.Popen([*PROGRAM, *announced().arguments()], stdin=staged, stdout=subprocess.PIPE,
-                          stderr=subprocess.PIPE, env={"HOME": str(home)}, cwd=TOP) as program:
+def waiting_program(
+    staged: int, home: Path, init_uid: int | None = None, **options: Any
+) -> Iterator[subprocess.Popen[bytes]]:
+    """The delivery half at its gate: the file is whole, and has no name yet.  Without `init_uid`, we are cage-init."""
+    started = command(os.getuid() if init_uid is None else init_uid)
+    with subprocess.Popen(started, stdin=staged, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          env={"HOME": str(home)}, cwd=TOP, **options) as program:
         assert program.stdout is not None
         assert program.stdout.readline() == protocol.READY.encode()
         assert everything(home) == ["Inbox", "Inbox/work"]
@@ -209,10 +226,35 @@ def test_without_the_word_nothing_arrives(home: Path, staged: Staged, number: si
     assert everything(home) == []
 
 
+@contextmanager
+def home_of_nobody() -> Iterator[Path]:
+    """Where another user can reach it, and its own if we are root."""
+    with TemporaryDirectory() as name:
+        if os.getuid() == 0:
+            os.chown(name, NOBODY, NOBODY)
+        yield Path(name)
+
+
+def test_the_word_of_another_uid_is_not_taken(staged: Staged) -> None:
+    """The cage's user can send signals to the delivery half, which is its own: only cage-init passes on the word."""
+    root = os.getuid() == 0
+    user: dict[str, Any] = {"user": NOBODY, "group": NOBODY, "extra_groups": []} if root else {}
+    with (
+        home_of_nobody() as home,
+        waiting_program(staged(CONTENT), home, 0 if root else os.getuid() + 1, **user) as program,
+    ):
+        say = ["kill", "-s", protocol.GO.removeprefix("SIG"), str(program.pid)]
+        subprocess.run(say, **user, check=True)
+        program.send_signal(signal.SIGTERM)  # of two that wait, it is given the word first: its number is lower
+        output, errors = program.communicate()
+        assert (program.returncode, output) == (WITHDRAWN, b""), errors
+        assert everything(home) == []
+
+
 def test_the_program_says_in_one_line_and_by_its_status_why_not(home: Path, staged: Staged) -> None:
     (home / "Inbox").symlink_to("/")
     ended = subprocess.run(
-        [*PROGRAM, *announced().arguments()], stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
+        command(os.getuid()), stdin=staged(CONTENT), env={"HOME": str(home)}, cwd=TOP,
         capture_output=True, text=True, check=False,
     )
     assert (ended.returncode, ended.stdout) == (INBOX, "")
