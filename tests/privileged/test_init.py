@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import os
+import select
 import shutil
 import signal
 import socket
@@ -238,14 +239,23 @@ def test_a_command_that_is_kept_from_starting_is_refused_in_time(cage: Cage) -> 
         channel.close()
 
 
+STUBBORN = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nwhile True: signal.pause()"
+
+
+def ignores(pid: int, number: signal.Signals) -> bool:
+    words = Path(f"/proc/{pid}/status").read_text().split()
+    return bool(int(words[words.index("SigIgn:") + 1], 16) >> (number - 1) & 1)
+
+
 def test_a_delivery_half_does_not_outlive_its_core_half(cage: Cage) -> None:
-    """It holds a file of the core's; its cage's user can stop it, and stop it again."""
-    argv = ("sleep", "1234")
+    """It holds a file of the core's; its cage's user can stop it, and it may not want to go."""
+    argv = ("python3", "-c", STUBBORN)
     with open(os.devnull, "rb") as staged, cage.spawn(*argv, delivery=staged.fileno()) as channel:
         assert event(channel)["event"] == "started"
         pid = cage.pid_of(*argv)
+        while not ignores(pid, signal.SIGHUP):
+            assert not select.select([channel], [], [], 0)[0], "it has ended"
         os.kill(pid, signal.SIGSTOP)
-    os.kill(pid, signal.SIGSTOP)
     wait_gone(pid)
 
 

@@ -232,15 +232,18 @@ def test_what_is_given_up_takes_no_place_while_it_is_recorded(
 
 def test_what_is_sent_is_given_up_when_its_gateway_ends(play: Play) -> None:
     async def test(world: World) -> None:
+        world.caged.starting = asyncio.Event()
         sending = asyncio.ensure_future(world.send("work", "vault"))
-        await world.until(lambda: len(world.caged.asked) == 1)
+        await world.until(lambda: world.caged.delivering == 1)
         world.gateways["work"].process.kill()
         assert (await world.recorded())["outcome"] == \
             "given up, because whoever sent it has gone; nothing arrived"
         with pytest.raises(RuntimeFailure):
             await sending
+        world.caged.starting.set()
+        await world.until(lambda: world.caged.ended in LET_GO)
 
-    play(test, copier=hang)
+    play(test)
 
 
 def test_a_failure_of_the_core_is_recorded(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
