@@ -243,7 +243,7 @@ def test_the_word_of_another_uid_is_not_taken(staged: Staged) -> None:
         home_of_nobody() as home,
         waiting_program(staged(CONTENT), home, 0 if root else os.getuid() + 1, **user) as program,
     ):
-        say = ["kill", "-s", protocol.GO.removeprefix("SIG"), str(program.pid)]
+        say = ["/bin/sh", "-c", f"kill -s {protocol.GO.removeprefix('SIG')} {program.pid}"]
         subprocess.run(say, **user, check=True)
         program.send_signal(signal.SIGTERM)  # of two that wait, it is given the word first: its number is lower
         output, errors = program.communicate()
