@@ -30,6 +30,8 @@ POLICY_LINE_MAX = 4096
 """Bytes in one line of policy (M6)."""
 POLICY_RULES_MAX = 100_000
 """Rules in force at once, over all files."""
+POLICY_FAULTS_MAX = 1000
+"""Faults of the policy files that are told at once."""
 AUDIT_FIELDS_MAX = 32
 """Fields of one audit record; further ones are counted and left out."""
 AUDIT_VALUE_MAX = 400

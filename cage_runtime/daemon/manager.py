@@ -86,10 +86,9 @@ class Manager:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
     def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain; durably, but for the comings and goings of ephemeral cages."""
+        """Append to the audit chain; of an ephemeral cage, its comings and goings need not be durable."""
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
-        passing = kind.is_coming and cage is not None and cage.record.ephemeral
-        self.chain.append(kind, {**about, **(fields or {})}, durable=not passing)
+        self.chain.append(kind, {**about, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
 
     # --- restart ---------------------------------------------------------------------------------------------
     async def recover(self) -> None:
@@ -112,7 +111,7 @@ class Manager:
         half_stopped = [cage for cage in self._cages.values() if cage.state is CageState.STOPPING]
         for cage in list(self._cages.values()):
             if cage.uuid not in self._in_hand:
-                self._brought_in_line(cage, standings)
+                self._bring_in_line(cage, standings)
         known = {cage.uuid for cage in self._cages.values()} | self._in_hand
         self.orphans = tuple(sorted(set(standings.stored) - known))
         for uuid in self.orphans:
@@ -123,17 +122,17 @@ class Manager:
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
 
-    def _brought_in_line(self, cage: Cage, standings: spec.Standings) -> None:
-        """As `_bring_in_line`; what one cage cannot have is no reason to leave the others as they are."""
+    def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
+        """Have `cage` follow what stands; what one cannot have is no reason to leave the others as they are."""
         try:
-            self._bring_in_line(cage, standings)
+            self._follow(cage, standings)
         except (CageError, OSError) as error:
             LOG.error("%s: %s", cage.name, error)
             self._unfinished[cage.uuid] = f"{cage.name}: {error}"
         else:
             self._unfinished.pop(cage.uuid, None)
 
-    def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
+    def _follow(self, cage: Cage, standings: spec.Standings) -> None:
         if cage.uuid in standings.condemned:
             self._forget(cage)
         elif cage.uuid in standings.running:

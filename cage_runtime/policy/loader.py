@@ -16,14 +16,12 @@ from pathlib import Path
 
 from cage_runtime.config import Paths
 from cage_runtime.errors import PolicySyntaxError
-from cage_runtime.model import POLICY_BYTES_MAX, POLICY_RULES_MAX, Levels
+from cage_runtime.model import POLICY_BYTES_MAX, POLICY_FAULTS_MAX, POLICY_RULES_MAX, Levels
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import read, sound
 from cage_runtime.policy.rule import Rule
 from cage_runtime.text import escape
 
-FAULTS_MAX = 1000
-"""Faults that are told at once."""
 _FILE_NAME = re.compile(r"[0-9]{2}-[A-Za-z0-9][A-Za-z0-9_-]*\.policy\Z")
 
 
@@ -35,11 +33,11 @@ def load_policy(paths: Paths, levels: Levels) -> Policy:
 def faults(paths: Paths, levels: Levels) -> list[str]:
     """Everything that is wrong with the policy of this host, a sentence each with file and line; [] where it is sound.
 
-    After FAULTS_MAX of them one more says how many there are besides.
+    After POLICY_FAULTS_MAX of them one more says how many there are besides.
     """
     found = [fault.sentence for fault in _read_all(paths, levels) if isinstance(fault, PolicySyntaxError)]
-    more = len(found) - FAULTS_MAX
-    return [*found[:FAULTS_MAX], f"{more} more faults are not shown"] if more > 0 else found
+    more = len(found) - POLICY_FAULTS_MAX
+    return [*found[:POLICY_FAULTS_MAX], f"{more} more faults are not shown"] if more > 0 else found
 
 
 def load_or_refuse(paths: Paths, levels: Levels) -> Policy:

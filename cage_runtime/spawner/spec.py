@@ -11,12 +11,12 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cage_runtime.model import ARGV_MAX
+from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
 Tree = Annotated[str, msgspec.Meta(pattern=r"^(app|runtime)/[A-Za-z0-9_][A-Za-z0-9_.-]*\Z", max_length=300)]
-Text = Annotated[str, msgspec.Meta(max_length=65536, pattern=r"^[^\x00]*\Z")]
+Text = Annotated[str, msgspec.Meta(max_length=ARGUMENT_MAX, pattern=r"^[^\x00]*\Z")]
 Term = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9+.-]{0,31}\Z")]
 Bytes = Annotated[int, msgspec.Meta(ge=4096, le=2**60)]
 SENTENCE_MAX = 4000

@@ -110,7 +110,7 @@ def test_a_sound_policy_has_no_faults(paths: Paths) -> None:
 
 
 def test_too_many_faults_are_counted(paths: Paths, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(loader, "FAULTS_MAX", 2)
+    monkeypatch.setattr(loader, "POLICY_FAULTS_MAX", 2)
     file = put(paths, "shipped", "50-a.policy", "x\n" * 5)
     assert [fault.partition(": ")[0] for fault in faults(paths, LEVELS)] == [
         f"{file}:1", f"{file}:2", "3 more faults are not shown"]  # fmt: skip
