@@ -25,7 +25,7 @@ import sys
 import tempfile
 import time
 from collections.abc import Callable
-from typing import BinaryIO
+from typing import IO
 
 HELLO, INPUT, COMMAND, OUTPUT, ERRORS, ENDED = b"H", b"I", b"C", b"O", b"E", b"X"
 HEADER = struct.Struct("<cI")
@@ -99,11 +99,11 @@ def be_now(clock: float, seed: bytes) -> None:
         fcntl.ioctl(pool, RNDRESEEDCRNG)
 
 
-def run(argv: list[str], environment: dict[str, str], given: BinaryIO, send: Send) -> int:
+def run(argv: list[str], environment: dict[str, str], given: IO[bytes], send: Send, directory: str) -> int:
     """Run a command to its end, sending its outputs on; what it leaves running does not hold this up."""
     try:
-        process = subprocess.Popen(argv, cwd="/root", env={**os.environ, "HOME": "/root", **environment}, stdin=given,
-                                   stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
+        process = subprocess.Popen(argv, cwd=directory, env={**os.environ, "HOME": "/root", **environment},
+                                   stdin=given, stdout=subprocess.PIPE, stderr=subprocess.PIPE, start_new_session=True)
     except OSError as error:
         send(ERRORS, f"{argv[0]}: {error.strerror}\n".encode())
         return NOT_FOUND
@@ -143,22 +143,28 @@ def _passed_on(selector: selectors.BaseSelector, send: Send,
 
 def main() -> None:
     port = Port(sys.argv[1])
-    given = tempfile.TemporaryFile(dir="/var/tmp")
+    while True:
+        # What a command reads waits in a file: the agent does one thing at a time, and cannot be held up by both ends.
+        with tempfile.TemporaryFile(dir="/var/tmp") as given:
+            serve(port, given)
+
+
+def serve(port: Port, given: IO[bytes]) -> None:
+    """Until one command has been carried out."""
     while True:
         kind, payload = port.receive()
         if kind == INPUT:
             given.write(payload)
-            continue
-        request = json.loads(payload)
-        if kind == HELLO:
+        elif kind == HELLO:
+            request = json.loads(payload)
             be_now(request["clock"], bytes.fromhex(request["seed"]))
             port.send(HELLO, request["nonce"].encode())
         elif kind == COMMAND:
+            request = json.loads(payload)
             given.seek(0)
-            status = run(request["argv"], request["environment"], given, port.send)
-            given.close()
-            given = tempfile.TemporaryFile(dir="/var/tmp")
+            status = run(request["argv"], request["environment"], given, port.send, "/root")
             port.send(ENDED, json.dumps({"status": status}).encode())
+            return
 
 
 if __name__ == "__main__":

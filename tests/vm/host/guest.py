@@ -12,7 +12,20 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from tests.vm.agent import COMMAND, ENDED, ERRORS, HEADER, HELLO, INPUT, OUTPUT, PIECE, frame, frames, parsed
+from tests.vm.agent import (
+    COMMAND,
+    ENDED,
+    ERRORS,
+    HEADER,
+    HELLO,
+    INPUT,
+    OUTPUT,
+    PIECE,
+    FrameError,
+    frame,
+    frames,
+    parsed,
+)
 from tests.vm.host.qemu import Machine
 
 COMMAND_SECONDS = 300
@@ -40,7 +53,7 @@ class Guest:
         nonce = os.urandom(16).hex()
         request = {"nonce": nonce, "clock": time.time(), "seed": os.urandom(32).hex()}
         self._send(frame(HELLO, json.dumps(request).encode()))
-        kind, payload = self._receive(time.monotonic() + seconds)
+        kind, payload = self._receive(time.monotonic() + seconds, boots=True)
         if (kind, payload) != (HELLO, nonce.encode()):
             raise self._machine.error("the agent answers something else")
 
@@ -57,7 +70,8 @@ class Guest:
         while True:
             kind, payload = self._receive(until)
             if kind == ENDED:
-                return Ended(status=json.loads(payload)["status"], output=bytes(kept[OUTPUT]), errors=bytes(kept[ERRORS]))
+                status = json.loads(payload)["status"]
+                return Ended(status=status, output=bytes(kept[OUTPUT]), errors=bytes(kept[ERRORS]))
             if sink is not None:
                 sink(payload)
             elif len(kept[kind]) + len(payload) > CAPTURED_BYTES:
@@ -82,10 +96,13 @@ class Guest:
         self.ok("tar", "--extract", "--directory=/", given=packed.getvalue())
 
     def get(self, directory: str, place: Path) -> None:
-        """Copy what is in a directory of the machine's to one of the host's."""
+        """Copy the files, and those alone, that are straight in a directory of the machine's to one of the host's."""
         packed = self.run("tar", "--create", f"--directory={directory}", ".")
         with tarfile.open(fileobj=io.BytesIO(packed.output)) as archive:
-            archive.extractall(place, filter="data")
+            for member in archive:
+                content = archive.extractfile(member) if member.isfile() else None
+                if content is not None:
+                    (place / Path(member.name).name).write_bytes(content.read())
 
     def settle(self) -> None:
         """Until systemd says that the machine has booted; MachineError where anything of it has failed."""
@@ -106,14 +123,17 @@ class Guest:
         self._machine.agent.settimeout(COMMAND_SECONDS)
         self._machine.agent.sendall(piece)
 
-    def _receive(self, until: float) -> tuple[bytes, bytes]:
-        kind, length = parsed(self._exactly(HEADER.size, until))
-        return kind, self._exactly(length, until)
+    def _receive(self, until: float, *, boots: bool = False) -> tuple[bytes, bytes]:
+        try:
+            kind, length = parsed(self._exactly(HEADER.size, until, boots=boots))
+        except FrameError as error:
+            raise self._machine.error(str(error)) from error
+        return kind, self._exactly(length, until, boots=boots)
 
-    def _exactly(self, length: int, until: float) -> bytes:
+    def _exactly(self, length: int, until: float, *, boots: bool) -> bytes:
         got = bytearray()
         while len(got) < length:
-            self._machine.wait_for_agent(until)
+            self._machine.wait_for_agent(until, boots=boots)
             piece = self._machine.agent.recv(min(PIECE, length - len(got)))
             if not piece:
                 raise self._machine.error("the machine has closed its port")

@@ -69,7 +69,7 @@ class Files:
 
 
 def build(recipe: Recipe, directory: Path) -> Files:
-    """Make `Files.kernel`, `initrd` and `disk` in an empty directory; subprocess.CalledProcessError where a tool fails."""
+    """Make kernel, initial file system and disk in an empty directory; CalledProcessError where a tool fails."""
     files = Files(directory=directory)
     root = directory / "root"
     _install(recipe, root)

@@ -45,7 +45,8 @@ def version() -> str:
 class Machine:
     """A running QEMU; see `running`."""
 
-    def __init__(self, process: subprocess.Popen[bytes], monitor: socket.socket, agent: socket.socket, logs: Path) -> None:
+    def __init__(self, process: subprocess.Popen[bytes], monitor: socket.socket, agent: socket.socket,
+                 logs: Path) -> None:
         self.agent = agent
         """What the guest's agent reads and writes at its end."""
         self._process = process
@@ -78,18 +79,20 @@ class Machine:
         while True:
             while self._events:
                 told = self._events.pop(0)
-                if told["event"] == event and status in (None, told["data"]["status"]):
+                came = told.get("data", {}).get("status")
+                if told["event"] == event and status in (None, came):
                     return
-                if told["event"] == "MIGRATION" and told["data"]["status"] == "failed":
+                if came == "failed":
                     raise self.error("the machine's state cannot be passed on")
             self._events.append(self._message(until))
 
-    def wait_for_agent(self, until: float) -> None:
-        """Until there is something to read from the agent; MachineError where the machine restarts or ends instead."""
+    def wait_for_agent(self, until: float, *, boots: bool = False) -> None:
+        """Until there is something to read from the agent; MachineError where the machine goes down instead.  While it
+        `boots` it may reset itself: its firmware does so once more."""
         while True:
             while self._events:
                 told = self._events.pop(0)["event"]
-                if told in ("RESET", "SHUTDOWN"):
+                if told == "SHUTDOWN" or (told == "RESET" and not boots):
                     raise self.error(f"the machine has gone down without being asked to ({told})")
             ready, _, _ = select.select([self.agent, self._monitor], [], [], max(0, until - time.monotonic()))
             if self._monitor in ready:
@@ -145,7 +148,7 @@ class Machine:
 
 @contextlib.contextmanager
 def _filter(*command: str, given: int | None = None, output: int | None = None) -> Iterator[int]:
-    """A command between a file and a pipe: its other end, which is the caller's to close.  It has ended well at the end."""
+    """A command between a file and a pipe, whose other end is the caller's to close; at the end it has ended well."""
     ours, theirs = os.pipe() if output is None else os.pipe()[::-1]
     process = subprocess.Popen([*DIES_WITH_US, *command], stdin=theirs if given is None else given,
                                stdout=theirs if output is None else output)
@@ -192,6 +195,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 
 def disk_over(base: Path, disk: Path) -> None:
-    """A new disk that shows `base` and keeps what is written to itself."""
+    """A new disk that shows `base` and keeps what is written to itself; the two may be moved together."""
     kind = "qcow2" if base.suffix == ".qcow2" else "raw"
-    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", base, "-F", kind, disk], check=True)
+    below = os.path.relpath(base, disk.parent)
+    subprocess.run(["qemu-img", "create", "-q", "-f", "qcow2", "-b", below, "-F", kind, disk], check=True)

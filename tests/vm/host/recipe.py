@@ -77,5 +77,5 @@ def dependencies(field: str) -> tuple[str, ...]:
 
 
 def packages(*depends: str) -> tuple[str, ...]:
-    """Of the whole image: our packages are installed where there is no network, so that what they depend on is there."""
+    """Of the whole image: ours are installed where there is no network, so that what they depend on is there before."""
     return tuple(sorted({*HOST, *FOR_TESTS, *(name for field in depends for name in dependencies(field))}))

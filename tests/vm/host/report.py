@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from xml.etree import ElementTree
+from xml.etree import ElementTree as ET
 
 WIDTH = 80
 
@@ -36,11 +36,13 @@ class Totals:
 
 
 def totals(junit: str) -> Totals:
-    """Of one phase, from the file that pytest writes; ElementTree.ParseError where it is no such file."""
+    """Of one phase, from the file that pytest writes; ET.ParseError where it is no such file."""
     # The file is our own machine's, written by its pytest.
     found = Totals()
-    for suite in ElementTree.fromstring(junit).iter("testsuite"):
-        tests, failed, errors, skipped = (int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped"))
-        found += Totals(passed=max(0, tests - failed - errors - skipped), failed=failed, errors=errors, skipped=skipped,
+    for suite in ET.fromstring(junit).iter("testsuite"):
+        count = {name: int(suite.attrib[name]) for name in ("tests", "failures", "errors", "skipped")}
+        # A test that passes and whose fixture then fails counts among the tests once, and among the errors.
+        passed = max(0, count["tests"] - count["failures"] - count["errors"] - count["skipped"])
+        found += Totals(passed=passed, failed=count["failures"], errors=count["errors"], skipped=count["skipped"],
                         seconds=float(suite.attrib["time"]))
     return found

@@ -149,7 +149,8 @@ def prepare(guest: Guest, debs: Sequence[Path], sample: Path, timings: Timings) 
     say(said.strip().splitlines()[-1])
 
 
-def run_phase(guest: Guest, phase: Phase, arguments: Sequence[str], results: Path, timings: Timings) -> tuple[int, Totals]:
+def run_phase(guest: Guest, phase: Phase, arguments: Sequence[str], results: Path,
+              timings: Timings) -> tuple[int, Totals]:
     """pytest's status, and what its tests came to."""
     if phase.reboots:
         with timings.step("reboot"):
@@ -161,9 +162,9 @@ def run_phase(guest: Guest, phase: Phase, arguments: Sequence[str], results: Pat
             "--confcutdir=tests/vm", "--verbose", "--durations=20", f"--junitxml={RESULTS}/{junit}", *arguments,
             environment=ENVIRONMENT, seconds=PHASE_SECONDS, sink=_shown)
     guest.get(RESULTS, results)
-    if ended.status in (0, 1, NO_TESTS) and (results / junit).exists():
-        return ended.status, totals((results / junit).read_text(encoding="utf-8"))
-    return ended.status or 1, Totals(errors=1)
+    if not (results / junit).exists():
+        return ended.status or NO_TESTS, Totals()
+    return ended.status, totals((results / junit).read_text(encoding="utf-8"))
 
 
 def _shown(piece: bytes) -> None:
@@ -172,16 +173,14 @@ def _shown(piece: bytes) -> None:
 
 
 def run_all(guest: Guest, plan: Sequence[tuple[Phase, list[str]]], results: Path, timings: Timings,
-            *, whole: bool) -> Totals:
-    """Every phase, whatever came of those before; one that found no test has failed where the whole tier runs."""
-    found = Totals()
+            *, whole: bool) -> Iterator[Totals]:
+    """Of every phase, whatever came of those before; one that found no test has failed where the whole tier runs."""
     for phase, arguments in plan:
         status, came = run_phase(guest, phase, arguments, results, timings)
-        found += came
-        if status not in (0, 1) and not (status == NO_TESTS and not whole):
+        unfinished = status not in (0, 1) and (whole or status != NO_TESTS)
+        if unfinished:
             say(f"the phase {phase.name} did not run to its end: pytest's status is {status}")
-            found += Totals(errors=1) if came == Totals() else Totals()
-    return found
+        yield came + Totals(errors=int(unfinished))
 
 
 def bring_back(guest: Guest, results: Path) -> None:
@@ -199,15 +198,17 @@ def tier(suite: Suite, arguments: Sequence[str], debs: Sequence[Path], sample: P
     found = Totals()
     try:
         with cache.machine(recipe, lambda place: build(recipe, place, results, timings), cache.place()) as files, \
-                cache.run_directory(cache.place()) as work:
-            with contextlib.ExitStack() as stack:
-                stack.callback(_keep_logs, work, results)
-                guest = stack.enter_context(restored(files, work, timings))
-                try:
-                    prepare(guest, debs, sample, timings)
-                    found = run_all(guest, plan, results, timings, whole=not arguments)
-                finally:
-                    bring_back(guest, results)
+                cache.run_directory(cache.place()) as work, contextlib.ExitStack() as stack:
+            stack.callback(_keep_logs, work, results)
+            guest = stack.enter_context(restored(files, work, timings))
+            try:
+                prepare(guest, debs, sample, timings)
+                for came in run_all(guest, plan, results, timings, whole=not arguments):
+                    found += came
+            except qemu.MachineError as error:
+                say(str(error))
+                found += Totals(errors=1)
+            bring_back(guest, results)
     except (qemu.MachineError, subprocess.CalledProcessError) as error:
         say(str(error))
         found += Totals(errors=1)
