@@ -49,6 +49,24 @@ make_venv() {
   printf '%s\n' "$wanted" >"$venv/.stamp"
 }
 
+# fetch_wheels DIR VERSION...: what the runtime carries (scripts/requirements-runtime.txt), for these versions of Python.
+fetch_wheels() {
+  local folder=$1 version machine platforms wanted
+  shift
+  machine=$(uname -m)
+  wanted=$({ echo "$machine $*" && cat scripts/requirements-runtime.txt; } | sha256sum)
+  [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+  say "fetching from PyPI into $folder"
+  rm -rf "$folder"
+  platforms=(--platform "manylinux_2_17_$machine" --platform "manylinux_2_28_$machine")
+  for version in "$@"; do
+    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+      --implementation cp --python-version "$version" "${platforms[@]}" \
+      --dest "$folder" --requirement scripts/requirements-runtime.txt
+  done
+  printf '%s\n' "$wanted" >"$folder/.stamp"
+}
+
 # one_at_a_time FILE ARGUMENT...: this script, from its start, with FILE locked; what it leaves running holds no lock.
 one_at_a_time() {
   local file=$1
