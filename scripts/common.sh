@@ -13,12 +13,15 @@ die() {
   exit 1
 }
 
+# is_installed PACKAGE: does the distribution have it here?
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
 # need_packages NAME...: installs those of the distribution's packages that are not here yet.
 need_packages() {
   local missing=() name
   command -v dpkg-query >/dev/null || die "there is no dpkg here; this script knows Debian and its descendants"
   for name in "$@"; do
-    [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+    is_installed "$name" || missing+=("$name")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   [ "$(id -u)" -eq 0 ] || die "packages are missing and only root can install them: ${missing[*]}"
