@@ -156,7 +156,7 @@ def uid_of(user: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError as error:
-        raise HostUnsupported(f"there is no user {user} on this host; reinstall the runtime, which adds it") from error
+        raise HostUnsupported(f"there is no user {user} on this host; reinstalling the runtime adds it") from error
 
 
 def gid_of(group: str) -> int:
@@ -164,7 +164,7 @@ def gid_of(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise HostUnsupported(f"there is no group {group} on this host; reinstall the runtime, which adds it") from error
+        raise HostUnsupported(f"there is no group {group} on this host; reinstalling the runtime adds it") from error
 
 
 class _LevelsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

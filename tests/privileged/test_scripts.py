@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.privileged.runtime import PREFIX, SECONDS
+from tests.privileged.runtime import SECONDS
 from tests.privileged.sample import TOP
 
 APART = r"""
