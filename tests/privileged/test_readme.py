@@ -32,7 +32,7 @@ def test_the_sessions_are_what_happens(sample: Sample) -> None:
     runtime = Runtime()
     runtime.start()
     here = {"/var/lib/cage-runtime-quickstart/sample": str(sample.directory),
-            "/etc/cage-runtime": f"{runtime.top}/etc", "/opt/cage-runtime/share": f"{PREFIX}/share"}
+            "/etc/cage-runtime": f"{runtime.top}/etc", "/usr/lib/cage-runtime": str(PREFIX)}
     expected = readme.steps()
     environment = {**runtime.environment(), "PATH": f"{PREFIX}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}
     commands = [readme.replaced(step.command, here) for step in expected]
