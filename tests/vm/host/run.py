@@ -97,10 +97,21 @@ def say(words: str) -> None:
     print(f"vm-test: {words}", file=sys.stderr, flush=True)  # noqa: T201 (this is a program)
 
 
+@dataclass(frozen=True, kw_only=True)
+class Given:
+    """What was built outside, where it does not take minutes."""
+
+    package: Path
+    later: Path
+    """The same under a higher version, for the tests of upgrades; it is not installed."""
+    sample: Path
+    """What scripts/build-sample-app has built."""
+
+
 # --- the machine ------------------------------------------------------------------------------------------------------
-def recipe_for(suite: Suite, debs: Sequence[Path]) -> Recipe:
-    fields = [subprocess.run(["dpkg-deb", "--field", deb, name], capture_output=True, text=True, check=True).stdout
-              for deb in debs for name in ("Depends", "Recommends")]
+def recipe_for(suite: Suite, package: Path) -> Recipe:
+    fields = [subprocess.run(["dpkg-deb", "--field", package, name], capture_output=True, text=True, check=True).stdout
+              for name in ("Depends", "Recommends")]
     sources = (image.AGENT, *(Path(__file__).with_name(f"{name}.py") for name in ("image", "initrd")))
     made_by = hashlib.sha256(b"".join(source.read_bytes() for source in sources)).hexdigest()
     return Recipe(suite=suite, packages=packages(*fields), emulator=qemu.version(), made_by=made_by)
@@ -136,16 +147,16 @@ def restored(files: image.Files, work: Path, timings: Timings) -> Iterator[Guest
 
 
 # --- the tests --------------------------------------------------------------------------------------------------------
-def prepare(guest: Guest, debs: Sequence[Path], sample: Path, timings: Timings) -> None:
+def prepare(guest: Guest, given: Given, timings: Timings) -> None:
     """The package installed as an administrator does it, and beside it what the tests need."""
     with timings.step("files"):
         guest.put({TOP / name: f"{TREE}/{name}" for name in PUSHED})
-        guest.put({deb: f"{PACKAGES}/{deb.name}" for deb in debs})
-        guest.put({sample / name: f"{SAMPLE}/{name}" for name in ("repo", "key.gpg")})
+        guest.put({deb: f"{PACKAGES}/{deb.name}" for deb in (given.package, given.later)})
+        guest.put({given.sample / name: f"{SAMPLE}/{name}" for name in ("repo", "key.gpg")})
         guest.ok("mkdir", "-p", RESULTS)
     with timings.step("apt-get install"):
         said = guest.ok("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes",
-                        *(f"{PACKAGES}/{deb.name}" for deb in debs), seconds=INSTALL_SECONDS)
+                        f"{PACKAGES}/{given.package.name}", seconds=INSTALL_SECONDS)
     say(said.strip().splitlines()[-1])
 
 
@@ -189,10 +200,10 @@ def bring_back(guest: Guest, results: Path) -> None:
     guest.get(RESULTS, results)
 
 
-def tier(suite: Suite, arguments: Sequence[str], debs: Sequence[Path], sample: Path, results: Path) -> Totals:
+def tier(suite: Suite, arguments: Sequence[str], given: Given, results: Path) -> Totals:
     plan = planned(arguments)
     timings = Timings()
-    recipe = recipe_for(suite, debs)
+    recipe = recipe_for(suite, given.package)
     shutil.rmtree(results, ignore_errors=True)
     results.mkdir(parents=True)
     found = Totals()
@@ -202,7 +213,7 @@ def tier(suite: Suite, arguments: Sequence[str], debs: Sequence[Path], sample: P
             stack.callback(_keep_logs, work, results)
             guest = stack.enter_context(restored(files, work, timings))
             try:
-                prepare(guest, debs, sample, timings)
+                prepare(guest, given, timings)
                 for came in run_all(guest, plan, results, timings, whole=not arguments):
                     found += came
             except qemu.MachineError as error:
@@ -234,21 +245,19 @@ def _told_to_end(number: int, frame: object) -> None:
 
 def main() -> int:
     parser = argparse.ArgumentParser(prog="vm-test")
-    parser.add_argument("--debs", type=Path, required=True, help="the directory of our packages")
-    parser.add_argument("--sample", type=Path, required=True, help="what scripts/build-sample-app has built")
+    for name in ("--package", "--later", "--sample"):
+        parser.add_argument(name, type=Path, required=True)
     parser.add_argument("suite", type=Suite)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="pytest's")
-    given = parser.parse_args()
+    words = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
     signal.signal(signal.SIGTERM, _told_to_end)
     signal.signal(signal.SIGHUP, _told_to_end)
     signal.alarm(WHOLE_SECONDS)
-    debs = sorted(given.debs.glob("*.deb"))
-    if not debs:
-        raise SystemExit(f"vm-test: there is no package in {given.debs}")
+    given = Given(package=words.package, later=words.later, sample=words.sample)
     start = time.monotonic()
-    found = tier(given.suite, given.arguments, debs, given.sample, TOP / ".build/vm" / given.suite)
-    say(f"everything: {time.monotonic() - start:.1f} s; results in .build/vm/{given.suite}")
+    found = tier(words.suite, words.arguments, given, TOP / ".build/vm" / words.suite)
+    say(f"everything: {time.monotonic() - start:.1f} s; results in .build/vm/{words.suite}")
     print(found.line(), flush=True)  # noqa: T201
     return 0 if found.good else 1
 
