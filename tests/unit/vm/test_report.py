@@ -8,13 +8,16 @@ import pytest
 from tests.vm.host.report import Totals, totals
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="pytest" errors="1" failures="2"
-  skipped="1" tests="9" time="61.5" timestamp="2026-01-01T00:00:00" hostname="machine"/></testsuites>"""
+  skipped="1" tests="5" time="61.5" timestamp="2026-01-01T00:00:00" hostname="machine">
+  <testcase name="one"/><testcase name="prints"><system-out/></testcase><testcase name="three"><failure/></testcase>
+  <testcase name="four"><failure/><error/></testcase><testcase name="five"><skipped/></testcase>
+</testsuite></testsuites>"""
 
 
 def test_the_phases_are_added_up() -> None:
     both = totals(JUNIT) + Totals(passed=1, seconds=1.25)
-    assert both == Totals(passed=6, failed=2, errors=1, skipped=1, seconds=62.75)
-    assert both.line().strip("= ") == "2 failed, 6 passed, 1 skipped, 1 error in 62.75s"
+    assert both == Totals(passed=3, failed=2, errors=1, skipped=1, seconds=62.75)
+    assert both.line().strip("= ") == "2 failed, 3 passed, 1 skipped, 1 error in 62.75s"
     assert len(both.line()) == 80
 
 
