@@ -89,6 +89,7 @@ class CoreService:
         }
         guarded = {member: self._guarded(handler) for member, handler in handlers.items()}
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=guarded))
+        parts.bus.manage(CORE_PATH)
         parts.bus.guard = self._may_look
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -114,8 +115,7 @@ class CoreService:
         if new:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageAdded", "so", (cage.name, path))
         else:
-            self._parts.bus.emit(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
-                                 (CAGE, {"State": Variant("s", cage.state.value)}, []))
+            self._parts.bus.properties_changed(path, CAGE, {"State": Variant("s", cage.state.value)})
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
