@@ -19,6 +19,7 @@ from cage_runtime.daemon import standalone
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
@@ -54,9 +55,11 @@ class Daemon:
         )
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
+        self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")))
+        self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
             bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
-            applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
+            applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
             jobs=Jobs(bus, authorization),
         )
         self._core = CoreService(parts)
@@ -65,6 +68,8 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._manager.recover()
+        # Of itself: cage-apps, which is asked for it, may take its time.
+        self._offering = asyncio.get_running_loop().create_task(self._applications.offer_all())
 
     def _ended(self, uuid: str) -> None:
         self._manager.on_ended(uuid)
@@ -75,6 +80,10 @@ class Daemon:
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:
             self._core.changed(cage, present)
+        if present:
+            self._exports.welcome(cage.record)
+        else:
+            self._exports.forget(cage.record, (other.record for other in self._manager.cages()))
 
     def _gateway_up(self, name: str, uuid: str, address: str) -> None:
         if self._mediators is not None:

@@ -288,7 +288,8 @@ class CoreService:
                                 policy_faults=len(self._parts.mediation.check()),
                                 labels=len(self._parts.manager.levels.names),
                                 unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
-                                orphans=self._parts.manager.orphans, faults=self._parts.manager.faults)
+                                orphans=self._parts.manager.orphans,
+                                faults=(*self._parts.manager.faults, *self._parts.applications.faults))
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 

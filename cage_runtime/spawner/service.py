@@ -268,7 +268,7 @@ def _make_directories(config: RuntimeConfig) -> None:
         (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
         (run / "caged", 0o700, users.caged), (state, 0o755, "root"), (state / "cages", 0o700, users.caged),
         (state / "audit", 0o700, users.caged), (state / "flatpak", 0o755, users.apps),
-        (state / "staging", 0o700, users.files),
+        (state / "staging", 0o700, users.files), (state / "exports", 0o711, users.caged),
     ):
         uid = uid_of(owner)
         directory.mkdir(mode=mode, parents=True, exist_ok=True)

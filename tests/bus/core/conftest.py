@@ -141,7 +141,7 @@ class Core:
     def _make_directories(self) -> None:
         """As the spawner does, before caged is there."""
         self.top.chmod(0o755)
-        for name in ("run/caged", "run/gateways", "state/cages", "state/audit"):
+        for name in ("run/caged", "run/gateways", "state/cages", "state/audit", "state/exports"):
             directory = self.top / name
             directory.mkdir(mode=0o700, parents=True)
             os.chown(directory, self.user.pw_uid, self.user.pw_gid)
@@ -226,6 +226,7 @@ ANSWERS: dict[str, tuple[str, tuple[Any, ...]]] = {
     "AddRemote": ("s", ("F" * 40,)), "ListRemotes": ("a(sss)", ([("life", "https://localhost/", "F" * 40)],)),
     "Install": ("a{ss}", (INSTALLED,)), "Update": ("a{ss}", (INSTALLED,)), "List": ("aa{ss}", ([INSTALLED],)),
     "Trees": ("as", (["app/org.example.App"],)),
+    "MenuEntry": ("a{ss}", ({"Name": "App", "Name[de]": "Programm", "Comment": "It does", "Terminal": "true"},)),
 }
 
 
