@@ -171,14 +171,14 @@ class DbusNext(Client):
         return self._run(getattr(self.proxy(path, interface), f"get_{_snake(name)}")())
 
     def send(self, path: str | None, interface: str | None, member: str, signature_: str = "", *body: Any,
-             destination: str = CORE) -> Any:
+             destination: str = CORE, as_variants: bool = False) -> Any:
         """Any message at all, without a proxy; the body of the answer."""
         message = Message(destination=destination, path=path, interface=interface, member=member,
                           signature=signature_, body=list(map(_with_variants, body)))
         reply = self._run(self._bus.call(message))
         if reply.message_type is MessageType.ERROR:
             raise Refused(reply.error_name, reply.body[0])
-        return plain(reply.body)
+        return reply.body if as_variants else plain(reply.body)
 
     def signals(self, rule: str = f"type='signal',sender='{CORE}'") -> Heard:
         return Heard(self, rule)

@@ -22,7 +22,7 @@ from cage_runtime.flatpak.service import Apps
 from mediators.files.core import FilesCore
 from mediators.files.stage import Stager
 from mediators.wire import Caged, Gateway
-from tests import life
+from tests import life, pages
 from tests.bus.core.conftest import Core, FakeApps
 from tests.foreign import (
     CAGE,
@@ -39,6 +39,7 @@ from tests.foreign import (
     Refused,
     methods,
     plain,
+    signature,
 )
 
 APPLICATION = "org.example.App"
@@ -203,6 +204,22 @@ def test_all_of_it_is_driven(client: Client) -> None:
     assert client.refused == life.EVERYTHING
     assert set(life.WRONG) == {member for _, member in methods(MANAGER)}
     assert client.call("List", {}) == []
+
+
+@pytest.mark.usefixtures("apps")
+def test_results_have_the_keys_that_the_page_tells(foreign: DbusNext) -> None:
+    foreign.call("Create", "work", {})
+    foreign.call("Wait", interface=JOB, path=foreign.call("InstallApplication", "work", APPLICATION, {}))
+    arguments: dict[str, tuple[Any, ...]] = {
+        "List": (), "Status": ("work",), "ListRemotes": (), "ListApplications": ("work",),
+        "ExplainPolicy": ("work", "files.Send", "", "work"), "Doctor": ()}
+    told = pages.interfaces()[MANAGER].methods
+    assert arguments.keys() == {member for member, method in told.items() if method.keys}
+    for member, given in arguments.items():
+        (result,) = foreign.send(PATH, MANAGER, member, signature(MANAGER, member), *given, {}, as_variants=True)
+        shown = result[0] if isinstance(result, list) else result
+        more = told["List"].keys if member == "Status" else {}
+        assert {key: value.signature for key, value in shown.items()} == {**more, **told[member].keys}, member
 
 
 def test_an_option_that_nobody_knows_is_refused_by_every_method(foreign: DbusNext) -> None:
