@@ -48,5 +48,12 @@ def test_the_entries_are_looked_for(way: object, before: str | None, after: str)
     assert way(before) == after
 
 
-def test_what_systemd_runs_can_be_run() -> None:
-    assert os.access(GENERATOR, os.X_OK)
+@pytest.mark.parametrize("base", ["/usr", "/usr/local"])
+def test_they_are_installed_where_they_are_looked_for(tmp_path: Path, base: str) -> None:
+    (tmp_path / "wheels").mkdir()
+    subprocess.run([SYSTEMD.parent / "scripts/stage", "--prefix=/opt/x", f"--wheels={tmp_path}/wheels",
+                    f"--base={base}", tmp_path / "root"], check=True)
+    generator = tmp_path / f"root{base}/lib/systemd/user-environment-generators/60-cage-runtime"
+    assert os.access(generator, os.X_OK)
+    assert generator.read_text() == GENERATOR.read_text()
+    assert (tmp_path / "root/etc/profile.d/cage-runtime.sh").read_text() == PROFILE.read_text()
