@@ -8,11 +8,14 @@ import logging
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
+from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
+from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
 from cage_runtime.daemon import standalone
@@ -88,7 +91,7 @@ class Daemon:
 async def serve(config: RuntimeConfig) -> None:
     """Until told to end; RuntimeFailure where the bus ends before that."""
     bus = await Bus.connect()
-    with Chain.open(Path(config.paths.state, "audit")) as chain:
+    with closing(Journal()) as journal, Chain.open(Path(config.paths.state, "audit"), tell=journal.tell) as chain:
         chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
@@ -113,7 +116,7 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, metavar="N",
                         help='with --standalone: write "ready" to descriptor N when all is up')
     options = parser.parse_args()
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    log.set_up("%(name)s: %(message)s")
     try:
         config = load_runtime(options.config)
         if options.standalone:

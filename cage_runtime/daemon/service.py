@@ -336,8 +336,8 @@ class MediationService:
         return Answer(values=([list(entry) for entry in self._standing()],))
 
     async def _decide(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        permission = self._parts.mediation.decide(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        permission = self._parts.mediation.decide(mediator, *call.arguments)
         return Answer(values=(permission.target.uuid, permission.source.name, permission.max_size,
                               permission.flow.value))
 
@@ -348,11 +348,11 @@ class MediationService:
         return _channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
 
     async def _record(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.note(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.malformed(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()

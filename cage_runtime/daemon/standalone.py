@@ -57,8 +57,9 @@ class Supervisor:
         self._programs = Path(config.paths.runtime, "bin")
         self._config_file = config_file
         self._environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-        if address := os.environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
-            self._environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
+        for name in ("DBUS_SYSTEM_BUS_ADDRESS", "JOURNAL_STREAM"):
+            if value := os.environ.get(name):
+                self._environment[name] = value
         self._running: dict[Child, asyncio.subprocess.Process] = {}
 
     def _command(self, child: Child) -> list[str]:

@@ -21,6 +21,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
+from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime
@@ -212,7 +213,7 @@ def _adopt_orphans() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = Parser("cage-apps", "keeps the applications of all cages, for caged alone").parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="cage-apps: %(levelname)s: %(message)s")
+    log.set_up("cage-apps: %(levelname)s: %(message)s")
     try:
         if os.geteuid() == 0:
             raise RuntimeFailure("refusing to run as root: downloads are handled here; run as the user cage-apps")

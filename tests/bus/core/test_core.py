@@ -206,7 +206,7 @@ def test_what_there_is_is_the_administrators_to_know_however_it_is_asked_for(cor
 def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> None:
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
-        "Gateways": ("", ()), "Decide": ("ssssb", ("0" * 32, "files.Send", "", "work", False)),
+        "Gateways": ("", ()), "Decide": ("ssssbs", ("0" * 32, "files.Send", "", "work", False, "0" * 32)),
         "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }
