@@ -47,7 +47,7 @@ def test_events_are_in_the_journal_with_their_fields_and_what_they_mean(cage: Ma
     assert recorded[denied["AUDIT_SEQUENCE"]] == denied["AUDIT_HASH"]
 
     explained = ok("journalctl", "--quiet", "-x", f"MESSAGE_ID={denied['MESSAGE_ID']}", "CAGE=strongroom")
-    assert "-- Documentation: man:caged(8)" in explained
+    assert "Documentation: man:caged(8)" in explained
     assert "cagectl policy explain" in explained
     assert "@CAGE@" not in explained
 
