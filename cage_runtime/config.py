@@ -89,6 +89,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     ephemeral: bool = False
     exec_home: bool = False
+    autostart: bool = False
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -21,6 +21,7 @@ from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
+from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.jobs import Jobs
@@ -55,6 +56,7 @@ class Daemon:
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
             gateways=gateways, changed=self._changed,
         )
+        self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
         parts = Parts(
@@ -68,6 +70,11 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._manager.recover()
+        self._autostart.begin()
+
+    async def start_enabled(self) -> None:
+        """Start the cages that are started with the host; the host does not wait for them."""
+        await self._autostart.run()
 
     def _ended(self, uuid: str) -> None:
         self._manager.on_ended(uuid)
@@ -97,6 +104,7 @@ async def serve(config: RuntimeConfig) -> None:
         await daemon.start()
         await bus.own(CORE_BUS_NAME)
         notify("READY=1")
+        starting = asyncio.ensure_future(daemon.start_enabled())
         told = asyncio.Event()
         for number in (signal.SIGTERM, signal.SIGINT):
             asyncio.get_running_loop().add_signal_handler(number, told.set)
@@ -106,6 +114,8 @@ async def serve(config: RuntimeConfig) -> None:
         if bus_ended.done():
             raise HostUnsupported("the system bus ended; caged ends with it and is started again")
         waiting.cancel()
+        starting.cancel()  # the next caged goes on with the rest
+        await asyncio.gather(starting, return_exceptions=True)
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 

@@ -70,7 +70,7 @@ def test_cages_are_managed_objects(client: Client) -> None:
     properties = {name: value for name, (_, value) in managed[CAGE + "work"][f"{CORE}.Cage"].items()}
     assert len(properties.pop("Uuid")) == 32
     assert properties == {"Name": "work", "State": "running", "Level": "internal",
-                          "Compartments": ["finance", "legal"], "Ephemeral": False}
+                          "Compartments": ["finance", "legal"], "Ephemeral": False, "Autostart": False}
     assert client.properties(CAGE + "other_2done", f"{CORE}.Cage")["State"] == "stopped"
 
 
@@ -100,7 +100,7 @@ def test_a_cage_that_ends_by_itself_is_stopped(core: Core, client: Client) -> No
     created(client, "work")
     with client.signals() as following:
         core.spawner.end(next(iter(core.spawner.running)))
-        assert following()[2][1] == {"State": ("s", "stopped")}
+        assert following()[2][1]["State"] == ("s", "stopped")
     assert states(client) == {"work": "stopped"}
 
 
