@@ -19,7 +19,7 @@ import msgspec
 from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.errors import CageError, NoSuchCage, SpawnerUnavailable
+from cage_runtime.errors import CageError, SpawnerUnavailable
 from cage_runtime.model import CageState
 
 LOG = logging.getLogger(__name__)
@@ -84,9 +84,9 @@ class Autostart:
                 await self._manager.start(cage)
             except SpawnerUnavailable as error:
                 why = error.sentence
-            except NoSuchCage:
-                return  # destroyed while it waited for its lock
             except CageError as error:
+                if self._manager.by_uuid(cage.uuid) is None:
+                    return  # destroyed while it waited for its lock
                 why = error.sentence
                 break
             else:

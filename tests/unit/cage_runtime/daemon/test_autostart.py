@@ -35,7 +35,7 @@ class World:
         self.starts: list[str] = []
         self.recorded: list[tuple[str, str, str]] = []
         self.faults: dict[str, list[BaseException]] = {}
-        self.on_start: Callable[[str], None] = lambda _name: None
+        self.on_start: Callable[[str], object] = lambda _name: None
         self.full = False
         self.at_once = self.most_at_once = 0
 
@@ -204,11 +204,13 @@ def test_what_is_changed_while_it_waits_is_heeded(world: World) -> None:
 
 
 def test_one_destroyed_while_it_is_started_is_no_surprise(world: World) -> None:
-    world.add("brief")
-    world.faults["brief"] = [NoSuchCage('there is no cage "brief" any more')]
-    assert world.life() == ["brief"]
+    for name in ("brief", "homeless"):
+        world.add(name)
+        world.faults[name] = [NoSuchCage("the spawner, or the lock, knows of none")]
+    world.on_start = lambda name: world.known.pop(name) if name == "brief" else None
+    assert world.life() == ["brief", "homeless"]
     assert json.loads(world.file.read_bytes())["due"] == {}
-    assert world.recorded == []
+    assert [name for _, name, _ in world.recorded] == ["homeless"]
 
 
 @pytest.mark.parametrize("content", [b"", b"{", b'{"boot": "first"}', b'{"boot": "first", "due": {"x": "many"}}',
