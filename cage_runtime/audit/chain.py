@@ -30,6 +30,14 @@ from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_T
 _FILE_NAME = re.compile(r"[0-9]{6}\.jsonl\Z")
 
 
+_ADVICE = {
+    errno.EACCES: "; all that is in it must belong to the core's user, so chown -R it to that user",
+    errno.EROFS: "; its file system is read-only, so mount it writable",
+    **dict.fromkeys(FULL, "; make room there"),
+}
+"""What would help, by what the kernel says."""
+
+
 def _file_name(number: int) -> str:
     return f"{number:06}.jsonl"
 
@@ -86,7 +94,8 @@ class Chain:
                 chain._continue()
                 on_failure.pop_all()
         except OSError as error:
-            raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}") from error
+            raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}"
+                                 f"{_ADVICE.get(error.errno or 0, '')}") from error
         return chain
 
     def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> None:
@@ -104,7 +113,7 @@ class Chain:
         try:
             self._append(kind, line, durable or not kind.is_coming)
         except OSError as error:
-            advice = "; make room there" if error.errno in FULL else ""
+            advice = _ADVICE.get(error.errno or 0, "")
             fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
             raise RuntimeFailure(fault) from error
         new_head = _Head(sequence=record.sequence, hash=record.hash)

@@ -11,7 +11,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from cage_runtime import log
+from cage_runtime import folders, log
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -134,6 +134,7 @@ def main() -> int:
         if os.geteuid() == 0:
             raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
                                   "or use --standalone")
+        folders.check(folders.of_state(config, "cages", "audit"))
         os.umask(0o077)
         asyncio.run(serve(config))
     except CageError as error:

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cage_runtime import folders
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.errors import HostUnsupported, RuntimeFailure
@@ -138,8 +139,8 @@ async def _check_host(config: RuntimeConfig) -> None:
     if shutil.which("setpriv", path="/usr/bin") is None:
         raise HostUnsupported("setpriv is missing; install util-linux")
     gid_of(config.users.gateways)
-    for user in (config.users.caged, config.users.files, config.users.apps):
-        uid_of(user)
+    # Users that are missing are told of first; what is missing of the folders the spawner makes.
+    folders.check([owned for owned in folders.of_state(config) if owned.path.exists()])
     for child in children(config):
         program = Path(config.paths.runtime, "bin", child.program)
         if not os.access(program, os.X_OK):

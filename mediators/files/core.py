@@ -20,7 +20,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
-from cage_runtime import log
+from cage_runtime import folders, log
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.config import load_runtime
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
@@ -196,6 +196,7 @@ def run(arguments: list[str]) -> int:
         if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
             raise UsageError("the core half takes --config FILE and nothing else")
         config = load_runtime(Path(arguments[1]) if arguments else None)
+        folders.check(folders.of_state(config, "staging"))
         os.umask(0o077)
         asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
     except CageError as error:
