@@ -185,7 +185,8 @@ def test_a_definition_that_is_not_the_cores(running: Ground, broken: Callable[[s
     running.start()
     assert running.json("list") == []
     checks = json.loads(running.cagectl("doctor", "--json=short").stdout)
-    assert [check["detail"] for check in checks if str(path) in check["detail"]] == [f"{path} belongs to uid 0: chown -R caged: {path}, and start caged again"]
+    assert [check["detail"] for check in checks if str(path) in check["detail"]] == [
+        f"{path} belongs to uid 0: chown -R caged: {path}, and start caged again"]
     os.chown(path, path.parent.stat().st_uid, -1)
     running.restart()
     assert running.state_of("work") == "stopped"
