@@ -53,7 +53,7 @@ def of_state(config: RuntimeConfig, *names: str) -> list[Owned]:
 def prepare(folders: Iterable[Owned]) -> None:
     """Make those that are missing, if all the others are as they have to be; HostUnsupported otherwise."""
     folders = list(folders)
-    check([owned for owned in folders if os.path.lexists(owned.path)])
+    check_present(folders)
     for owned in folders:
         if not owned.path.exists():
             try:
@@ -61,6 +61,11 @@ def prepare(folders: Iterable[Owned]) -> None:
             except OSError as error:
                 raise HostUnsupported(f"{owned.path} is missing and cannot be made: {error.strerror}"
                                       f"{_advice(error.errno)}") from error
+
+
+def check_present(folders: Iterable[Owned]) -> None:
+    """As `check`, for those that are there: what is missing is somebody's to make."""
+    check([owned for owned in folders if os.path.lexists(owned.path)])
 
 
 def check(folders: Iterable[Owned]) -> None:

@@ -140,7 +140,7 @@ async def _check_host(config: RuntimeConfig) -> None:
         raise HostUnsupported("setpriv is missing; install util-linux")
     gid_of(config.users.gateways)
     # Users that are missing are told of first; what is missing of the folders the spawner makes.
-    folders.check([owned for owned in folders.of_state(config) if owned.path.exists()])
+    folders.check_present(folders.of_state(config))
     for child in children(config):
         program = Path(config.paths.runtime, "bin", child.program)
         if not os.access(program, os.X_OK):

@@ -184,7 +184,7 @@ def _children() -> list[int]:
 async def serve(config: RuntimeConfig) -> None:
     """Serve until the bus goes away or a signal asks to end."""
     allowed = frozenset({0, uid_of(config.users.caged)})
-    folders.check(folders.of_state(config, "flatpak"))
+    folders.check_present(folders.of_state(config, "flatpak"))
     bus = await Bus.connect()
     apps = Apps(Installation(Path(config.paths.state, "flatpak")), bus, allowed)
     loop = asyncio.get_running_loop()

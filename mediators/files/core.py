@@ -196,7 +196,7 @@ def run(arguments: list[str]) -> int:
         if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
             raise UsageError("the core half takes --config FILE and nothing else")
         config = load_runtime(Path(arguments[1]) if arguments else None)
-        folders.check(folders.of_state(config, "staging"))
+        folders.check_present(folders.of_state(config, "staging"))
         os.umask(0o077)
         asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
     except CageError as error:
