@@ -46,6 +46,9 @@ def lead(client: Client, world: World) -> str:
                           ("Kill", "stopped"), ("Start", "running")):
         client.call(member, name, {})
         assert client.call("Status", name, {})["state"] == state
+    for member, enabled in (("Enable", True), ("Disable", False)):
+        client.call(member, name, {})
+        assert client.call("Status", name, {})["autostart"] is enabled
     job = _command_and_application(client, world, name)
     _record(client, name)
     client.call("Destroy", name, {})
@@ -61,7 +64,7 @@ def _look(client: Client, name: str, path: str) -> None:
     assert isinstance(client.call("Logs", name, {}), list)
     told = client.call("GetAll", CAGE, interface=PROPERTIES, path=path)
     assert told == {"Name": name, "Uuid": status["uuid"], "State": "running", "Level": "internal",
-                    "Compartments": ["finance"], "Ephemeral": False}
+                    "Compartments": ["finance"], "Ephemeral": False, "Autostart": False}
     assert client.call("GetAll", "", interface=PROPERTIES, path=path) == told
     assert client.call("Get", CAGE, "State", interface=PROPERTIES, path=path) == "running"
     assert client.call("Get", "", "State", interface=PROPERTIES, path=path) == "running"
@@ -120,8 +123,8 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "VerifyAudit": (({"colour": ("s", "red")},), ILL),
     "Doctor": (({"colour": ("s", "red")},), ILL),
     **{member: (("nobody", {}), NOBODY) for member in (
-        "Destroy", "Start", "Stop", "Pause", "Resume", "Kill", "Status", "Show", "Logs", "UpdateApplications",
-        "ListApplications")},
+        "Destroy", "Start", "Stop", "Pause", "Resume", "Kill", "Enable", "Disable", "Status", "Show", "Logs",
+        "UpdateApplications", "ListApplications")},
 }
 """Of each method of the manager, arguments that are refused, and the error."""
 WRONG_STANDARD: dict[tuple[str, str], tuple[tuple[Any, ...], str]] = {

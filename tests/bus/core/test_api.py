@@ -168,7 +168,7 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     assert shapes == promised_signals(*OURS, life.OBJECT_MANAGER, life.PROPERTIES)
     changes = [(signal.path, plain(signal.body[1])) for signal in heard if signal.member == "PropertiesChanged"]
     assert (job, {"Progress": "done"}) in changes
-    assert (path, {"State": "running"}) in changes
+    assert (path, {"State": "running", "Autostart": False}) in changes
 
 
 @pytest.mark.usefixtures("apps")
@@ -257,12 +257,12 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
     assert (name, uuid, address) == ("work", work, f"unix:path={core.top}/run/gateways/{work}/bus")
     for client in (mediator, busctl):
         assert client.call("Gateways", interface=MEDIATION) == [["work", work, address]]
-        decided = client.call("Decide", work, "files.Send", "", "vault", False, interface=MEDIATION)
+        decided = client.call("Decide", work, "files.Send", "", "vault", False, "1" * 32, interface=MEDIATION)
         assert decided == [vault, "work", 7 << 20, "level"]
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
         client.call("RecordMalformed", work, "work", "files.Send", "too short", interface=MEDIATION)
         life.refused(client, "org.cageruntime.Error.PolicyRefused", "Decide", work, "files.Send", "", "nobody", True,
-                     interface=MEDIATION)
+                     "1" * 32, interface=MEDIATION)
         for interface, member in methods(MEDIATION):
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)

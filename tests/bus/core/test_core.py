@@ -36,7 +36,7 @@ def test_cages_are_managed_objects(client: Client) -> None:
     properties = {name: value for name, (_, value) in managed[CAGE + "work"][f"{CORE}.Cage"].items()}
     assert len(properties.pop("Uuid")) == 32
     assert properties == {"Name": "work", "State": "running", "Level": "internal",
-                          "Compartments": ["finance", "legal"], "Ephemeral": False}
+                          "Compartments": ["finance", "legal"], "Ephemeral": False, "Autostart": False}
     assert client.properties(CAGE + "other_2done", f"{CORE}.Cage")["State"] == "stopped"
 
 
@@ -66,7 +66,7 @@ def test_a_cage_that_ends_by_itself_is_stopped(core: Core, client: Client) -> No
     created(client, "work")
     with client.signals() as following:
         core.spawner.end(next(iter(core.spawner.running)))
-        assert following()[2][1] == {"State": ("s", "stopped")}
+        assert following()[2][1]["State"] == ("s", "stopped")
     assert states(client) == {"work": "stopped"}
 
 
@@ -154,7 +154,7 @@ def test_what_there_is_is_the_administrators_to_know_however_it_is_asked_for(cor
 def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> None:
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
-        "Gateways": ("", ()), "Decide": ("ssssb", ("0" * 32, "files.Send", "", "work", False)),
+        "Gateways": ("", ()), "Decide": ("ssssbs", ("0" * 32, "files.Send", "", "work", False, "0" * 32)),
         "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }

@@ -15,6 +15,7 @@ import msgspec
 import pytest
 
 from cage_runtime import errors
+from cage_runtime.audit.journal import FIELDS, MESSAGES, UNTOLD
 from cage_runtime.cli import cagectl, incage
 from cage_runtime.cli.command import Program
 from cage_runtime.cli.parser import Parser
@@ -157,3 +158,13 @@ def test_every_page_is_seen_from_another() -> None:
     pages = {file.name for file in PAGES.iterdir()}
     named = {f"{name}.{section}" for text in map(page, pages) for name, section in re.findall(r"\.Xr (\S+) (\d)", text)}
     assert named == pages
+
+
+def test_the_daemons_page_has_the_journals_fields_and_ids() -> None:
+    text = page("caged.8").partition("\n.Sh JOURNAL\n")[2].partition("\n.Sh ")[0]
+    told = dict(re.findall(r"^\.It Li ([a-z-]+)\n\.Li ([0-9a-f]{32})$", text, re.M))
+    assert told == {kind.value: message.id for kind, message in MESSAGES.items()}
+    assert f".Li {UNTOLD.id} ," in text
+    fields = {name for line in re.findall(r"^\.It Li (.*)$", text, re.M) for name in re.findall(r"([A-Z_0-9]+)=", line)}
+    others = {"MESSAGE_ID", "SOURCE", "RULE_FILE", "RULE_LINE", "REASON", "AUDIT_SEQUENCE", "AUDIT_HASH"}
+    assert fields == set(FIELDS.values()) | others
