@@ -12,7 +12,7 @@ from tests.vm.host import run
 from tests.vm.host.report import Totals
 from tests.vm.host.run import NO_TESTS, PHASES, Phase, Timings, planned, run_all
 
-FILES = ("test_machine.py", "test_scopes.py", "machine.py", "before_reboot/test_left.py", "after_reboot/test_again.py",
+FILES = ("test_machine.py", "test_scopes.py", "machine.py", "after_reboot/test_again.py",
          "at_last/test_purge.py")
 
 
@@ -31,7 +31,7 @@ def shown(plan: Sequence[tuple[Phase, list[str]]]) -> dict[str, list[str]]:
 
 def test_without_arguments_every_file_runs_in_its_phase(top: Path) -> None:
     assert shown(planned([], top)) == {
-        "machine": ["tests/vm/test_machine.py", "tests/vm/test_scopes.py", "tests/vm/before_reboot"],
+        "machine": ["tests/vm/test_machine.py", "tests/vm/test_scopes.py"],
         "after-reboot": ["tests/vm/after_reboot"], "at-last": ["tests/vm/at_last"]}
 
 
@@ -44,7 +44,7 @@ def test_options_alone_go_to_every_phase(top: Path) -> None:
 def test_a_path_runs_its_own_phase_alone(top: Path) -> None:
     assert shown(planned(["-x", "tests/vm/after_reboot/test_again.py::test_it"], top)) == {
         "after-reboot": ["-x", "tests/vm/after_reboot/test_again.py::test_it"]}
-    assert list(shown(planned(["tests/vm/test_machine.py", "tests/vm/before_reboot"], top))) == ["machine"]
+    assert list(shown(planned(["tests/vm/test_machine.py"], top))) == ["machine"]
 
 
 @pytest.mark.parametrize("stranger", ["tests/unit", "tests/vm/machine.py", "tests/vm/host"])

@@ -54,7 +54,7 @@ class Phase:
 
 
 PHASES = (
-    Phase(name="machine", globs=("tests/vm/test_*.py", "tests/vm/before_reboot")),
+    Phase(name="machine", globs=("tests/vm/test_*.py",)),
     Phase(name="after-reboot", globs=("tests/vm/after_reboot",), reboots=True),
     Phase(name="at-last", globs=("tests/vm/at_last",)),
 )
