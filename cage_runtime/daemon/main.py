@@ -17,7 +17,7 @@ from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
-from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
+from cage_runtime.config import RuntimeConfig, gid_of, load_levels, load_runtime
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
@@ -128,6 +128,14 @@ async def serve(config: RuntimeConfig) -> None:
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 
+def _check_group(config: RuntimeConfig) -> None:
+    """HostUnsupported where the gateways are out of our reach: every cage would look as if it had ended."""
+    users = config.users
+    if gid_of(users.gateways) not in (os.getegid(), *os.getgroups()):
+        raise HostUnsupported(f"{users.caged} is not in the group {users.gateways}, which reaches the cages; "
+                              "reinstalling the runtime puts it there")
+
+
 def main() -> int:
     parser = Parser("caged", "the core of the cage runtime")
     parser.add_argument("--standalone", action="store_true",
@@ -143,6 +151,7 @@ def main() -> int:
         if os.geteuid() == 0:
             raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
                                   "or use --standalone")
+        _check_group(config)
         folders.check(folders.of_state(config, "cages", "audit"))
         os.umask(0o077)
         asyncio.run(serve(config))
