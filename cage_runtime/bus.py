@@ -17,58 +17,36 @@ import contextlib
 import logging
 import os
 import select
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import resources
-from typing import Any
-from xml.etree import ElementTree as ET
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from dbus_fast import AuthError, BusType, Message, MessageType, RequestNameReply, Variant
 from dbus_fast.aio import MessageBus
 from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
-from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NoSystemBus, RuntimeFailure, UsageError, from_bus
+from cage_runtime.errors import (
+    BUS_ERROR_PREFIX,
+    CageError,
+    CutOff,
+    NobodyAnswers,
+    NoSystemBus,
+    RuntimeFailure,
+    UsageError,
+    from_bus,
+)
+from cage_runtime.model import CALLS_AT_ONCE
+from cage_runtime.objects import Answer, Call, Handler, Objects, Service, Sight, Value, described
 
 LOG = logging.getLogger(__name__)
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 _ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHasNoOwner"), f"{DBUS[0]}.Error.NoReply"
-CALLS_AT_ONCE = 512
-"""Calls that are being answered at the same time, over all callers; one more is refused (law 11)."""
 KNOWN_CALLERS = 1024
 """Callers whose uid is remembered; unique names never come again during a bus's life."""
-INTROSPECTION_TYPE = '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n' \
-    '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
-
-Value = Any
-"""A D-Bus value as the library gives it: the adapter is the one place where it has no narrower type."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One method call: `arguments` match the member's signature, `h` being indices into `descriptors`."""
-
-    sender: str
-    path: str
-    member: str
-    arguments: list[Value]
-    descriptors: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a handler returns: values in order of the member's results; `h` are indices into `descriptors`, which
-    are closed once they have been sent."""
-
-    values: tuple[Value, ...] = ()
-    descriptors: tuple[int, ...] = ()
-
-
-Handler = Callable[[Call], Awaitable[Answer]]
-Guard = Callable[[Call], Awaitable[None]]
-"""Raises what whoever calls is to hear instead of an answer."""
+__all__ = ["DBUS", "Answer", "Bus", "Call", "Handler", "Service", "Value", "Variant", "described"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -83,36 +61,6 @@ class _Reply:
         return taken
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """One interface of one object: a handler for each method of `interface`, and a reader of its properties."""
-
-    interface: ET.Element
-    handlers: Mapping[str, Handler] = field(default_factory=dict)
-    properties: Callable[[], dict[str, Variant]] = dict
-
-    def signature(self, member: str, direction: str) -> str:
-        method = self.interface.find(f"method[@name='{member}']")
-        arguments = method.findall("arg") if method is not None else []
-        return "".join(a.attrib["type"] for a in arguments if a.attrib["direction"] == direction)
-
-
-def described(resource: str, interface: str) -> ET.Element:
-    """The description of `interface` in the XML file `resource` of cage_runtime.resources."""
-    found = _description(resource).find(f"interface[@name='{interface}']")
-    if found is None:
-        raise KeyError(interface)
-    return found
-
-
-def _description(resource: str) -> ET.Element:
-    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
-    return ET.fromstring(text)  # noqa: S314 - our own file
-
-
-_STANDARD = _description("org.freedesktop.DBus.xml")
-
-
 class _Anonymous(AuthExternal):
     """ANONYMOUS, and descriptors with it, which the library's own does not negotiate."""
 
@@ -124,8 +72,8 @@ class _Anonymous(AuthExternal):
 class Bus:
     """One connection; objects are served by path, calls are made by `call`."""
 
-    guard: Guard | None = None
-    """Awaited before properties and managed objects are told; to ping and to introspect is open to all."""
+    share: Callable[[int], int] | None = None
+    """How many calls of that uid's may be being answered at once; one more is refused (law 11)."""
     malformed: Callable[[UsageError], Awaitable[None]] | None = None
     """Awaited when a call is about to be refused for being malformed; must not raise."""
 
@@ -134,9 +82,13 @@ class Bus:
         self._replies: dict[int, _Reply] = {}
         self._outgoing: deque[tuple[Message, contextlib.ExitStack]] = deque()
         self._sending: contextlib.ExitStack | None = None
-        self._objects: dict[str, dict[str, Service]] = {}
+        self._objects = Objects()
         self._uids: OrderedDict[str, int] = OrderedDict()
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._shares: Counter[int] = Counter()
+        """Calls that are being answered, by uid."""
+        self._ends: dict[str, set[asyncio.Future[None]]] = {}
+        """Who waits for the end of which connection."""
         self._follows_callers = False
         self._listeners: list[Callable[[Message], None]] = []
         self._owns = False
@@ -299,15 +251,38 @@ class Bus:
                 self._uids.popitem(last=False)
         return self._uids[sender]
 
+    @asynccontextmanager
+    async def end_of(self, caller: str) -> AsyncIterator[asyncio.Future[None]]:
+        """In the block, a future that is done once the connection `caller` has ended."""
+        rule = f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{caller}'"
+        end = self._loop.create_future()
+        self._ends.setdefault(caller, set()).add(end)
+        try:
+            await self.match(rule)
+            if not await self.has_owner(caller) and not end.done():
+                end.set_result(None)
+            yield end
+        finally:
+            self._ends[caller].discard(end)
+            if not self._ends[caller]:
+                del self._ends[caller]
+            if self._connection.connected:
+                removal = Message(destination=DBUS[0], path=DBUS[1], interface=DBUS[2], member="RemoveMatch",
+                                  signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED)
+                self._send(removal)
+
     # --- serving ---------------------------------------------------------------------------------------------
-    def serve(self, path: str, *services: Service) -> bool:
-        """Answer calls to these interfaces of the object `path` from now on; True where the object is new."""
-        new = path not in self._objects
-        self._objects.setdefault(path, {}).update({service.interface.attrib["name"]: service for service in services})
-        return new
+    def see_by(self, sight: Sight) -> None:
+        """From now on, `sight` says which objects that belong to somebody are there for whoever calls."""
+        self._objects.sight = sight
+
+    def serve(self, path: str, *services: Service, owner: int | None = None) -> bool:
+        """Answer calls to these interfaces of the object `path`, which belongs to the uid `owner` or to nobody, from
+        now on; True where the object is new."""
+        return self._objects.serve(path, services, owner)
 
     def withdraw(self, path: str) -> None:
-        self._objects.pop(path, None)
+        self._objects.withdraw(path)
 
     def _on_message(self, message: Message) -> bool | None:
         # Now, and not when whoever waits for it has its turn: the library gives a message without descriptors the very
@@ -333,6 +308,10 @@ class Bus:
             name, _before, now = message.body
             if not now:
                 self._left(name)
+        if message.sender == DBUS[0] and message.member == "NameOwnerChanged" and not message.body[2]:
+            for end in self._ends.get(message.body[0], ()):
+                if not end.done():
+                    end.set_result(None)
         for listener in self._listeners:
             listener(message)
 
@@ -364,34 +343,38 @@ class Bus:
 
     async def _handled(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Answer]:
         """What the handler says; by then the descriptors that came with the call are closed."""
+        call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
+                    arguments=message.body, descriptors=received,
+                    interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
         try:
-            service, handler = self._find(message, received)
-            call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
-                        arguments=message.body, descriptors=received)
-            return service, await handler(call)
+            async with self._one_of_theirs(call.sender):
+                service, handler = await self._objects.find(call, message.interface, message.signature)
+                return service, await handler(call)
         finally:
             _close(received)
+
+    @asynccontextmanager
+    async def _one_of_theirs(self, caller: str) -> AsyncIterator[None]:
+        """In the block, one more call of the caller's uid is being answered."""
+        if self.share is None:
+            yield
+            return
+        uid = await self.uid_of(caller)
+        if self._shares[uid] >= self.share(uid):
+            raise RuntimeFailure(f"{self._shares[uid]} calls of yours are being answered already; wait for one of them")
+        self._shares[uid] += 1
+        try:
+            yield
+        finally:
+            self._shares[uid] -= 1
+            if not self._shares[uid]:
+                del self._shares[uid]
 
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
         del self._tasks[task]
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.critical("%s.%s failed", message.interface, message.member, exc_info=error)
             self._refuse(message, RuntimeFailure(f"{message.member} failed inside the runtime; see its journal"))
-
-    def _find(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Handler]:
-        path, member = str(message.path), str(message.member)
-        offered = {**self._objects.get(path, {}), **self._standard(path)}
-        named = [offered[message.interface]] if message.interface in offered else []
-        candidates = named if message.interface else list(offered.values())
-        for service in candidates:
-            handler = service.handlers.get(member)
-            if handler is None:
-                continue
-            expected = service.signature(member, "in")
-            if message.signature != expected or len(received) != expected.count("h"):
-                raise UsageError(f'{member} takes the signature "{expected}", not "{message.signature}"')
-            return service, handler
-        raise UsageError(f"{path} has no method {message.interface}.{member}")
 
     def _reply(self, message: Message, signature: str, answer: Answer) -> None:
         try:
@@ -408,73 +391,11 @@ class Bus:
         """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""
         return self._connection.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED
 
-    # --- what every object has -------------------------------------------------------------------------------
-    def _standard(self, path: str) -> dict[str, Service]:
-        below = path.rstrip("/") + "/"
-        if path not in self._objects and not any(known.startswith(below) for known in self._objects):
-            return {}
-        handlers: dict[str, Handler] = {
-            "Ping": self._ping, "GetMachineId": self._machine_id, "Introspect": self._introspect,
-            "Get": self._get, "GetAll": self._get_all, "GetManagedObjects": self._managed,
-        }
-        return {
-            interface.attrib["name"]: Service(
-                interface=interface,
-                handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
-            )
-            for interface in _STANDARD
-        }
-
-    async def _ping(self, _call: Call) -> Answer:
-        return Answer()
-
-    async def _machine_id(self, _call: Call) -> Answer:
-        raise UsageError("the machine's id is not given out")
-
-    async def _introspect(self, call: Call) -> Answer:
-        node = ET.Element("node")
-        node.extend(_STANDARD)
-        node.extend(service.interface for service in self._objects.get(call.path, {}).values())
-        below = call.path.rstrip("/") + "/"
-        for name in sorted({p[len(below):].split("/")[0] for p in self._objects if p.startswith(below)}):
-            ET.SubElement(node, "node", name=name)
-        return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
-
-    async def _admit(self, call: Call) -> None:
-        if self.guard is not None:
-            await self.guard(call)
-
-    async def _get(self, call: Call) -> Answer:
-        await self._admit(call)
-        interface, name = call.arguments
-        values = self._properties(call.path, interface)
-        if name not in values:
-            raise UsageError(f"{call.path} has no property {interface}.{name}")
-        return Answer(values=(values[name],))
-
-    async def _get_all(self, call: Call) -> Answer:
-        await self._admit(call)
-        return Answer(values=(self._properties(call.path, call.arguments[0]),))
-
-    def _properties(self, path: str, interface: str) -> dict[str, Variant]:
-        service = self._objects.get(path, {}).get(interface)
-        return service.properties() if service else {}
-
-    async def _managed(self, call: Call) -> Answer:
-        await self._admit(call)
-        below = call.path.rstrip("/") + "/"
-        managed = {
-            path: {name: service.properties() for name, service in services.items()}
-            for path, services in self._objects.items()
-            if path.startswith(below)
-        }
-        return Answer(values=(managed,))
-
 
 def _error(reply: Message, name: str) -> CageError:
     """What an error reply stands for; one of the bus daemon's own is about whoever has `name`."""
     if reply.sender == DBUS[0] and reply.error_name in _ABSENT:
-        return RuntimeFailure(f"nobody answers to {name}: it is not running, or just being started again; try again")
+        return NobodyAnswers(f"nobody answers to {name}: it is not running, or just being started again; try again")
     if reply.sender == DBUS[0] and reply.error_name == _CUT_OFF:
         return CutOff(f"{name} ended before it answered; try again")
     text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)

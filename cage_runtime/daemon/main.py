@@ -16,6 +16,7 @@ from cage_runtime.audit.event import Kind
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
 from cage_runtime.daemon import standalone
+from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
@@ -55,9 +56,9 @@ class Daemon:
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
         parts = Parts(
-            bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
-            applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
-            jobs=Jobs(bus, authorization),
+            bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
+            sessions=sessions, applications=Applications(bus, self._manager),
+            mediation=Mediation(self._manager, sessions, paths), jobs=Jobs(bus),
         )
         self._core = CoreService(parts)
         self._mediators = MediationService(parts, gateways.standing)

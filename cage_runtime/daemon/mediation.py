@@ -91,12 +91,10 @@ class Mediation:
         except CageError:
             return None
 
-    def explain(self, source: str, service: str, argument: str, target: str) -> Decision:
-        """What would be decided, for the administrator."""
-        instance = self._manager.find(source).instance()
-        self._manager.find(target)
-        request = Request(service=service, argument=argument, source=instance, target_name=target)
-        return self.policy.decide(request, self._target(target), self._manager.levels)
+    def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
+        """What would be decided, for whoever may know of both cages."""
+        request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
+        return self.policy.decide(request, self._target(target.name), self._manager.levels)
 
     def decide(self, source_uuid: str, service: str, argument: str, target: str, again: bool) -> Permission:
         """The permission, where policy gives one; otherwise PolicyRefused, fit for the source cage.

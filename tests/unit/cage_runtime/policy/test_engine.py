@@ -19,7 +19,7 @@ LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({
 
 
 def cage(name: str, level: str, *compartments: str) -> Instance:
-    return Instance(name=name, uuid=f"uuid-of-{name}", label=LEVELS.label(level, compartments))
+    return Instance(name=name, uuid=f"uuid-of-{name}", label=LEVELS.label(level, compartments), owner=1000)
 
 
 CAGES = {
@@ -145,7 +145,7 @@ def test_another_target_than_the_one_asked_for_is_refused() -> None:
 
 
 def test_the_same_instance_under_another_name_is_itself() -> None:
-    twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label)
+    twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label, owner=1000)
     assert policy("* * * * allow").decide(ask("work", "other"), twin, LEVELS).action is Action.DENY
 
 
