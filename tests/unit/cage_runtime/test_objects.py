@@ -95,7 +95,7 @@ def test_what_belongs_to_nobody_is_there_for_everybody_and_nobody_is_asked() -> 
 def test_whoever_may_see_nothing_hears_why_also_of_what_is_not_there() -> None:
     served = objects(nobody, hers=BOB)
     for path in (HERS, f"{TOP}/cage/none"):
-        with pytest.raises(NotAuthorized, match="^not for you$"):
+        with pytest.raises(NotAuthorized, match=r"^not for you$"):
             ask(served, path, "GetAll", f"{DBUS}.Properties", "s", "x.Cage")
     described = ET.fromstring(ask(served, TOP, "Introspect", f"{DBUS}.Introspectable"))
     assert described.findall("node") == []
