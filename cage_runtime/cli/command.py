@@ -58,7 +58,7 @@ class Program:
     ) -> None:
         self.name, self.purpose, self.verbs, self.closing, self.later = name, purpose, verbs, closing, later
         self._flags = (*_FLAGS, _NOT_TO_ASK) if asks else _FLAGS
-        self._asks = asks
+        self.asks = asks
         self.groups = {verb.partition(" ")[0] for verb in verbs if " " in verb}
 
     def help(self, group: str = "") -> str:
@@ -67,7 +67,7 @@ class Program:
         width = max(len(verb) for verb in listed) + 2
         lines = [f"usage: {self.name} [OPTION…] {first}COMMAND …", "", self.purpose, "", "Commands:"]
         lines += [f"  {verb:<{width}}{summary}" for verb, summary in listed.items()]
-        asking = f"  {_NOT_TO_ASK}       ask nobody for a password\n" if self._asks else ""
+        asking = f"  {_NOT_TO_ASK}       ask nobody for a password\n" if self.asks else ""
         return "\n".join(lines) + "\n" + _COMMON + asking + f"\n{self.closing}\n"
 
     def main(self, argv: list[str] | None) -> int:
@@ -147,7 +147,7 @@ class Program:
         own, separator, command = _at_separator(arguments)
         end = "" if summary.endswith("?") else "."
         description = summary[:1].upper() + summary[1:] + end
-        parser = Parser(prog=f"{self.name} {verb}", description=description, asks=self._asks)
+        parser = Parser(prog=f"{self.name} {verb}", description=description, asks=self.asks)
         add_arguments(parser)
         takes_command = parser.get_default("takes_command")
         try:
@@ -157,7 +157,7 @@ class Program:
         args.command = command
         args.has_command = bool(separator)
         args.program, args.verb = self.name, verb
-        args.asks = self._asks and not args.no_ask_password
+        args.asks = self.asks and not args.no_ask_password
         return int(perform(args, Screen(args)))
 
 
