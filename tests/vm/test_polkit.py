@@ -41,6 +41,7 @@ def persons() -> Iterator[None]:
         run("loginctl", "terminate-user", name)
         run("userdel", "--remove", name)
     run("groupdel", "cages")
+    RULES.unlink(missing_ok=True)
 
 
 @pytest.fixture
@@ -52,11 +53,12 @@ def granted() -> Iterator[None]:
 
 @contextlib.contextmanager
 def rules(text: str) -> Iterator[None]:
-    """polkit reads what it had before and this; restarted, because it says to nobody when it has read."""
+    """These are in force; polkit is restarted, because it says to nobody when it has read them."""
+    before = RULES.read_text() if RULES.exists() else ""
     RULES.write_text(text)
     ok("systemctl", "restart", "polkit.service")
     yield
-    RULES.unlink()
+    RULES.write_text(before)
     ok("systemctl", "restart", "polkit.service")
 
 
