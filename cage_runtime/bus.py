@@ -242,6 +242,13 @@ class Bus:
         answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
         return bool(answer.values[0])
 
+    async def can_have_owner(self, name: str) -> bool:
+        """Whether somebody has the name, or would be started for whoever calls it."""
+        if await self.has_owner(name):
+            return True
+        answer = await self.call(*DBUS, "ListActivatableNames")
+        return name in answer.values[0]
+
     async def uid_of(self, sender: str) -> int:
         """The uid of the connection `sender`, as the bus daemon has it from the kernel."""
         if sender not in self._uids:

@@ -18,7 +18,7 @@ from enum import StrEnum
 
 from dbus_fast import Variant
 
-from cage_runtime.bus import Answer, Bus
+from cage_runtime.bus import Answer, Bus, Value
 from cage_runtime.errors import CageError, NobodyAnswers, NotAuthorized
 from cage_runtime.model import AUTHORISATION_SECONDS, QUESTION_SECONDS, QUESTIONS_PER_PERSON
 
@@ -103,23 +103,22 @@ class Polkit:
     async def _ask(self, question: Question, *, flags: int, cancellation: str, seconds: float | None) -> Verdict:
         subject = ("system-bus-name", {"name": Variant("s", question.sender)})
         arguments = (subject, question.action, dict(question.details), flags, cancellation)
+        answer = await self._call("CheckAuthorization", "(sa{sv})sa{ss}us", *arguments, seconds=seconds)
+        return _verdict(answer)
+
+    async def _call(self, member: str, signature: str, *arguments: Value, seconds: float | None) -> Answer:
         try:
-            answer = await self._bus.call(*AUTHORITY, "CheckAuthorization", "(sa{sv})sa{ss}us", arguments,
-                                          seconds=seconds)
-        except NobodyAnswers:
-            raise
+            return await self._bus.call(*AUTHORITY, member, signature, arguments, seconds=seconds)
+        except NobodyAnswers as error:
+            if not await self._bus.can_have_owner(AUTHORITY[0]):
+                raise
+            raise NotAuthorized(f"polkit gives no answer: {error.sentence}") from error
         except CageError as error:
             raise NotAuthorized(f"polkit gives no answer: {error.sentence}") from error
-        return _verdict(answer)
 
     async def actions(self) -> frozenset[str]:
         """The ids of all actions that polkit knows; NobodyAnswers, or NotAuthorized where it gives no answer."""
-        try:
-            answer = await self._bus.call(*AUTHORITY, "EnumerateActions", "s", ("",), seconds=AUTHORISATION_SECONDS)
-        except NobodyAnswers:
-            raise
-        except CageError as error:
-            raise NotAuthorized(f"polkit gives no answer: {error.sentence}") from error
+        answer = await self._call("EnumerateActions", "s", "", seconds=AUTHORISATION_SECONDS)
         match answer.values:
             case (list() as entries,):
                 return frozenset(str(entry[0]) for entry in entries if isinstance(entry, list | tuple) and entry)

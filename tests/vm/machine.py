@@ -31,11 +31,16 @@ def ok(*command: str, given: str = "") -> str:
 def as_person(name: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
     """The command as the user `name`, in a session of logind's on the machine's seat, so that polkit sees an active,
     local person (pam_systemd(8); where the machine has consoles, a session of the seat needs the one that is seen)."""
+    return run(*in_session(name, *command), given=given)
+
+
+def in_session(name: str, *command: str) -> list[str]:
+    """What as_person runs."""
     environment = ["--setenv=XDG_SEAT=seat0"]
     if CONSOLE.exists():
         environment.append(f"--setenv=XDG_VTNR={CONSOLE.read_text().strip().removeprefix('tty')}")
-    return run("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={name}", *environment,
-               "--property=PAMName=login", "--", *command, given=given)
+    return ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={name}", *environment,
+            "--property=PAMName=login", "--", *command]
 
 
 def from_afar(name: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.vm.machine import SECONDS, as_person, from_afar, ok, run
+from tests.vm.machine import SECONDS, as_person, from_afar, in_session, ok, run
 
 ALICE, BOB, CAROL = "cage-alice", "cage-bob", "cage-carol"
 PASSWORDS = {ALICE: "alice's own", BOB: "bob's own", CAROL: "carol's own"}
@@ -141,11 +141,10 @@ def test_documents_go_to_another_person_by_a_rule_that_names_the_cage() -> None:
 # --- the default: a password ---------------------------------------------------------------------------------------
 def typed(person: str, password: str, *command: str) -> tuple[int, str]:
     """The command on a terminal of the person's, who types the password as often as it is asked for; its status, and
-    all that was to be seen."""
+    all that was to be seen.  In a session: without one polkit takes no agent that stands in for a desktop's."""
     ours, theirs = pty.openpty()
     ended = subprocess.Popen(
-        ["setpriv", "--reuid", person, "--regid", person, "--init-groups", "--reset-env", "setsid", "--ctty", "--wait",
-         *command], stdin=theirs, stdout=theirs, stderr=theirs)  # fmt: skip
+        in_session(person, "setsid", "--ctty", "--wait", *command), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen, answered = b"", 0
     while True:
