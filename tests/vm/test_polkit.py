@@ -30,7 +30,7 @@ OF_THE_HOST = ("app remote-remove x", "policy check", "policy reload", "audit ta
 
 @pytest.fixture(scope="module", autouse=True)
 def persons() -> Iterator[None]:
-    """Alice and Bob are ordinary, Carol is an administrator; all are in the group that the example of rules speaks of."""
+    """Alice and Bob are ordinary, Carol is an administrator; all are in the group that the example speaks of."""
     run("groupadd", "--system", "cages")
     for name, password in PASSWORDS.items():
         groups = "cages,sudo" if name == CAROL else "cages"
@@ -143,8 +143,7 @@ def typed(person: str, password: str, *command: str) -> tuple[int, str]:
     """The command on a terminal of the person's, who types the password as often as it is asked for; its status, and
     all that was to be seen.  In a session: without one polkit takes no agent that stands in for a desktop's."""
     ours, theirs = pty.openpty()
-    ended = subprocess.Popen(
-        in_session(person, "setsid", "--ctty", "--wait", *command), stdin=theirs, stdout=theirs, stderr=theirs)
+    ended = subprocess.Popen(in_session(person, *command), stdin=theirs, stdout=theirs, stderr=theirs)
     os.close(theirs)
     seen, answered = b"", 0
     while True:
