@@ -13,7 +13,7 @@ from pathlib import Path
 
 SECONDS = 300
 CONSOLE = Path("/sys/class/tty/tty0/active")
-"""Which virtual console is seen, on a machine that has any."""
+"""Which virtual console is seen, on a machine that has any; logind knows whether this one has."""
 
 
 def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -37,7 +37,7 @@ def as_person(name: str, *command: str, given: str = "") -> subprocess.Completed
 def in_session(name: str, *command: str) -> list[str]:
     """What as_person runs."""
     environment = ["--setenv=XDG_SEAT=seat0"]
-    if CONSOLE.exists():
+    if "CanTTY=yes" in ok("loginctl", "show-seat", "seat0"):
         environment.append(f"--setenv=XDG_VTNR={CONSOLE.read_text().strip().removeprefix('tty')}")
     return ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={name}", *environment,
             "--property=PAMName=login", "--", *command]

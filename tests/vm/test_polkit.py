@@ -200,3 +200,11 @@ def test_without_an_answer_nobody_but_root_may() -> None:
     finally:
         ok("systemctl", "unmask", "--runtime", "polkit.service")
     assert tried(ALICE, f"status {HERS}") == [(0, "")]
+
+
+def test_a_person_of_the_tests_sits_at_the_machine() -> None:
+    """Otherwise the tests above, which take turns between near and afar, are all from afar."""
+    shown = as_person(ALICE, "sh", "-c", "loginctl show-session $XDG_SESSION_ID").stdout
+    assert {"Seat=seat0", "Remote=no", "Active=yes", f"Name={ALICE}"} <= set(shown.splitlines())
+    asked = from_afar(ALICE, "sh", "-c", "echo ${XDG_SESSION_ID:-none}")
+    assert asked.stdout == "none\n"
