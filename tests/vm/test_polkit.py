@@ -8,6 +8,7 @@ import os
 import pty
 import select
 import subprocess
+import termios
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -154,6 +155,9 @@ def typed(person: str, password: str, *command: str) -> tuple[int, str]:
             break
         if seen.count(b"assword:") > answered:
             answered += 1
+            # What is typed before the terminal is told not to show it is thrown away, and no event tells when it is.
+            while termios.tcgetattr(ours)[3] & termios.ECHO:
+                select.select([ours], [], [], 0.01)
             os.write(ours, password.encode() + b"\n")
     os.close(ours)
     return ended.wait(SECONDS), seen.decode()
