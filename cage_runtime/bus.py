@@ -28,7 +28,6 @@ from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
 from cage_runtime.errors import (
-    BUS_ERROR_PREFIX,
     CageError,
     CutOff,
     NobodyAnswers,
@@ -38,11 +37,12 @@ from cage_runtime.errors import (
     from_bus,
 )
 from cage_runtime.model import CALLS_AT_ONCE
-from cage_runtime.objects import Answer, Call, Handler, Objects, Service, Sight, Value, described
+from cage_runtime.objects import OBJECT_MANAGER, Answer, Call, Handler, Objects, Service, Sight, Value, described
 
 LOG = logging.getLogger(__name__)
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+PROPERTIES = f"{DBUS[0]}.Properties"
 _ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHasNoOwner"), f"{DBUS[0]}.Error.NoReply"
 KNOWN_CALLERS = 1024
 """Callers whose uid is remembered; unique names never come again during a bus's life."""
@@ -286,10 +286,28 @@ class Bus:
     def serve(self, path: str, *services: Service, owner: int | None = None) -> bool:
         """Answer calls to these interfaces of the object `path`, which belongs to the uid `owner` or to nobody, from
         now on; True where the object is new."""
-        return self._objects.serve(path, services, owner)
+        new, added = self._objects.serve(path, services, owner)
+        if added:
+            told = {name: service.properties() for name, service in added.items()}
+            self._tell_managed(path, "InterfacesAdded", "oa{sa{sv}}", told)
+        return new
 
     def withdraw(self, path: str) -> None:
-        self._objects.withdraw(path)
+        gone = self._objects.withdraw(path)
+        if gone:
+            self._tell_managed(path, "InterfacesRemoved", "oas", gone)
+
+    def manage(self, path: str) -> None:
+        """The object `path` has the interface ObjectManager from now on: it knows, and tells of, those below it."""
+        self._objects.managing.add(path)
+
+    def _tell_managed(self, path: str, member: str, signature: str, what: Value) -> None:
+        for manager in self._objects.managing:
+            if path.startswith(manager + "/"):
+                self.emit(manager, OBJECT_MANAGER, member, signature, (path, what))
+
+    def properties_changed(self, path: str, interface: str, changed: dict[str, Variant]) -> None:
+        self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", (interface, changed, []))
 
     def _on_message(self, message: Message) -> bool | None:
         # Now, and not when whoever waits for it has its turn: the library gives a message without descriptors the very
@@ -392,7 +410,7 @@ class Bus:
 
     def _refuse(self, message: Message, error: CageError) -> None:
         if self._awaits(message):
-            self._send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
+            self._send(Message.new_error(message, error.bus_error, error.sentence))
 
     def _awaits(self, message: Message) -> bool:
         """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""

@@ -9,14 +9,22 @@ from __future__ import annotations
 
 from collections.abc import Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
-from functools import partial
 from importlib import resources
 from typing import Any
 from xml.etree import ElementTree as ET
 
 from dbus_fast import Variant
 
-from cage_runtime.errors import NotAuthorized, UsageError
+from cage_runtime.errors import (
+    NotAuthorized,
+    PropertyReadOnly,
+    ProtocolError,
+    UnknownInterface,
+    UnknownMethod,
+    UnknownObject,
+    UnknownProperty,
+    WrongSignature,
+)
 
 INTROSPECTION_TYPE = '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n' \
     '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
@@ -83,6 +91,7 @@ def _description(resource: str) -> ET.Element:
 
 
 _STANDARD = _description("org.freedesktop.DBus.xml")
+OBJECT_MANAGER = "org.freedesktop.DBus.ObjectManager"
 _There = Mapping[str, dict[str, Service]]
 
 
@@ -91,37 +100,41 @@ class Objects:
 
     def __init__(self) -> None:
         self.sight: Sight | None = None
+        self.managing: set[str] = set()
+        """The objects that have the interface ObjectManager."""
         self._objects: dict[str, dict[str, Service]] = {}
         self._owners: dict[str, int] = {}
 
-    def serve(self, path: str, services: tuple[Service, ...], owner: int | None) -> bool:
-        """Answer calls to these interfaces of the object `path` from now on; True where the object is new."""
-        new = path not in self._objects
+    def serve(self, path: str, services: tuple[Service, ...], owner: int | None) -> tuple[bool, dict[str, Service]]:
+        """Answer calls to these interfaces of the object `path` from now on; whether the object is new, and those of
+        its interfaces that are."""
+        new, before = path not in self._objects, dict(self._objects.get(path, {}))
         self._objects.setdefault(path, {}).update({service.interface.attrib["name"]: service for service in services})
         if owner is not None:
             self._owners[path] = owner
-        return new
+        return new, {name: service for name, service in self._objects[path].items() if name not in before}
 
-    def withdraw(self, path: str) -> None:
-        self._objects.pop(path, None)
+    def withdraw(self, path: str) -> list[str]:
+        """The interfaces that the object had."""
         self._owners.pop(path, None)
+        return list(self._objects.pop(path, {}))
 
     async def find(self, call: Call, interface: str | None, signature: str) -> tuple[Service, Handler]:
         """Who answers `call`, made of `interface` or of whichever has the member, with arguments of `signature`;
-        UsageError where that is nobody, or it is not what the member takes."""
-        there = await self._there(call, interface)
-        offered = {**there.get(call.path, {}), **_standard(there, call.path)}
-        named = [offered[interface]] if interface in offered else []
-        candidates = named if interface else list(offered.values())
-        for service in candidates:
+        ProtocolError where that is nobody, or it is not what the member takes."""
+        view = _View(await self._there(call, interface), self.managing)
+        offered = view.offered(call.path)
+        if interface and interface not in offered:
+            raise UnknownInterface(f"{call.path} has no interface {interface}")
+        for service in [offered[interface]] if interface else offered.values():
             handler = service.handlers.get(call.member)
             if handler is None:
                 continue
             expected = service.signature(call.member, "in")
             if signature != expected or len(call.descriptors) != expected.count("h"):
-                raise UsageError(f'{call.member} takes the signature "{expected}", not "{signature}"')
+                raise WrongSignature(f'{call.member} takes the signature "{expected}", not "{signature}"')
             return service, handler
-        raise UsageError(f"{call.path} has no method {interface}.{call.member}")
+        raise UnknownMethod(f"{call.path} has no method {_named(interface, call.member)}")
 
     async def _there(self, call: Call, interface: str | None) -> _There:
         """The objects that there are for whoever calls, as far as it matters for this call."""
@@ -140,67 +153,83 @@ class Objects:
                 if path not in self._owners or sees(path, self._owners[path])}
 
 
-# --- what every object has ---------------------------------------------------------------------------------------
-def _standard(there: _There, path: str) -> dict[str, Service]:
-    if path not in there and not any(known.startswith(_below(path)) for known in there):
-        return {}
-    handlers: dict[str, Handler] = {
-        "Ping": _ping, "GetMachineId": _machine_id, "Introspect": partial(_introspect, there),
-        "Get": partial(_get, there), "GetAll": partial(_get_all, there), "GetManagedObjects": partial(_managed, there),
-    }
-    return {
-        interface.attrib["name"]: Service(
-            interface=interface,
-            handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
-        )
-        for interface in _STANDARD
-    }
+class _View:
+    """The objects that are there for one call, with what every object has."""
+
+    def __init__(self, there: _There, managing: set[str]) -> None:
+        self._there, self._managing = there, managing
+
+    def offered(self, path: str) -> dict[str, Service]:
+        """The interfaces of the object `path`, by name; UnknownObject where there is none, nor one below it."""
+        if path not in self._there and not any(known.startswith(_below(path)) for known in self._there):
+            raise UnknownObject(f"there is no object {path}")
+        handlers: dict[str, Handler] = {
+            "Ping": self._ping, "GetMachineId": self._machine_id, "Introspect": self._introspect,
+            "Get": self._get, "GetAll": self._get_all, "Set": self._set, "GetManagedObjects": self._managed,
+        }
+        standard = {
+            interface.attrib["name"]: Service(
+                interface=interface,
+                handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
+            )
+            for interface in _STANDARD
+            if path in self._managing or interface.attrib["name"] != OBJECT_MANAGER
+        }
+        return {**standard, **self._there.get(path, {})}
+
+    async def _ping(self, _call: Call) -> Answer:
+        return Answer()
+
+    async def _machine_id(self, _call: Call) -> Answer:
+        raise ProtocolError("the machine's id is not given out")
+
+    async def _introspect(self, call: Call) -> Answer:
+        node = ET.Element("node")
+        node.extend(service.interface for service in self.offered(call.path).values())
+        below = _below(call.path)
+        for name in sorted({path[len(below):].split("/")[0] for path in self._there if path.startswith(below)}):
+            ET.SubElement(node, "node", name=name)
+        return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
+
+    async def _get(self, call: Call) -> Answer:
+        return Answer(values=(self._property(call),))
+
+    def _property(self, call: Call) -> Variant:
+        interface, name = call.arguments[:2]
+        values = self._properties(call.path, interface)
+        if name not in values:
+            raise UnknownProperty(f"{call.path} has no property {_named(interface, name)}")
+        return values[name]
+
+    async def _get_all(self, call: Call) -> Answer:
+        return Answer(values=(self._properties(call.path, call.arguments[0]),))
+
+    async def _set(self, call: Call) -> Answer:
+        self._property(call)
+        raise PropertyReadOnly(f"{call.arguments[1]} can be read, and not set")
+
+    def _properties(self, path: str, interface: str) -> dict[str, Variant]:
+        """The properties of one interface of the object, or, where none is named, of them all."""
+        offered = self.offered(path)
+        if not interface:
+            return {name: value for service in offered.values() for name, value in service.properties().items()}
+        if interface not in offered:
+            raise UnknownInterface(f"{path} has no interface {interface}")
+        return offered[interface].properties()
+
+    async def _managed(self, call: Call) -> Answer:
+        below = _below(call.path)
+        managed = {
+            path: {name: service.properties() for name, service in services.items()}
+            for path, services in self._there.items()
+            if path.startswith(below)
+        }
+        return Answer(values=(managed,))
 
 
 def _below(path: str) -> str:
     return path.rstrip("/") + "/"
 
 
-async def _ping(_call: Call) -> Answer:
-    return Answer()
-
-
-async def _machine_id(_call: Call) -> Answer:
-    raise UsageError("the machine's id is not given out")
-
-
-async def _introspect(there: _There, call: Call) -> Answer:
-    node = ET.Element("node")
-    node.extend(_STANDARD)
-    node.extend(service.interface for service in there.get(call.path, {}).values())
-    below = _below(call.path)
-    for name in sorted({path[len(below):].split("/")[0] for path in there if path.startswith(below)}):
-        ET.SubElement(node, "node", name=name)
-    return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
-
-
-async def _get(there: _There, call: Call) -> Answer:
-    interface, name = call.arguments
-    values = _properties(there, call.path, interface)
-    if name not in values:
-        raise UsageError(f"{call.path} has no property {interface}.{name}")
-    return Answer(values=(values[name],))
-
-
-async def _get_all(there: _There, call: Call) -> Answer:
-    return Answer(values=(_properties(there, call.path, call.arguments[0]),))
-
-
-def _properties(there: _There, path: str, interface: str) -> dict[str, Variant]:
-    service = there.get(path, {}).get(interface)
-    return service.properties() if service else {}
-
-
-async def _managed(there: _There, call: Call) -> Answer:
-    below = _below(call.path)
-    managed = {
-        path: {name: service.properties() for name, service in services.items()}
-        for path, services in there.items()
-        if path.startswith(below)
-    }
-    return Answer(values=(managed,))
+def _named(interface: str | None, member: str) -> str:
+    return f"{interface}.{member}" if interface else member

@@ -17,6 +17,7 @@ from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.errors import CageError, RuntimeFailure, UsageError
 from cage_runtime.model import CORE_PATH, JOBS_MAX, JOBS_PER_PERSON, ROOT_UID
 
+JOB = "org.cageruntime.Core1.Job"
 KEPT_SECONDS = 300.0
 """How long a job that has ended can still be asked for its results."""
 
@@ -32,7 +33,7 @@ class Jobs:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._jobs: dict[str, _Job] = {}
-        self._interface = described("org.cageruntime.Core1.xml", "org.cageruntime.Core1.Job")
+        self._interface = described("org.cageruntime.Core1.xml", JOB)
 
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]], owner: int) -> str:
         """The path of a new job that does `work` for the person `owner`."""
@@ -43,17 +44,22 @@ class Jobs:
             raise
         # No number in a row: how many jobs there are is nobody's to count.
         path = f"{CORE_PATH}/job/{secrets.token_hex(8)}"
-        loop = asyncio.get_running_loop()
-        job = self._jobs[path] = _Job(description=description, owner=owner, task=loop.create_task(work))
-        job.task.add_done_callback(lambda _task: loop.call_later(KEPT_SECONDS, self._drop, path))
+        task = asyncio.get_running_loop().create_task(work)
+        job = self._jobs[path] = _Job(description=description, owner=owner, task=task)
+        job.task.add_done_callback(lambda _task: self._ended(path))
         self._bus.serve(path, Service(
             interface=self._interface, handlers={"Wait": self._wait, "Cancel": self._cancel},
             properties=lambda: {
                 "Description": Variant("s", job.description),
-                "Progress": Variant("s", "done" if job.task.done() else "running"),
+                "Progress": _progress(job),
             },
         ), owner=owner)
         return path
+
+    def _ended(self, path: str) -> None:
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, path)
+        if path in self._jobs:
+            self._bus.properties_changed(path, JOB, {"Progress": _progress(self._jobs[path])})
 
     def _make_room(self, owner: int) -> None:
         """Drop a job that has ended where there are as many as there may be; RuntimeFailure where none has."""
@@ -92,3 +98,7 @@ class Jobs:
     async def _cancel(self, call: Call) -> Answer:
         self._find(call).task.cancel()
         return Answer()
+
+
+def _progress(job: _Job) -> Variant:
+    return Variant("s", "done" if job.task.done() else "running")

@@ -57,8 +57,8 @@ class Right:
 _MEMBERS = {
     About.NEW: ("Create",),
     About.CAGE: (
-        "Destroy", "Start", "Stop", "Pause", "Resume", "Kill", "Enter", "Run", "Status", "Show", "Logs",
-        "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
+        "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run", "Status", "Show",
+        "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor"),

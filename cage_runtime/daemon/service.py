@@ -86,11 +86,11 @@ class CoreService:
         self._parts = parts
         self._cage_interface = described(RESOURCE, CAGE)
         of_cage: dict[str, _OfCage] = {
-            "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Pause": self._pause,
-            "Resume": self._resume, "Kill": self._kill, "Enter": self._enter, "Run": self._run,
-            "Status": self._status, "Show": self._show, "Logs": self._logs, "InstallApplication": self._install,
-            "UpdateApplications": self._update, "RemoveApplication": self._remove,
-            "ListApplications": self._list_applications,
+            "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Enable": self._enable,
+            "Disable": self._disable, "Pause": self._pause, "Resume": self._resume, "Kill": self._kill,
+            "Enter": self._enter, "Run": self._run, "Status": self._status, "Show": self._show, "Logs": self._logs,
+            "InstallApplication": self._install, "UpdateApplications": self._update,
+            "RemoveApplication": self._remove, "ListApplications": self._list_applications,
         }
         of_all: dict[str, _OfView] = {"List": self._list, "Doctor": self._doctor}
         of_host: dict[str, Handler] = {
@@ -105,6 +105,7 @@ class CoreService:
             **{member: self._for_host(handler) for member, handler in of_host.items()},
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=handlers))
+        parts.bus.manage(CORE_PATH)
         parts.bus.see_by(parts.access.sight)
 
     def _for_cage(self, handler: _OfCage) -> Handler:
@@ -138,12 +139,12 @@ class CoreService:
         if new:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageAdded", "so", (cage.name, path))
         else:
-            self._parts.bus.emit(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
-                                 (CAGE, {"State": Variant("s", cage.state.value)}, []))
+            changed = {"State": Variant("s", cage.state.value), "Autostart": Variant("b", cage.enabled)}
+            self._parts.bus.properties_changed(path, CAGE, changed)
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
-        name, wanted = check_cage_name(call.arguments[0]), options(call.arguments[1], CreateOptions)
+        wanted, name = options(call.arguments[1], CreateOptions), check_cage_name(call.arguments[0])
         definition = self._parts.manager.define(wanted)
         owner = await self._parts.access.to_new(call, definition.level)
         cage = await self._parts.manager.create(name, definition, owner=owner, start=wanted.start)
@@ -168,6 +169,16 @@ class CoreService:
     async def _kill(self, call: Call, cage: Cage) -> Answer:
         options(call.arguments[-1], NoOptions)
         await self._parts.manager.stop(cage, seconds=0)
+        return Answer()
+
+    async def _enable(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
+        await self._parts.manager.enable(cage, enabled=True)
+        return Answer()
+
+    async def _disable(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
+        await self._parts.manager.enable(cage, enabled=False)
         return Answer()
 
     async def _pause(self, call: Call, cage: Cage) -> Answer:
@@ -202,6 +213,7 @@ class CoreService:
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
             "owner": Variant("u", cage.record.owner),
+            "autostart": Variant("b", cage.enabled),
             "processes": Variant("u", insight.processes),
             "documents": Variant("b", insight.documents),
         }
@@ -315,12 +327,12 @@ class CoreService:
         fault = mediation.policy.fault
         checks = doctor.examine(
             host, authorisation=await self._parts.authorization.health(), labels=len(manager.levels.names),
-            # The text of the policy, records and storage may name cages.
+            # The text of the policy, records, storage and menus may name cages.
             policy_fault=fault if view.whole or fault is None else NO_POLICY,
             policy_faults=len(mediation.check()) if view.whole else 0,
             unenforced={cage.name: cage.unenforced for cage in view.cages},
-            orphans=manager.orphans if view.whole else (), faults=manager.faults if view.whole else (),
-            counted=view.whole)
+            orphans=manager.orphans if view.whole else (),
+            faults=(*manager.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 
@@ -335,6 +347,7 @@ def _properties(cage: Cage) -> dict[str, Variant]:
         "Name": Variant("s", cage.name), "Uuid": Variant("s", cage.uuid), "State": Variant("s", cage.state.value),
         "Level": Variant("s", cage.level), "Compartments": Variant("as", sorted(definition.compartments)),
         "Ephemeral": Variant("b", cage.record.ephemeral), "Owner": Variant("u", cage.record.owner),
+        "Autostart": Variant("b", cage.enabled),
     }
 
 
@@ -368,8 +381,8 @@ class MediationService:
         return Answer(values=([list(entry) for entry in self._standing()],))
 
     async def _decide(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        permission = self._parts.mediation.decide(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        permission = self._parts.mediation.decide(mediator, *call.arguments)
         return Answer(values=(permission.target.uuid, permission.source.name, permission.max_size,
                               permission.flow.value))
 
@@ -380,11 +393,11 @@ class MediationService:
         return _channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
 
     async def _record(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.note(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.malformed(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()

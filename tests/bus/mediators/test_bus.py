@@ -377,6 +377,7 @@ def test_whoever_may_see_nothing_is_told_so_and_may_ping_and_introspect(
             return Answer()
 
         serve(bus, handler)
+        bus.manage(PATH)
         bus.see_by(sight)
         far.say(MessageType.method_call, path=PATH, interface=interface, member=member, signature=signature, body=body)
         reply = await asyncio.get_running_loop().sock_recv(far._end, 65536)

@@ -39,6 +39,7 @@ def objects(sight: Any = alice, **owners: int) -> Objects:
     """The manager, and below it a cage for each of `owners`."""
     served = Objects()
     served.sight = sight
+    served.managing.add(TOP)
     served.serve(TOP, (Service(interface=interface("x.Manager"), handlers={"Do": do}),), None)
     for name, owner in owners.items():
         cage = Service(interface=interface("x.Cage"), handlers={"Do": do}, properties=lambda: {"A": Variant("s", "a")})
