@@ -73,7 +73,7 @@ def test_a_failed_process_comes_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "owner", "callers"),
     [
-        ("org.cageruntime.Core1", Users().caged, {None, Users().files}),
+        ("org.cageruntime.Core1", Users().caged, {None, "root", Users().files}),
         ("org.cageruntime.Apps1", Users().apps, {Users().caged}),
     ],
 )
