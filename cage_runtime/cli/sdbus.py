@@ -132,18 +132,19 @@ class Connection:
         returns: str = "",
         timeout: float | None = None,
         meanwhile: Callable[[], object] | None = None,
+        interactive: bool = False,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
-        peer works.
+        peer works.  With `interactive` the peer may have a person asked for a password first.
         """
         message = c_void_p()
         names = (destination.encode(), path.encode(), interface.encode(), member.encode())
         _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *names))
         try:
-            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, 1))
+            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, interactive))
             writer = _Writer(self._c, message)
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)

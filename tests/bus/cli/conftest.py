@@ -15,7 +15,7 @@ import pytest
 from jeepney import MessageType, new_error, new_method_return
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from jeepney.low_level import HeaderFields, Message
+from jeepney.low_level import HeaderFields, Message, MessageFlag
 
 CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -52,6 +52,8 @@ class FakeService:
         self._connection.send_and_get_reply(message_bus.RequestName(name))
         self.answers: dict[str, Callable[..., Answer]] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.interactive: list[bool] = []
+        """Of each call, whether it allows interactive authorisation."""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -76,6 +78,7 @@ class FakeService:
         fields = message.header.fields
         member = fields[HeaderFields.member]
         self.calls.append((member, *message.body))
+        self.interactive.append(bool(message.header.flags & MessageFlag.allow_interactive_authorization))
         answer = self.answers.get(member)
         if answer is None:
             return new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"no {member}",))
