@@ -62,3 +62,4 @@ def test_shells_offer_the_cages_that_there_are(cage: MakeCage) -> None:
     ok("systemctl", "stop", "caged")
     assert run("cagectl", "--complete", "cages").stdout == ""
     assert properties("caged", "ActiveState") == {"ActiveState": "inactive"}
+    ok("systemctl", "start", "caged")

@@ -98,7 +98,7 @@ def test_removal_stops_all_in_an_orderly_way_and_leaves_the_documents() -> None:
     ok("dpkg", "--install", str(packages()[0]))
     assert properties("caged", "ActiveState") == {"ActiveState": "active"}
     states = {cage["name"]: cage["state"] for cage in json.loads(ok("cagectl", "list", "--json=short"))}
-    assert states == {"work": "stopped", "vault": "stopped"}
+    assert (states["work"], states["vault"]) == ("stopped", "stopped")
     ok("cagectl", "start", "work")
     assert ok("cagectl", "enter", "work", "--", "cat", "document") == f"{DOCUMENT}\n"
 
