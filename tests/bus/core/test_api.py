@@ -225,7 +225,7 @@ def test_results_have_the_keys_that_the_page_tells(foreign: DbusNext) -> None:
 def test_an_option_that_nobody_knows_is_refused_by_every_method(foreign: DbusNext) -> None:
     foreign.call("Create", "work", {})
     for member, (arguments, _) in life.WRONG.items():
-        words = ["work" if word == "nobody" else word for word in arguments[:-1]]
+        words = [{"nobody": "work", "Not a name": "another"}.get(str(word), word) for word in arguments[:-1]]
         life.refused(foreign, "org.cageruntime.Error.InvalidArgument", member, *words, {"colour": ("s", "red")})
     assert foreign.call("Status", "work", {})["state"] == "running"
 
