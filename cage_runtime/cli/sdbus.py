@@ -71,6 +71,7 @@ def _load() -> ctypes.CDLL:
         "flush": (handle,),
         "message_new_method_call": (handle, handle, c_char_p, c_char_p, c_char_p, c_char_p),
         "message_set_allow_interactive_authorization": (handle, c_int),
+        "message_set_auto_start": (handle, c_int),
         "message_append_basic": (handle, c_char, handle),
         "message_append_array": (handle, c_char, c_char_p, c_size_t),
         "message_open_container": (handle, c_char, c_char_p),
@@ -133,18 +134,21 @@ class Connection:
         timeout: float | None = None,
         meanwhile: Callable[[], object] | None = None,
         interactive: bool = False,
+        quietly: bool = False,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
-        peer works.  With `interactive` the peer may have a person asked for a password first.
+        peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is started for
+        it.
         """
         message = c_void_p()
         names = (destination.encode(), path.encode(), interface.encode(), member.encode())
         _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *names))
         try:
             _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, interactive))
+            _done(self._c.sd_bus_message_set_auto_start(message, not quietly))
             writer = _Writer(self._c, message)
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)
