@@ -46,7 +46,8 @@ def of_state(config: RuntimeConfig, *names: str) -> list[Owned]:
     state, users = Path(config.paths.state), config.users
     return [Owned(path=Path(state, name), uid=uid_of(user), mode=mode) for name, user, mode in (
         ("", "root", 0o755), ("cages", users.caged, 0o700), ("audit", users.caged, 0o700),
-        ("flatpak", users.apps, 0o755), ("storage", "root", 0o700), ("staging", users.files, 0o700),
+        ("flatpak", users.apps, 0o755), ("exports", users.caged, 0o711), ("storage", "root", 0o700),
+        ("staging", users.files, 0o700),
     ) if name in names or not names]
 
 

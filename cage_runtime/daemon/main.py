@@ -23,6 +23,7 @@ from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
@@ -59,9 +60,11 @@ class Daemon:
         self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
+        self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")))
+        self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
             bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
-            applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
+            applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
             jobs=Jobs(bus, authorization),
         )
         self._core = CoreService(parts)
@@ -71,6 +74,8 @@ class Daemon:
         await self._spawner.start()
         await self._manager.recover()
         self._autostart.begin()
+        # Of itself: cage-apps, which is asked for it, may take its time.
+        self._offering = asyncio.get_running_loop().create_task(self._applications.offer_all())
 
     async def start_enabled(self) -> None:
         """Start the cages that are started with the host; the host does not wait for them."""
@@ -85,6 +90,10 @@ class Daemon:
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:
             self._core.changed(cage, present)
+        if present:
+            self._exports.welcome(cage.record)
+        else:
+            self._exports.forget(cage.record, (other.record for other in self._manager.cages()))
 
     def _gateway_up(self, name: str, uuid: str, address: str) -> None:
         if self._mediators is not None:

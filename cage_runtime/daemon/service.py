@@ -90,6 +90,7 @@ class CoreService:
         }
         guarded = {member: self._guarded(handler) for member, handler in handlers.items()}
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=guarded))
+        parts.bus.manage(CORE_PATH)
         parts.bus.guard = self._may_look
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -116,8 +117,7 @@ class CoreService:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageAdded", "so", (cage.name, path))
         else:
             changed = {"State": Variant("s", cage.state.value), "Autostart": Variant("b", cage.enabled)}
-            self._parts.bus.emit(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
-                                 (CAGE, changed, []))
+            self._parts.bus.properties_changed(path, CAGE, changed)
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
@@ -301,7 +301,8 @@ class CoreService:
                                 policy_faults=len(self._parts.mediation.check()),
                                 labels=len(self._parts.manager.levels.names),
                                 unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
-                                orphans=self._parts.manager.orphans, faults=self._parts.manager.faults)
+                                orphans=self._parts.manager.orphans,
+                                faults=(*self._parts.manager.faults, *self._parts.applications.faults))
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 

@@ -61,7 +61,7 @@ class Apps:
         handlers = {
             "AddRemote": self.add_remote, "RemoveRemote": self.remove_remote, "ListRemotes": self.list_remotes,
             "Install": self.install, "Update": self.update, "Remove": self.remove, "List": self.list,
-            "Trees": self.trees, "Cancel": self.cancel,
+            "Trees": self.trees, "MenuEntry": self.menu_entry, "Cancel": self.cancel,
         }  # fmt: skip
         return Service(interface=described(f"{NAME}.xml", NAME), handlers=handlers)
 
@@ -96,6 +96,9 @@ class Apps:
 
     async def trees(self, call: Call) -> Answer:
         return Answer(values=(await self._read(call, lambda: self._installation.trees(call.arguments[0])),))
+
+    async def menu_entry(self, call: Call) -> Answer:
+        return Answer(values=(await self._read(call, lambda: self._installation.menu_entry(call.arguments[0])),))
 
     async def cancel(self, call: Call) -> Answer:
         await self._authorise(call)

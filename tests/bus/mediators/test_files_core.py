@@ -223,7 +223,7 @@ def test_what_cannot_be_recorded_does_not_arrive(play: Play) -> None:
 
 def test_a_call_with_another_signature_is_recorded(play: Play) -> None:
     async def test(world: World) -> None:
-        with pytest.raises(UsageError, match="takes the signature"):
+        with pytest.raises(RuntimeFailure, match="takes the signature"):
             await world.clients["work"].call(
                 protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, "ss", ("vault", "x"))
         async with asyncio.timeout(20):
