@@ -140,8 +140,8 @@ class Connection:
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
-        peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is started for
-        it.
+        peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is
+        started for it.
         """
         message = c_void_p()
         names = (destination.encode(), path.encode(), interface.encode(), member.encode())
