@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import os
 
-from cage_runtime.cli.sdbus import BusError, Connection
+from cage_runtime.sdbus import BusError, Connection
 from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NotAuthorized, RuntimeFailure, from_bus
 
 TYPE_CHECKING = False

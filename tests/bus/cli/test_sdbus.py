@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 
 from cage_runtime.cli.client import Peer, core, files, job
-from cage_runtime.cli.sdbus import BusError, Connection
+from cage_runtime.sdbus import BusError, Connection
 from cage_runtime.errors import (
     NameTaken,
     NoSystemBus,
