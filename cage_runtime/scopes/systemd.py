@@ -86,14 +86,15 @@ class Systemd:
                 self._openings[request.number] = opening
                 self._start(opening)
             case Close():
-                if opening := self._openings.pop(request.number, None):
-                    _end(opening.seed)
+                if request.number in self._openings:
+                    _end(self._openings.pop(request.number).seed)
             case Register():
                 self._register(request)
 
     def _start(self, opening: Opening) -> None:
         opening.waiting = False
-        arguments = (opening.unit, "fail", _properties(opening), [])
+        no_others: list[object] = []
+        arguments = (opening.unit, "fail", _properties(opening), no_others)
         try:
             self._post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments,
                        lambda reply: self._queued(opening, reply))

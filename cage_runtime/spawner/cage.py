@@ -206,6 +206,8 @@ class Cage:
 
     def _emptied(self) -> None:
         if self._events >= 0 and is_populated(self._events):
+            # The kernel tells of that within 10 ms, unless systemd, which is told as well, has removed it by then.
+            self._loop.after(RETRY_SECONDS, self._look_again)
             return
         if self._pid:
             return
@@ -214,6 +216,10 @@ class Cage:
             os.close(self._events)
             self._events = -1
         self._remove()
+
+    def _look_again(self) -> None:
+        if self._events >= 0 and not is_populated(self._events):
+            self._emptied()
 
     def _remove(self) -> None:
         if self._gone:  # and what is there by now is of its next life

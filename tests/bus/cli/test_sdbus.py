@@ -14,7 +14,6 @@ from typing import Any
 import pytest
 
 from cage_runtime.cli.client import Peer, core, files, job
-from cage_runtime.sdbus import BusError, Connection
 from cage_runtime.errors import (
     NameTaken,
     NoSystemBus,
@@ -23,6 +22,7 @@ from cage_runtime.errors import (
     RuntimeFailure,
     UsageError,
 )
+from cage_runtime.sdbus import BusError, Connection
 
 CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
 
