@@ -40,10 +40,14 @@ _SYSTEMD, _SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1
 _MANAGER = _SYSTEMD + ".Manager"
 _MACHINED, _MACHINED_PATH = "org.freedesktop.machine1", "/org/freedesktop/machine1"
 _UNIT_EXISTS = _SYSTEMD + ".UnitExists"
+_MACHINE_EXISTS = _MACHINED + ".MachineExists"
+_PASSING = (_MACHINE_EXISTS, _DBUS + ".Error.UnixProcessIdUnknown", "System.Error.ESRCH")
+"""Of a cage whose last life machined has not forgotten, and of one that has ended by now."""
 _SUBSCRIBED = _SYSTEMD + ".AlreadySubscribed"
 _MATCHES = (
     f"type='signal',sender='{_SYSTEMD}',path='{_SYSTEMD_PATH}',interface='{_MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{_SYSTEMD}',path='{_SYSTEMD_PATH}',interface='{_MANAGER}',member='UnitRemoved'",
+    f"type='signal',sender='{_MACHINED}',path='{_MACHINED_PATH}',interface='{_MACHINED}.Manager',member='MachineRemoved'",
     f"type='signal',sender='{_DBUS}',interface='{_DBUS}',member='NameOwnerChanged',arg0='{_SYSTEMD}'",
 )
 _INFINITY = 2**64 - 1
@@ -76,6 +80,8 @@ class Systemd:
         """The unique name of systemd on the bus."""
         self._openings: dict[int, Opening] = {}
         self._calls: dict[int, Callable[[Incoming], None]] = {}
+        self._unregistered: dict[str, tuple[float, Register]] = {}
+        """Cages whose name another machine has, most likely that of their last life; until when that is hoped for."""
         self._said: set[str] = set()
 
     # --- what is asked -------------------------------------------------------------------------------------------
@@ -125,21 +131,23 @@ class Systemd:
             self._post(_MACHINED, _MACHINED_PATH, _MACHINED + ".Manager", "RegisterMachine", "sayssus", arguments,
                        lambda reply: self._registered(request, reply))
         except CageError as error:
-            self._say_once(f"machinectl does not know of cages: {error.sentence}")
+            self._say_once(error.bus_name, f"machinectl does not know of cages: {error.sentence}")
 
     def _registered(self, request: Register, reply: Incoming) -> None:
         try:
             reply.body("o")
         except BusError as error:
-            if error.name in (_DBUS + ".Error.ServiceUnknown", _DBUS + ".Error.NameHasNoOwner"):
-                LOG.info("there is no systemd-machined here, so that machinectl knows of no cages")
-                self._said.add(error.name)
-            else:
-                self._say_once(f"machinectl does not know of the cage {request.name}: {error.sentence or error.name}")
+            now = time.monotonic()
+            if error.name == _MACHINE_EXISTS:
+                self._unregistered = {name: each for name, each in self._unregistered.items() if each[0] > now}
+                self._unregistered.setdefault(request.name, (now + GONE_SECONDS, request))
+            why = f"machinectl does not know of the cage {request.name}: {error.sentence or error.name}"
+            if error.name not in _PASSING:
+                self._say_once(error.name, why)
 
-    def _say_once(self, sentence: str) -> None:
-        if sentence not in self._said and len(self._said) < 100:
-            self._said.add(sentence)
+    def _say_once(self, kind: str, sentence: str) -> None:
+        if kind not in self._said:
+            self._said.add(kind)
             LOG.warning("%s", sentence)
 
     # --- the bus -------------------------------------------------------------------------------------------------
@@ -211,6 +219,11 @@ class Systemd:
             self._systemd = message.body("sss")[2]
             if self._systemd and self._bus is not None:  # it has executed itself anew
                 self._calls[self._bus.post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "Subscribe")] = lambda _reply: None
+        elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved"):
+            # Whoever says that: to ask once more does no harm.
+            until, request = self._unregistered.pop(message.body("so")[0], (0.0, None))
+            if request is not None and time.monotonic() < until:
+                self._register(request)
         elif message.sender != self._systemd:
             return
         elif message.is_signal(_MANAGER, "JobRemoved"):

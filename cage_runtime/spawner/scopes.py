@@ -77,12 +77,9 @@ class Scopes:
             self._lost(str(error.strerror))
 
     def _send(self, request: Asked) -> None:
-        if self._connection is None:
-            self._start()
-        assert self._connection is not None
-        wire.send(self._connection, encode(request))
+        wire.send(self._connection or self._start(), encode(request))
 
-    def _start(self) -> None:
+    def _start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
@@ -93,6 +90,7 @@ class Scopes:
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, setsigmask=[])
         self._connection = ours
         self._loop.watch(ours.fileno(), self._hear)
+        return ours
 
     def _hear(self) -> None:
         if self._connection is None:
