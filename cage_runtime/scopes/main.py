@@ -46,7 +46,7 @@ def seal(filter_: seccomp.Filter) -> None:
 
 def serve(spawner: socket.socket) -> None:
     """Until the spawner ends."""
-    systemd = Systemd(lambda answer: wire.send(spawner, encode(answer)))
+    systemd = Systemd(lambda told: wire.send(spawner, encode(told)))
     while True:
         poll = select.poll()
         poll.register(spawner, select.POLLIN)

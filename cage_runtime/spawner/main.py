@@ -24,7 +24,7 @@ import msgspec
 from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.notify import notify
+from cage_runtime.notify import handed_over, notify, watchdog_seconds
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
@@ -88,6 +88,9 @@ class Server:
         loop.watch(self._listener.fileno(), self._accept)
 
     def _listen(self, path: Path) -> socket.socket:
+        """On `path`: the socket that systemd holds, so that caged can connect while we are not there, or our own."""
+        if descriptors := handed_over():
+            return _checked(descriptors, path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         path.unlink(missing_ok=True)
         os.umask(0o077)
@@ -144,6 +147,18 @@ class Server:
             peer.send(failed(request, error))
 
 
+def _checked(descriptors: list[int], path: Path) -> socket.socket:
+    """The one socket that was handed over; HostUnsupported where it is not the one that caged connects to."""
+    if len(descriptors) == 1:
+        listener = socket.socket(fileno=descriptors[0])
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if (listener.family, listener.type, listening) == (socket.AF_UNIX, socket.SOCK_SEQPACKET, 1) \
+                and listener.getsockname() == str(path):
+            listener.setblocking(True)
+            return listener
+    raise HostUnsupported(f"what systemd hands over is not a socket on {path}; see cage-spawner.socket")
+
+
 def _scopes(config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
     """The command line of cage-scopes."""
     program = str(Path(config.paths.runtime, "bin", "cage-scopes"))
@@ -188,6 +203,12 @@ def _default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def _feed(loop: Loop, seconds: float) -> None:
+    """Tell systemd's watchdog, each time that the loop has come around to this."""
+    notify("WATCHDOG=1")
+    loop.after(seconds, lambda: _feed(loop, seconds))
+
+
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     config_file = None if options.config is None else options.config.absolute()
@@ -210,6 +231,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     notify("READY=1")
+    if seconds := watchdog_seconds():
+        _feed(loop, seconds / 2)
     try:
         loop.run()
     finally:
