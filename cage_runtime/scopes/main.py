@@ -47,6 +47,7 @@ def seal(filter_: seccomp.Filter) -> None:
 def serve(spawner: socket.socket) -> None:
     """Until the spawner ends."""
     systemd = Systemd(lambda told: wire.send(spawner, encode(told)))
+    systemd.begin()
     while True:
         poll = select.poll()
         poll.register(spawner, select.POLLIN)

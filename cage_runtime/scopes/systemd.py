@@ -85,6 +85,13 @@ class Systemd:
         """Cages whose name another machine has, most likely that of their last life; until when that is hoped for."""
         self._said: set[str] = set()
 
+    def begin(self) -> None:
+        """Be there for what systemd tells; where the bus is not there yet, from the first request on."""
+        try:
+            self._connected()
+        except CageError as error:
+            LOG.warning("%s", error.sentence)
+
     # --- what is asked -------------------------------------------------------------------------------------------
     def ask(self, request: Asked) -> None:
         match request:

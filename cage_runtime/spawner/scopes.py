@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The spawner's end of cage-scopes: started with the first scope that is asked for, and again when it has ended.
+"""The spawner's end of cage-scopes: started with the spawner, and with the next request when it has ended.
 
 Nothing here waits: what comes of a request is told when it comes, and other cages are served meanwhile.
 """
@@ -77,9 +77,9 @@ class Scopes:
             self._lost(str(error.strerror))
 
     def _send(self, request: Asked) -> None:
-        wire.send(self._connection or self._start(), encode(request))
+        wire.send(self._connection or self.start(), encode(request))
 
-    def _start(self) -> socket.socket:
+    def start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
