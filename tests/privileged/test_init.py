@@ -285,7 +285,7 @@ def test_root_in_a_cage_cannot_have_it_ended_in_the_host_s_name(cage: Cage) -> N
         assert json.loads(received[0]) == {"event": "started"}
         standard = received[1]
         with open(standard[1]) as output, open(standard[2]) as errors:
-            assert (output.read(), errors.read()) == ("0 0 0 -1 -1 " * 2, "")
+            assert (output.read(), errors.read()) == ("0 -1 0 -1 -1 " * 2, "")
         os.close(standard[0])
         assert event(channel) == {"event": "exit", "status": 0}
 
