@@ -19,12 +19,16 @@ RUN = Path("/run/cage-runtime")
 SESSION = "trap 'echo told > Documents/told; exit 0' TERM; echo ready; while :; do sleep 1 & wait; done"
 
 
+def listed(name: str, key: str) -> str:
+    return next(str(cage[key]) for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name)
+
+
 def state(name: str) -> str:
-    return str(next(cage["state"] for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name))
+    return listed(name, "state")
 
 
 def uuid(name: str) -> str:
-    return str(next(cage["uuid"] for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name))
+    return listed(name, "uuid")
 
 
 def pid(unit: str) -> int:
@@ -68,7 +72,8 @@ def test_a_cage_is_a_unit_and_a_machine(cage: MakeCage) -> None:
     cage("work", "--level", "internal")
     cage("vault", "--level", "secret")
     tree = ok("systemd-cgls", "--no-pager", "--unit", "cages.slice")
-    assert [name for name in ("cage-work.scope", "cage-vault.scope", uuid("work"), uuid("vault")) if name not in tree] == []
+    shown = ("cage-work.scope", "cage-vault.scope", uuid("work"), uuid("vault"))
+    assert [name for name in shown if name not in tree] == []
     assert ok("systemctl", "show", "cages.slice", "--property=Description", "--value") == "Cages\n"
     status = ok("systemctl", "--no-pager", "status", "cage-work.scope")
     assert "cage-work.scope - Cage work" in status
@@ -79,8 +84,8 @@ def test_a_cage_is_a_unit_and_a_machine(cage: MakeCage) -> None:
     assert "Started cage-work.scope - Cage work." in ok("journalctl", "--no-pager", "--unit", "cage-work.scope")
     machines = {line[0]: line[1:3] for line in words(ok("machinectl", "list", "--no-pager", "--no-legend"))}
     assert machines == {"work": ["container", "cage-runtime"], "vault": ["container", "cage-runtime"]}
-    shown = dict(line.split("=", 1) for line in ok("machinectl", "show", "work").splitlines())
-    assert (shown["Unit"], shown["Id"]) == ("cage-work.scope", uuid("work"))
+    machine = dict(line.split("=", 1) for line in ok("machinectl", "show", "work").splitlines())
+    assert (machine["Unit"], machine["Id"]) == ("cage-work.scope", uuid("work"))
     assert "cage-init" in ok("machinectl", "status", "--no-pager", "work")
     ok("cagectl", "destroy", "work", "vault", "--yes")
     for name in ("work", "vault"):
@@ -111,7 +116,7 @@ def test_a_paused_cage_hears_that_its_unit_is_stopped(cage: MakeCage) -> None:
         ok("cagectl", "pause", "work")
         ok("systemctl", "stop", "cage-work.scope")
         assert inside.wait(SECONDS) == 0
-    assert "cage-work.scope: Stopping timed out" not in ok("journalctl", "--no-pager", "--boot", "--unit", "cage-work.scope")
+    assert "Stopping timed out" not in ok("journalctl", "--no-pager", "--boot", "--unit", "cage-work.scope")
     ok("cagectl", "start", "work")
     assert note("work") == "told\n"
 
