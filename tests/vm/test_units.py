@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from tests.vm.conftest import MakeCage
@@ -25,6 +26,13 @@ def listed(name: str, key: str) -> str:
 
 def state(name: str) -> str:
     return listed(name, "state")
+
+
+def wait_stopped(name: str) -> None:
+    """Until caged knows that the cage has ended, of which the spawner tells it after systemd has seen that."""
+    end = time.monotonic() + SECONDS
+    while state(name) != "stopped":
+        assert time.monotonic() < end, f"{name} is {state(name)}"
 
 
 def uuid(name: str) -> str:
@@ -103,6 +111,7 @@ def test_who_stops_a_cage_s_unit_stops_the_cage_in_order(cage: MakeCage) -> None
             assert inside.wait(SECONDS) == 0
         wait_gone(init)
         scope_gone("work")
+        wait_stopped("work")
         ok("cagectl", "start", "work")
         assert note("work") == "told\n"
         ok("cagectl", "enter", "work", "--", "rm", "Documents/told")
@@ -117,6 +126,7 @@ def test_a_paused_cage_hears_that_its_unit_is_stopped(cage: MakeCage) -> None:
         ok("systemctl", "stop", "cage-work.scope")
         assert inside.wait(SECONDS) == 0
     assert "Stopping timed out" not in ok("journalctl", "--no-pager", "--boot", "--unit", "cage-work.scope")
+    wait_stopped("work")
     ok("cagectl", "start", "work")
     assert note("work") == "told\n"
 
