@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cage_runtime.bus import DBUS, Bus, Call, Value
 from cage_runtime.errors import RuntimeFailure, UsageError
-from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, Flow
+from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, REQUEST_ID_DIGITS, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
@@ -45,6 +46,11 @@ class Decided:
     flow: Flow
 
 
+def new_request() -> str:
+    """The id by which all that is recorded of one request is found together; nobody can guess it."""
+    return os.urandom(REQUEST_ID_DIGITS // 2).hex()
+
+
 class Caged:
     """caged, as a core half sees it."""
 
@@ -55,13 +61,14 @@ class Caged:
         (rows,) = await self._ask("Gateways")
         return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
 
-    async def decide(self, source: str, service: str, argument: str, target: str, *, again: bool = False) -> Decided:
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     again: bool = False) -> Decided:
         """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
 
-        `again` makes sure of one before what it permits is delivered.
+        `request` is its `new_request`; `again` makes sure of a permission before what it permits is delivered.
         """
         uuid, source_name, max_size, flow = await self._ask(
-            "Decide", "ssssb", (source, service, argument, target, again))
+            "Decide", "ssssbs", (source, service, argument, target, again, request))
         return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
 
     async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:

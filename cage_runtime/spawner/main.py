@@ -21,6 +21,7 @@ from pathlib import Path
 
 import msgspec
 
+from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
@@ -212,7 +213,7 @@ def _feed(loop: Loop, seconds: float) -> None:
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     config_file = None if options.config is None else options.config.absolute()
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
+    log.set_up("%(name)s: %(message)s")
     loop = Loop()
     try:
         config = load_runtime(config_file)
