@@ -149,7 +149,8 @@ class Connection:
         started for it.
         """
         names = (destination, path, interface, member)
-        cookie = self._call(names, signature, values, flush=meanwhile is not None)
+        cookie = self._call(names, signature, values, flush=meanwhile is not None, interactive=interactive,
+                            quietly=quietly)
         if meanwhile:
             meanwhile()
         reply = self._reply(cookie, None if timeout is None else time.monotonic() + timeout)
@@ -163,7 +164,8 @@ class Connection:
         """Calls a method without waiting: `take` gives the reply, whose cookie this is; NoSystemBus, UsageError."""
         return self._call((destination, path, interface, member), signature, values, flush=False)
 
-    def _call(self, names: tuple[str, ...], signature: str, values: tuple[object, ...], *, flush: bool) -> int:
+    def _call(self, names: tuple[str, ...], signature: str, values: tuple[object, ...], *, flush: bool,
+              interactive: bool = False, quietly: bool = False) -> int:
         message = c_void_p()
         _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *(name.encode() for name in names)))
         try:

@@ -10,8 +10,8 @@ from __future__ import annotations
 import re
 
 from cage_runtime.cli.client import CORE_NAME, CORE_PATH
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import CageError
+from cage_runtime.sdbus import BusError, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
