@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from cage_runtime.bus import Call
 from cage_runtime.daemon.authorization import Authorization, Caller, Details
 from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.manager import Manager, no_such_cage
+from cage_runtime.daemon.manager import ACTING, Manager, no_such_cage
 from cage_runtime.daemon.rights import RIGHTS
 from cage_runtime.errors import InvalidName
 from cage_runtime.model import CORE_PATH, check_cage_name
@@ -37,22 +37,22 @@ class Access:
 
     async def to_new(self, call: Call, level: str) -> int:
         """The uid to which a new cage of that level may belong."""
-        caller = await self._authorization.caller(call)
+        caller = await self._caller(call)
         about = _about(str(call.arguments[0]), caller.uid, level)
         await self._authorization.require(caller, RIGHTS[call.member], about)
         return caller.uid
 
     async def to_host(self, call: Call) -> None:
-        await self._authorization.require(await self._authorization.caller(call), RIGHTS[call.member], {})
+        await self._authorization.require(await self._caller(call), RIGHTS[call.member], {})
 
     async def to_cage(self, call: Call) -> Cage:
         """The cage that the first argument names, for whoever may do with it what is called."""
-        caller = await self._authorization.caller(call)
+        caller = await self._caller(call)
         return await self._permitted(caller, str(call.arguments[0]))
 
     async def to_pair(self, call: Call) -> tuple[Cage, Cage]:
         """The cages that the first and the fourth argument name, for whoever may do what is called with each."""
-        caller = await self._authorization.caller(call)
+        caller = await self._caller(call)
         names = str(call.arguments[0]), str(call.arguments[3])
         source = await self._permitted(caller, names[0])
         target = await self._permitted(caller, names[1])
@@ -60,7 +60,7 @@ class Access:
 
     async def to_all(self, call: Call) -> View:
         """The caller's cages, and everybody's for whom they are there."""
-        caller, right = await self._authorization.caller(call), RIGHTS[call.member]
+        caller, right = await self._caller(call), RIGHTS[call.member]
         await self._authorization.require(caller, right, {})
         whole = await self._authorization.sees_all(caller, right)
         cages = (cage for cage in self._manager.cages() if whole or cage.record.owner == caller.uid)
@@ -68,7 +68,7 @@ class Access:
 
     async def sight(self, call: Call) -> Callable[[str, int], bool]:
         """Which objects are there for the caller: of cages those that List has, of jobs the caller's own."""
-        caller, right = await self._authorization.caller(call), RIGHTS["List"]
+        caller, right = await self._caller(call), RIGHTS["List"]
         if caller.is_root:
             return lambda _path, _owner: True
         if call.path.startswith(JOBS_PATH):
@@ -76,6 +76,12 @@ class Access:
         await self._authorization.require(caller, right, {})
         whole = await self._authorization.sees_all(caller, right)
         return lambda path, owner: owner == caller.uid or (whole and path.startswith(CAGES_PATH))
+
+    async def _caller(self, call: Call) -> Caller:
+        """Whoever calls, whose doing it is from here on in the record."""
+        caller = await self._authorization.caller(call)
+        ACTING.set(caller.uid)
+        return caller
 
     async def _permitted(self, caller: Caller, untrusted_name: str) -> Cage:
         cage, right = self._manager.get(untrusted_name), RIGHTS[caller.member]

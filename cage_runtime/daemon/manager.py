@@ -15,6 +15,7 @@ import logging
 import uuid as uuids
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import msgspec
 
@@ -58,6 +59,8 @@ from cage_runtime.spawner import spec
 from cage_runtime.text import escape, quoted
 
 LOG = logging.getLogger(__name__)
+ACTING: ContextVar[int | None] = ContextVar("acting", default=None)
+"""The uid of whoever's call is being carried out, a job that it began included; None where nobody asked for it."""
 
 
 class Manager:
@@ -99,9 +102,11 @@ class Manager:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
     def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain; of an ephemeral cage, its comings and goings need not be durable."""
+        """Append to the audit chain, with whose call it was; of an ephemeral cage, its comings and goings need not be durable."""
+        by = ACTING.get()
+        whose = {} if by is None else {"by": str(by)}
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
-        self.chain.append(kind, {**about, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
+        self.chain.append(kind, {**about, **whose, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
 
     # --- restart ---------------------------------------------------------------------------------------------
     async def recover(self) -> None:

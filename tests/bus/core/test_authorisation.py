@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import pwd
 import subprocess
@@ -319,6 +320,24 @@ def test_without_polkit_root_alone_may(core: Core, client: Client) -> None:
         assert introspected(alice, PATH) == []
         assert core.spawner.requests == []
     assert names(client) == [HERS, HIS]
+
+
+@pytest.mark.usefixtures("cages")
+def test_the_record_says_whose_doing_it_was(
+    core: Core, polkit: FakePolkit, apps: FakeApps, alice: Client, bob: Client, client: Client
+) -> None:
+    """Also of what goes on after the call, and not of what comes by itself."""
+    polkit.says = lambda _asked: YES
+    bob.call("Stop", "sa{sv}", HERS, {})
+    job = alice.call("InstallApplication", "ssa{sv}", HIS, "org.example.App", {})
+    alice.call("Wait", interface=f"{CORE}.Job", path=job)
+    client.call("Start", "sa{sv}", HERS, {})
+    with client.signals() as following:
+        core.spawner.end(client.call("Status", "sa{sv}", HERS, {})["uuid"][1])
+        following()
+    fields = [json.loads(line)["fields"] for line in client.call("TailAudit", "a{sv}", {"count": ("u", 4)})]
+    assert [entry.get("by") for entry in fields] == [str(uid(BOB)), str(uid(ALICE)), "0", None]
+    assert apps.calls
 
 
 # --- questions -------------------------------------------------------------------------------------------------------

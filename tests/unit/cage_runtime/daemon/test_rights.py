@@ -97,3 +97,14 @@ def test_the_bus_lets_everybody_call_what_is_decided_again_and_mediators_the_res
     standard = {(f"org.freedesktop.DBus.{name}", member) for name, of in STANDARD.items() for member in of}
     expected = {("default", *member) for member in members("Manager") | members("Job") | standard}
     assert allowed == expected | {(Users().files, *member) for member in members("Mediation")}
+
+
+def test_the_example_of_rules_speaks_of_actions_that_there_are() -> None:
+    text = (TOP / "policies/examples/50-cage-runtime.rules").read_text()
+    whole = set(re.findall(rf"\"({re.escape(CORE_BUS_NAME)}\.[a-z-]+)\"", text))
+    (own,) = re.findall(r"var own = \[([^\]]*)\]", text)
+    verbs = {f"{CORE_BUS_NAME}.{verb}" for verb in re.findall(r'"([a-z-]+)"', own)}
+    assert whole
+    assert verbs
+    assert whole | verbs <= ACTIONS.keys()
+    assert set(re.findall(r'lookup\("(\w+)"\)', text)) <= {"cage", "level", "owner"}
