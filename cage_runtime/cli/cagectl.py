@@ -8,6 +8,7 @@ from cage_runtime.cli.command import Program
 PROGRAM = Program(
     name="cagectl",
     purpose="Cages hold work of different sensitivity apart on one machine.",
+    completes=True,
     closing="See cagectl(1) for what each exit status means.",
     asks=True,
     verbs={

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import (
     BUS_ERROR_PREFIX,
     AuthenticationNeeded,
@@ -20,6 +19,7 @@ from cage_runtime.errors import (
     RuntimeFailure,
     from_bus,
 )
+from cage_runtime.sdbus import BusError, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -43,7 +43,8 @@ class Program:
     `verbs` has for each sub-command (one or two words) the module of this package that does it and a summary.  The
     module's VERBS has for it a pair: a function that adds arguments to a parser, and one that does the work.
     `later` names those that the interface promises and this version does not have.  With `asks` a person may be asked
-    for a password, and may say not to be.
+    for a password, and may say not to be.  One that `completes` gives shells the names that
+    there are, for `--complete` and what they want.
     """
 
     def __init__(
@@ -55,10 +56,11 @@ class Program:
         closing: str,
         later: tuple[str, ...] = (),
         asks: bool = False,
+        completes: bool = False,
     ) -> None:
         self.name, self.purpose, self.verbs, self.closing, self.later = name, purpose, verbs, closing, later
         self._flags = (*_FLAGS, _NOT_TO_ASK) if asks else _FLAGS
-        self.asks = asks
+        self.asks, self.completes = asks, completes
         self.groups = {verb.partition(" ")[0] for verb in verbs if " " in verb}
 
     def help(self, group: str = "") -> str:
@@ -98,6 +100,11 @@ class Program:
         return 1
 
     def _dispatch(self, argv: list[str]) -> int:
+        if argv[:1] == ["--complete"] and self.completes:
+            from cage_runtime.cli.complete import names
+
+            sys.stdout.writelines(f"{name}\n" for name in names(argv[1:]))
+            return 0
         flags, words, rest = self._separate(argv)
         if "--version" in flags:
             sys.stdout.write(f"{self.name} {VERSION}\n")

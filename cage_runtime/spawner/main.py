@@ -25,11 +25,11 @@ from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.notify import notify
+from cage_runtime.notify import handed_over, notify, watchdog_seconds
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
-from cage_runtime.spawner.service import Service
-from cage_runtime.spawner.spec import AnyReply, AnyRequest, Ended, Fault, Reply, decode_request, encode
+from cage_runtime.spawner.service import Service, failed
+from cage_runtime.spawner.spec import AnyReply, AnyRequest, Ended, decode_request, encode
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -80,15 +80,18 @@ class Peer:
 class Server:
     """The socket for caged, and the one connection that counts: the newest."""
 
-    def __init__(self, config: RuntimeConfig, loop: Loop) -> None:
+    def __init__(self, config: RuntimeConfig, config_file: Path | None, loop: Loop) -> None:
         self._loop = loop
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
-        self.service = Service(config, loop, self._caged, self._tell)
+        self.service = Service(config, loop, self._caged, self._tell, _scopes(config, config_file))
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
         loop.watch(self._listener.fileno(), self._accept)
 
     def _listen(self, path: Path) -> socket.socket:
+        """On `path`: the socket that systemd holds, so that caged can connect while we are not there, or our own."""
+        if descriptors := handed_over():
+            return _checked(descriptors, path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         path.unlink(missing_ok=True)
         os.umask(0o077)
@@ -141,11 +144,26 @@ class Server:
     def _obey(self, request: AnyRequest, descriptors: list[int], peer: Peer) -> None:
         try:
             self.service.obey(request, descriptors, peer.send)
-        except CageError as error:
-            peer.send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
-        except OSError as error:
-            sentence = f"the spawner failed in {type(request).__name__}: {error}"
-            peer.send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
+        except (CageError, OSError) as error:
+            peer.send(failed(request, error))
+
+
+def _checked(descriptors: list[int], path: Path) -> socket.socket:
+    """The one socket that was handed over; HostUnsupported where it is not the one that caged connects to."""
+    if len(descriptors) == 1:
+        listener = socket.socket(fileno=descriptors[0])
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if (listener.family, listener.type, listening) == (socket.AF_UNIX, socket.SOCK_SEQPACKET, 1) \
+                and listener.getsockname() == str(path):
+            listener.setblocking(True)
+            return listener
+    raise HostUnsupported(f"what systemd hands over is not a socket on {path}; see cage-spawner.socket")
+
+
+def _scopes(config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
+    """The command line of cage-scopes."""
+    program = str(Path(config.paths.runtime, "bin", "cage-scopes"))
+    return (program,) if config_file is None else (program, "--config", str(config_file))
 
 
 def _single(run: Path) -> int:
@@ -186,14 +204,21 @@ def _default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def _feed(loop: Loop, seconds: float) -> None:
+    """Tell systemd's watchdog, each time that the loop has come around to this."""
+    notify("WATCHDOG=1")
+    loop.after(seconds, lambda: _feed(loop, seconds))
+
+
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
+    config_file = None if options.config is None else options.config.absolute()
     log.set_up("%(name)s: %(message)s")
     loop = Loop()
     try:
-        config = load_runtime(options.config)
+        config = load_runtime(config_file)
         _prepare(config)
-        server = Server(config, loop)
+        server = Server(config, config_file, loop)
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
@@ -207,6 +232,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     notify("READY=1")
+    if seconds := watchdog_seconds():
+        _feed(loop, seconds / 2)
     try:
         loop.run()
     finally:

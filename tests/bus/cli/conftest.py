@@ -12,10 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jeepney import MessageType, new_error, new_method_return
+from jeepney import MessageFlag, MessageType, new_error, new_method_return
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from jeepney.low_level import HeaderFields, Message, MessageFlag
+from jeepney.low_level import HeaderFields, Message
 
 CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-BUS Bus Configuration 1.0//EN"
  "http://www.freedesktop.org/standards/dbus/1.0/busconfig.dtd">
@@ -54,6 +54,8 @@ class FakeService:
         self.calls: list[tuple[Any, ...]] = []
         self.interactive: list[bool] = []
         """Of each call, whether it allows interactive authorisation."""
+        self.flags: list[MessageFlag] = []
+        """Of each call in `calls`."""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -79,6 +81,7 @@ class FakeService:
         member = fields[HeaderFields.member]
         self.calls.append((member, *message.body))
         self.interactive.append(bool(message.header.flags & MessageFlag.allow_interactive_authorization))
+        self.flags.append(message.header.flags)
         answer = self.answers.get(member)
         if answer is None:
             return new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"no {member}",))

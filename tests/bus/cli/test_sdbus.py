@@ -16,7 +16,6 @@ import pytest
 from cage_runtime import model
 from cage_runtime.cli import agent, client
 from cage_runtime.cli.client import Peer, core, files, job
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import (
     CageError,
     NameTaken,
@@ -26,6 +25,7 @@ from cage_runtime.errors import (
     RuntimeFailure,
     UsageError,
 )
+from cage_runtime.sdbus import BusError, Connection
 from tests.bus.cli.conftest import FakeError
 
 CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
