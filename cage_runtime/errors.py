@@ -115,6 +115,12 @@ class CutOff(RuntimeFailure):
     bus_name = "CutOff"
 
 
+class NotThere(RuntimeFailure):
+    """Nobody has the name that was asked for: nothing was done."""
+
+    bus_name = "NotThere"
+
+
 class HostUnsupported(RuntimeFailure):
     """The host does not offer something that the request requires; the sentence names it and how to get it."""
 

@@ -21,6 +21,8 @@ CORE_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
 STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
 """Held by caged --standalone for as long as it starts what has ended again."""
+RETURN_SECONDS = 10.0
+"""How long a program that is just being started again is waited for."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
 
@@ -29,6 +31,8 @@ _ABSENT = {_DBUS + "ServiceUnknown", _DBUS + "NameHasNoOwner"}
 _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
+_LATE = _DBUS + "TimedOut"
+"""Of the bus alone: whoever it has started for this name has not come in time."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
 _NEEDS_ROOT = {*_FORBIDDEN, BUS_ERROR_PREFIX + NotAuthorized.bus_name}
 """What somebody who is not root is answered where root alone may ask: by the bus, or by the peer itself."""
@@ -42,7 +46,7 @@ class Peer:
     """One object of one program on the bus.
 
     `who` it is to a person, and `absent` gives what to say when nobody is there.  `needs_root` is what the person
-    asked for, where root alone can have it.
+    asked for, where root alone can have it.  `returning` says whether one that is not there is about to be.
     """
 
     def __init__(
@@ -55,7 +59,9 @@ class Peer:
         who: str,
         absent: Callable[[], str],
         needs_root: str = "",
+        returning: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._returning = returning
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
         self._who, self._absent, self._needs_root = who, absent, needs_root
 
@@ -69,18 +75,15 @@ class Peer:
         meanwhile: Callable[[], object] | None = None,
     ) -> Any:
         """The method's result: None, the one value, or the tuple of them.  `meanwhile` is done while the peer works."""
+        called = (self._name, self._path, self._interface, member, signature, values)
         try:
-            results = self._bus.call(
-                self._name,
-                self._path,
-                self._interface,
-                member,
-                signature,
-                values,
-                returns=returns,
-                timeout=timeout,
-                meanwhile=meanwhile,
-            )
+            try:
+                results = self._bus.call(*called, returns=returns, timeout=timeout, meanwhile=meanwhile)
+            except BusError as error:
+                # Nobody has it, so nothing has been done.
+                if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
+                    raise
+                results = self._bus.call(*called, returns=returns, timeout=timeout)
         except BusError as error:
             raise self._error(error) from error
         except TimeoutError as error:
@@ -92,8 +95,10 @@ class Peer:
             return NotAuthorized(f"{self._needs_root} needs root on this host; use sudo")
         if error.name.startswith(BUS_ERROR_PREFIX):
             return from_bus(error.name, error.sentence)
-        if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
+        if _is_absent(error):
             return NotRunning(self._absent())
+        if error.name == _LATE:
+            return NotRunning(f"{self._who} was started and has not come up in time; see its journal")
         if error.name in _ENDED:
             return CutOff(f"{self._who} ended before it answered; see its journal, and try again")
         if error.name in _FORBIDDEN:
@@ -102,17 +107,22 @@ class Peer:
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        who, absent, needs_root = self._who, self._absent, self._needs_root
-        return Peer(self._bus, self._name, path, interface, who=who, absent=absent, needs_root=needs_root)
+        return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent,
+                    needs_root=self._needs_root, returning=self._returning)
 
     def close(self) -> None:
         self._bus.close()
 
 
+def _is_absent(error: BusError) -> bool:
+    return error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX)
+
+
 def core(verb: str) -> Peer:
     """caged's manager on the system bus, for `verb`, a sub-command of cagectl."""
     manager = CORE_NAME + ".Manager"
-    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, needs_root=verb)
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, needs_root=verb,
+                returning=lambda: _held(STANDALONE_LOCK))
 
 
 def _no_core() -> str:

@@ -13,7 +13,7 @@ from dbus_fast import Variant
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.errors import CageError, RuntimeFailure
-from cage_runtime.model import CORE_PATH, JOBS_MAX
+from cage_runtime.model import CORE_PATH, GIVING_UP_SECONDS, JOBS_MAX
 
 KEPT_SECONDS = 300.0
 """How long a job that has ended can still be asked for its results."""
@@ -30,6 +30,7 @@ class Jobs:
         self._bus, self._authorization = bus, authorization
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
+        self._ending = False
         self._interface = described("org.cageruntime.Core1.xml", "org.cageruntime.Core1.Job")
 
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]]) -> str:
@@ -53,6 +54,18 @@ class Jobs:
         ))
         return path
 
+    async def end(self, seconds: float) -> None:
+        """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
+        under_way = [job.task for job in self._jobs.values() if not job.task.done()]
+        if not under_way:
+            return
+        _, late = await asyncio.wait(under_way, timeout=seconds)
+        self._ending = True
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=GIVING_UP_SECONDS)
+
     def _drop(self, path: str) -> None:
         job = self._jobs.pop(path, None)
         self._bus.withdraw(path)
@@ -65,7 +78,8 @@ class Jobs:
         await self._authorization.person(call.sender, call.member)
         await asyncio.wait([job.task])
         if job.task.cancelled():
-            raise CageError(f"{job.description}: cancelled")
+            why = ", because caged was told to end before it was done; try again" if self._ending else ""
+            raise CageError(f"{job.description}: cancelled{why}")
         results = job.task.result()
         return Answer(values=({key: Variant("s", value) for key, value in results.items()},))
 

@@ -4,12 +4,14 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
 import sys
 from pathlib import Path
 
+from cage_runtime import watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -27,8 +29,8 @@ from cage_runtime.daemon.service import CoreService, MediationService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry
-from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.model import CORE_BUS_NAME
+from cage_runtime.errors import CageError, CutOff, HostUnsupported, RuntimeFailure
+from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS
 from cage_runtime.notify import notify
 
 LOG = logging.getLogger("caged")
@@ -59,12 +61,28 @@ class Daemon:
             applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
             jobs=Jobs(bus, authorization),
         )
+        self._bus, self._jobs = bus, parts.jobs
+        self._mediation = parts.mediation
         self._core = CoreService(parts)
         self._mediators = MediationService(parts, gateways.standing)
 
     async def start(self) -> None:
         await self._spawner.start()
         await self._manager.recover()
+
+    async def end(self) -> None:
+        """Leave new calls to whoever owns the name next, and do what is in hand, as far as it can be done in time."""
+        with contextlib.suppress(CutOff):  # of the bus, with which all who wait are gone
+            await self._bus.release(CORE_BUS_NAME)
+            # A job that is given up has somebody who waits for it, and is to be told.
+            await asyncio.gather(self._jobs.end(ENDING_SECONDS), self._bus.finish(ENDING_SECONDS + GIVING_UP_SECONDS))
+
+    def reload(self) -> None:
+        """What SIGHUP asks for, as cagectl policy reload does, but that nobody hears of a bad policy but the log."""
+        try:
+            self._mediation.reload()
+        except CageError as error:
+            LOG.error("%s", error.sentence)
 
     def _ended(self, uuid: str) -> None:
         self._manager.on_ended(uuid)
@@ -86,24 +104,35 @@ class Daemon:
 
 
 async def serve(config: RuntimeConfig) -> None:
-    """Until told to end; RuntimeFailure where the bus ends before that."""
+    """Until told to end; HostUnsupported where the bus ends before that."""
     bus = await Bus.connect()
     with Chain.open(Path(config.paths.state, "audit")) as chain:
         chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
         await bus.own(CORE_BUS_NAME)
-        notify("READY=1")
-        told = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, told.set)
-        bus_ended = asyncio.ensure_future(bus.closed())
-        waiting = asyncio.ensure_future(told.wait())
-        await asyncio.wait({bus_ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if bus_ended.done():
-            raise HostUnsupported("the system bus ended; caged ends with it and is started again")
-        waiting.cancel()
+        await _until_told(bus, daemon)
+        # First, so that a supervisor that is asked for the name starts the next one, and does not take us for it.
+        notify("STOPPING=1")
+        await daemon.end()
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
+
+
+async def _until_told(bus: Bus, daemon: Daemon) -> None:
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    notify("READY=1")
+    tasks = [loop.create_task(work) for work in (bus.closed(), told.wait(), watchdog.feed(bus))]
+    ended, waiting, _feeding = tasks
+    try:
+        await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if ended.done():
+        raise HostUnsupported("the system bus ended; caged ends with it and is started again")
 
 
 def main() -> int:

@@ -16,13 +16,15 @@ import uuid as uuids
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
 
+import msgspec
+
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Definition, Paths, render_definition
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label, compose, home_bounds
 from cage_runtime.daemon.gateway import Gateways
-from cage_runtime.daemon.spawner import SpawnerClient
+from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import (
     CageError,
@@ -38,6 +40,7 @@ from cage_runtime.model import (
     AUDIT_TAIL_MAX,
     CAGES_MAX,
     DEFAULT_TASKS,
+    REPEATS_MAX,
     STOP_SECONDS,
     CageState,
     Levels,
@@ -62,7 +65,7 @@ class Manager:
         self._coming: set[str] = set()
         """Names that are being created."""
         self._in_hand: set[str] = set()
-        """Uuids of cages that are being created or destroyed: `look` leaves them to whoever does that."""
+        """Uuids of cages that are being created, started or destroyed: `look` leaves them to whoever does that."""
         self.orphans: tuple[str, ...] = ()
         """Storage that is kept and belongs to no cage."""
         self._finishing: set[asyncio.Task[None]] = set()
@@ -257,8 +260,8 @@ class Manager:
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:
-            request = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
-            await self.spawner.ask(request)
+            make = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
+            await self._once(make, spec.Remove(id=self.spawner.number(), uuid=record.uuid))
             self._registry.add(record)
         except (CageError, OSError) as error:
             await self._clear(record.uuid)
@@ -283,6 +286,16 @@ class Manager:
             raise
         return cage
 
+    async def _once(self, request: spec.MakeStorage | spec.Birth, undoing: spec.Remove | spec.Stop) -> None:
+        """Ask for what may not be done twice: where the spawner ends at it, it is undone before it is asked again."""
+        for _ in range(REPEATS_MAX):
+            with contextlib.suppress(SpawnerEnded):
+                await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+                return
+            LOG.warning("%s is undone and done again for %s", type(request).__name__, request.uuid)
+            await self.spawner.ask(msgspec.structs.replace(undoing, id=self.spawner.number()))
+        await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+
     @asynccontextmanager
     async def held(self, cage: Cage) -> AsyncIterator[None]:
         """The cage's lock; NoSuchCage where it was destroyed meanwhile, also if its name has come again (M17)."""
@@ -297,7 +310,11 @@ class Manager:
             if cage.state is CageState.RUNNING:
                 return
             cage.require(CageState.STOPPED, CageState.FAILED)
-            await self._start(cage)
+            self._in_hand.add(cage.uuid)
+            try:
+                await self._start(cage)
+            finally:
+                self._in_hand.discard(cage.uuid)
 
     async def _start(self, cage: Cage) -> None:
         definition = cage.record.definition
@@ -307,11 +324,12 @@ class Manager:
         before = cage.state
         self._set(cage, CageState.STARTING)
         try:
-            await self.spawner.ask(spec.Birth(
+            birth = spec.Birth(
                 id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
-            ))
+            )
+            await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self._gateways.open(cage.name, cage.uuid)
         except (CageError, OSError) as error:
             if isinstance(error, OSError):

@@ -151,6 +151,9 @@ AnyRequest = (
     | Stop | Remove
 )
 
+REPEATABLE = (Describe, Standing, Keep, Condemn, Expose, Conceal, Inspect, Logs, Freeze, Stop, Remove)
+"""What comes to the same if it is done again, and so may be asked of the next spawner where one has ended at it."""
+
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """Why a request failed: `kind` is the bus_name of an error of cage_runtime.errors."""
