@@ -104,26 +104,34 @@ class Daemon:
 
 
 async def serve(config: RuntimeConfig) -> None:
-    """Until told to end; HostUnsupported where the bus ends before that."""
+    """Until told to end; RuntimeFailure where it cannot go on, or begin."""
     bus = await Bus.connect()
     with Chain.open(Path(config.paths.state, "audit")) as chain:
         chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
+        told = _listen_for_signals(daemon)
         await bus.own(CORE_BUS_NAME)
-        await _until_told(bus, daemon)
+        notify("READY=1")
+        await _until(told, bus)
         # First, so that a supervisor that is asked for the name starts the next one, and does not take us for it.
         notify("STOPPING=1")
         await daemon.end()
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 
-async def _until_told(bus: Bus, daemon: Daemon) -> None:
+def _listen_for_signals(daemon: Daemon) -> asyncio.Event:
+    """What is set when we are told to end."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
     for number in (signal.SIGTERM, signal.SIGINT):
         loop.add_signal_handler(number, told.set)
     loop.add_signal_handler(signal.SIGHUP, daemon.reload)
-    notify("READY=1")
+    return told
+
+
+async def _until(told: asyncio.Event, bus: Bus) -> None:
+    """Until told; HostUnsupported where the bus ends before that."""
+    loop = asyncio.get_running_loop()
     tasks = [loop.create_task(work) for work in (bus.closed(), told.wait(), watchdog.feed(bus))]
     ended, waiting, _feeding = tasks
     try:

@@ -13,6 +13,7 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import struct
@@ -72,6 +73,12 @@ class Peer:
 
     def receive(self) -> tuple[bytes, list[int]] | None:
         """The next message; None where there is none, which may be the end of the connection."""
+        if self._heard_all:
+            poll = select.poll()
+            poll.register(self.connection, 0)
+            if poll.poll(0):  # it has gone, and takes no answer
+                self.close()
+            return None
         try:
             received = wire.receive(self.connection)
         except BlockingIOError:
