@@ -36,6 +36,7 @@ from cage_runtime.errors import (
     NoSystemBus,
     NotThere,
     RuntimeFailure,
+    Unanswered,
     UsageError,
     from_bus,
 )
@@ -233,8 +234,8 @@ class Bus:
                    seconds: float | None = 60.0, start: bool = True) -> Answer:
         """Call a method and return its results; the caller owns the descriptors among them.
 
-        An error reply is raised as the CageError that its name stands for; CutOff where none comes in time or can come
-        any more.  Where nobody owns the name, whoever the bus knows for it is started, unless `start` is False.
+        An error reply is raised as the CageError that its name stands for; Unanswered where none comes in time, CutOff
+        where none can come any more.  Where nobody owns the name, whoever the bus knows for it is started, unless `start` is False.
         """
         message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature,
                           body=list(arguments), serial=self._connection.next_serial(),
@@ -248,7 +249,7 @@ class Bus:
                 raise _error(answer, str(arguments[0]) if destination == DBUS[0] and arguments else destination)
             return Answer(values=tuple(answer.body), descriptors=reply.take())
         except TimeoutError as error:
-            raise CutOff(f"{destination} did not answer {member} within {seconds:.0f} s") from error
+            raise Unanswered(f"{destination} did not answer {member} within {seconds:.0f} s") from error
         except EOFError as error:
             raise CutOff(f"the bus went away while {destination} was asked for {member}") from error
         finally:

@@ -115,6 +115,12 @@ class CutOff(RuntimeFailure):
     bus_name = "CutOff"
 
 
+class Unanswered(CutOff):
+    """Whoever was asked is there, and has not answered in time."""
+
+    bus_name = "Unanswered"
+
+
 class NotThere(RuntimeFailure):
     """Nobody has the name that was asked for: nothing was done."""
 

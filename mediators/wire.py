@@ -14,7 +14,7 @@ from dataclasses import dataclass
 
 from cage_runtime import watchdog
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
-from cage_runtime.errors import CutOff, NotThere, RuntimeFailure, UsageError
+from cage_runtime.errors import CutOff, NotThere, RuntimeFailure, Unanswered, UsageError
 from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -136,7 +136,7 @@ class Caged:
                 return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                             descriptors, seconds, start=False)
             except (CutOff, NotThere) as error:
-                if not self._bus.connected:
+                if isinstance(error, Unanswered) or not self._bus.connected:
                     raise
                 LOG.info("%s is asked again: %s", member, escape(error.sentence))
         raise NotThere(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")

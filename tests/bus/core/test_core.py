@@ -269,7 +269,7 @@ def test_a_gateway_stays_when_its_cage_is_found_paused(core: Core, client: Clien
     assert socket_.stat().st_ino == before
 
 
-def test_a_stop_that_is_cut_off_is_done_by_the_next_spawner_and_leaves_no_second_gateway(core: Core, client: Client) -> None:
+def test_a_stop_that_is_cut_off_is_done_by_the_next_and_leaves_no_second_gateway(core: Core, client: Client) -> None:
     created(client, "work")
     (uuid,) = core.spawner.running
     with contextlib.closing(socket.socket(socket.AF_UNIX)) as half:  # starts the gateway's bus
