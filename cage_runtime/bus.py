@@ -235,7 +235,8 @@ class Bus:
         """Call a method and return its results; the caller owns the descriptors among them.
 
         An error reply is raised as the CageError that its name stands for; Unanswered where none comes in time, CutOff
-        where none can come any more.  Where nobody owns the name, whoever the bus knows for it is started, unless `start` is False.
+        where none can come any more.  Where nobody owns the name, whoever the bus knows for it is started, unless
+        `start` is False.
         """
         message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature,
                           body=list(arguments), serial=self._connection.next_serial(),
