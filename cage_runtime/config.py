@@ -29,7 +29,12 @@ from cage_runtime.model import (
 )
 from cage_runtime.text import escape
 
-SYSTEM_CONFIG = Path("/etc/cage-runtime/caged.conf")
+_LIB = Path(__file__).resolve().parents[1]
+PREFIX = _LIB.parent if _LIB.name == "lib" else Path("/usr/lib/cage-runtime")
+"""Where this runtime lies: its programs in bin, these modules in lib, the shipped defaults beside them.  In a cage that
+is another path than on the host; a working tree, which is no installation, goes by the package's."""
+CONFIG_PLACES = (Path("/etc/cage-runtime"), Path("/run/cage-runtime"), PREFIX)
+"""The directories in which caged.conf is looked for; the first that has one counts."""
 
 # A description completes "must be …" for whoever wrote something else.
 _Word = Annotated[
@@ -108,11 +113,11 @@ class Paths(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
     state: str = "/var/lib/cage-runtime"
     run: str = "/run/cage-runtime"
-    shipped: str = "/opt/cage-runtime/share"
+    shipped: str = str(PREFIX)
     """levels.toml, policy.d, templates.d and seccomp.d as delivered."""
     administrator: str = "/etc/cage-runtime"
     """The same names in here mask the shipped ones."""
-    runtime: str = "/opt/cage-runtime"
+    runtime: str = str(PREFIX)
     """The installed programs; each cage sees them, read-only, at /opt/cage-runtime."""
     cgroup: str = "cage-runtime"
     """The subtree for cages, below the cgroup2 mount (or below the delegated cgroup under systemd)."""
@@ -151,7 +156,7 @@ def uid_of(user: str) -> int:
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError as error:
-        raise HostUnsupported(f"there is no user {user} on this host; scripts/install adds it") from error
+        raise HostUnsupported(f"there is no user {user} on this host; reinstalling the runtime adds it") from error
 
 
 def gid_of(group: str) -> int:
@@ -159,7 +164,7 @@ def gid_of(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise HostUnsupported(f"there is no group {group} on this host; scripts/install adds it") from error
+        raise HostUnsupported(f"there is no group {group} on this host; reinstalling the runtime adds it") from error
 
 
 class _LevelsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -352,17 +357,19 @@ def read_text(path: Path) -> str:
 
 
 def load_runtime(path: Path | None) -> RuntimeConfig:
-    """The configuration at `path`; the defaults where `path` is None and the system has no file of its own."""
-    if path is None and not SYSTEM_CONFIG.exists():
-        return RuntimeConfig()
-    file = path or SYSTEM_CONFIG
-    return parse_table(read_text(file), RuntimeConfig, str(file))
+    """The configuration at `path`, or where that is None the system's; the defaults where it has none."""
+    file = path or _first(CONFIG_PLACES, "caged.conf")
+    return parse_table(read_text(file), RuntimeConfig, str(file)) if file else RuntimeConfig()
 
 
 def masked_file(paths: Paths, name: str) -> Path | None:
     """The administrator's file `name` before the shipped one; None where it is disabled by a link to /dev/null."""
-    for directory in (paths.administrator, paths.shipped):
-        file = Path(directory, name)
+    return _first((Path(paths.administrator), Path(paths.shipped)), name)
+
+
+def _first(directories: tuple[Path, ...], name: str) -> Path | None:
+    for directory in directories:
+        file = directory / name
         if file.is_symlink() and os.readlink(file) == os.devnull:
             return None
         if file.exists():

@@ -13,12 +13,15 @@ die() {
   exit 1
 }
 
+# is_installed PACKAGE: does the distribution have it here?
+is_installed() { [ "$(dpkg-query -W -f '${db:Status-Status}' "$1" 2>/dev/null)" = installed ]; }
+
 # need_packages NAME...: installs those of the distribution's packages that are not here yet.
 need_packages() {
   local missing=() name
   command -v dpkg-query >/dev/null || die "there is no dpkg here; this script knows Debian and its descendants"
   for name in "$@"; do
-    [ "$(dpkg-query -W -f '${db:Status-Status}' "$name" 2>/dev/null)" = installed ] || missing+=("$name")
+    is_installed "$name" || missing+=("$name")
   done
   [ ${#missing[@]} -gt 0 ] || return 0
   [ "$(id -u)" -eq 0 ] || die "packages are missing and only root can install them: ${missing[*]}"
@@ -47,6 +50,24 @@ make_venv() {
   "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --ignore-installed --require-hashes \
     --requirement "$requirements"
   printf '%s\n' "$wanted" >"$venv/.stamp"
+}
+
+# fetch_wheels DIR VERSION...: what the runtime carries (scripts/requirements-runtime.txt), for these versions of Python.
+fetch_wheels() {
+  local folder=$1 version machine platforms wanted
+  shift
+  machine=$(uname -m)
+  wanted=$({ echo "$machine $*" && cat scripts/requirements-runtime.txt; } | sha256sum)
+  [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+  say "fetching from PyPI into $folder"
+  rm -rf "$folder"
+  platforms=(--platform "manylinux_2_17_$machine" --platform "manylinux_2_28_$machine")
+  for version in "$@"; do
+    "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
+      --implementation cp --python-version "$version" "${platforms[@]}" \
+      --dest "$folder" --requirement scripts/requirements-runtime.txt
+  done
+  printf '%s\n' "$wanted" >"$folder/.stamp"
 }
 
 # one_at_a_time FILE ARGUMENT...: this script, from its start, with FILE locked; what it leaves running holds no lock.

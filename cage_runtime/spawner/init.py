@@ -99,7 +99,7 @@ class Init:
         self._buses = [
             LazyBus(listener=_listen(SYSTEM_BUS, 0o666, 0), uid=MEDIATOR_UID, profile=ProfileName.MEDIATOR,
                     argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
-                          "--config-file=/opt/cage-runtime/share/cage-bus/bus.conf")),
+                          "--config-file=/opt/cage-runtime/cage-bus/bus.conf")),
             LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID, profile=ProfileName.SESSION,
                     argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
                           "--address=systemd:")),

@@ -87,7 +87,7 @@ def _bus(run: Path) -> Iterator[int]:
 
 @contextlib.contextmanager
 def _caged(prefix: Path, name: str, state: Path, run: Path) -> Iterator[int]:
-    paths = {"state": state, "run": run / "core", "shipped": prefix / "share", "administrator": state / "etc",
+    paths = {"state": state, "run": run / "core", "shipped": prefix, "administrator": state / "etc",
              "runtime": prefix, "cgroup": name}
     configuration = run / "caged.conf"
     configuration.write_text("[paths]\n" + "".join(f'{key} = "{value}"\n' for key, value in paths.items()),

@@ -62,7 +62,7 @@ def test_the_sessions_are_what_happens(sample: Sample) -> None:
     runtime = Runtime()
     runtime.start()
     here = {"/var/lib/cage-runtime-quickstart/sample": str(sample.directory),
-            "/etc/cage-runtime": f"{runtime.top}/etc", "/opt/cage-runtime/share": f"{PREFIX}/share"}
+            "/etc/cage-runtime": f"{runtime.top}/etc", "/usr/lib/cage-runtime": str(PREFIX)}
     expected = [step for heading in REPLAYED for step in steps(heading)]
     commands = [_replaced(command, here) for command, _ in expected]
     environment = {**runtime.environment(), "PATH": f"{PREFIX}/bin:/usr/sbin:/usr/bin:/sbin:/bin"}

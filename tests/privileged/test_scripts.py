@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.privileged.runtime import PREFIX, SECONDS
+from tests.privileged.runtime import SECONDS
 from tests.privileged.sample import TOP
 
 APART = r"""
@@ -19,13 +19,15 @@ mkdir "$work/dpkg"
 mount --bind /var/lib/dpkg "$work/dpkg"
 cp -a /etc "$work/etc"
 mount --bind "$work/etc" /etc
+mkdir "$work/upper" "$work/work"
+mount -t overlay -o "lowerdir=/usr/share,upperdir=$work/upper,workdir=$work/work" overlay /usr/share
 for place in /opt /run /usr/local /var/lib /var/log; do mount -t tmpfs none "$place"; done
 mkdir -p /usr/local/bin /usr/local/sbin /usr/local/share/man /var/lib/dpkg
 mount --bind "$work/dpkg" /var/lib/dpkg
 printf '#!/bin/sh\necho install was run >&2\nexit 9\n' >"$work/stub"
 chmod 755 "$work/stub"
 """
-"""A mount namespace's /etc, /opt, /run, /usr/local, /var/lib and /var/log, forgotten with it."""
+"""A mount namespace's /etc, /opt, /run, /usr/local, /usr/share, /var/lib and /var/log, forgotten with it."""
 
 
 def apart(directory: Path, script: str) -> subprocess.CompletedProcess[str]:
@@ -104,12 +106,12 @@ def test_quickstart_stop_leaves_no_socket_of_a_bus_that_it_started(tmp_path: Pat
 
 
 # --- install and uninstall -------------------------------------------------------------------------------------------
-LIST = "find /usr/local /opt -type l -printf '%p -> %l\\n' -o -printf '%p\\n' | grep -v ^/opt/cage-runtime/ | sort"
+LIST = ("find /usr/local /usr/share/polkit-1 /opt /etc/dbus-1 -type l -printf '%p -> %l\\n' -o -printf '%p\\n' "
+        "| grep -v ^/opt/cage-runtime/ | sort")
 INSTALL = rf"""
-mkdir -p /usr/local/share/man/man8
+mkdir -p /usr/local/share/man/man8 /usr/share/polkit-1
 touch /usr/local/share/man/man8/other.8
 before=$({LIST})
-cp -a {PREFIX} /opt/cage-runtime
 scripts/install
 {LIST}
 caged --help >"$work/help"
@@ -125,7 +127,7 @@ def test_uninstall_takes_what_install_put_there(tmp_path: Path) -> None:
     links = dict(line.split(" -> ") for line in ended.stdout.splitlines() if " -> " in line)
     assert links["/usr/local/bin/cagectl"] == "/opt/cage-runtime/bin/cagectl"
     assert links["/usr/local/sbin/caged"] == "/opt/cage-runtime/bin/caged"
-    assert "/usr/local/share/man/man8/caged.8" in links
+    assert "/usr/local/share/man/man8/caged.8" in ended.stdout.splitlines()
 
 
 PURGE = r"""

@@ -1,10 +1,10 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the units, the system users, the bus policy and scripts/install say of the same things is the same."""
+"""What the units, the system users, the bus policy and the project say of the same things is the same."""
 
 from __future__ import annotations
 
 import configparser
-import re
+import tomllib
 from pathlib import Path
 from xml.etree import ElementTree as ET
 
@@ -15,6 +15,7 @@ from cage_runtime.config import Paths, Users
 
 TOP = Path(__file__).parents[2]
 UNITS = {path.name: path for path in (TOP / "systemd").glob("*.service")}
+PROGRAMS = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
 USERS = set(msgspec.structs.asdict(Users()).values())
 
 
@@ -49,10 +50,9 @@ def test_folders_are_where_the_configuration_looks_and_belong_to_its_users() -> 
 @pytest.mark.parametrize("name", UNITS)
 def test_units_start_installed_programs_as_the_configured_users(name: str) -> None:
     service = unit(name)["Service"]
-    launchers = set(re.findall(r"^  launcher (\S+)", (TOP / "scripts/install").read_text(), re.MULTILINE))
     program = Path(service["ExecStart"].split()[0])
     assert program.parent == Path(Paths().runtime, "bin")
-    assert program.name in launchers
+    assert program.name in PROGRAMS
     expected = {"cage-spawner.service": "root", "cage-mediator@.service": "cage-%i"}
     user = service.get("User", "root")
     assert user == expected.get(name, user)

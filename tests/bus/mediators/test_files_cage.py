@@ -93,7 +93,7 @@ def play(tmp_path: Path, start_bus: Any, start_gateway: Any) -> Callable[..., No
         services.mkdir()
         (services / "files.service").write_text(f"[D-BUS Service]\nName={FILES[0]}\nExec={half}\n")
         text = (TOP / "policies/cage-bus/bus.conf").read_text()
-        text = text.replace("/opt/cage-runtime/share/cage-bus/services", str(services))
+        text = text.replace("/opt/cage-runtime/cage-bus/services", str(services))
         for uid in ("0", "990", "1000"):  # one uid plays all of them here; tests/privileged tells them apart
             text = text.replace(f'user="{uid}"', f'user="uid{os.getuid()}"')
         start_bus("cage", text.replace(f'user="uid{os.getuid()}"', f'user="{os.getuid()}"'))
