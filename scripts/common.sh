@@ -86,7 +86,7 @@ living_uuids() {
     # Over a tmpfs, because mount(2) refuses a file system where it is already, as on most hosts.
     mount -t tmpfs none /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || exit 0
     cd /sys/fs/cgroup
-    for cgroup in cage-runtime/*/ cages.slice/cages.scope/cage-runtime/*/; do
+    for cgroup in cage-runtime/*/ cages.slice/cage-*.scope/*/; do
       ! grep -qsx "populated 1" "${cgroup}cgroup.events" || basename "$cgroup"
     done'
 }

@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import os
 
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NotAuthorized, RuntimeFailure, from_bus
+from cage_runtime.sdbus import BusError, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

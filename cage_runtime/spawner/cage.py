@@ -20,7 +20,7 @@ from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import STOP_SECONDS
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.birth import Cradle
-from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
 
@@ -177,9 +177,10 @@ class Cage:
         if self._gone:
             return
         try:
-            if self._events < 0 and self.cgroup.path.is_dir():
+            if self._events < 0:
                 self._events = self.cgroup.open_events()
-                self._loop.watch(self._events, self._emptied, PRIORITY)
+                if self._events >= 0:
+                    self._loop.watch(self._events, self._emptied, PRIORITY)
             if self._events >= 0:
                 self.cgroup.kill()
         except OSError as error:
@@ -204,10 +205,10 @@ class Cage:
                 self.end()
 
     def _emptied(self) -> None:
-        if self._events >= 0:
-            os.pread(self._events, 4096, 0)
-            if self.cgroup.populated():
-                return
+        if self._events >= 0 and is_populated(self._events):
+            # The kernel tells of that within 10 ms, unless systemd, which is told as well, has removed it by then.
+            self._loop.after(RETRY_SECONDS, self._look_again)
+            return
         if self._pid:
             return
         if self._events >= 0:
@@ -216,12 +217,15 @@ class Cage:
             self._events = -1
         self._remove()
 
+    def _look_again(self) -> None:
+        if self._events >= 0 and not is_populated(self._events):
+            self._emptied()
+
     def _remove(self) -> None:
         if self._gone:  # and what is there by now is of its next life
             return
         try:
-            if self.cgroup.path.is_dir():
-                self.cgroup.remove()
+            self.cgroup.remove()
             remove_cradle(self._cradle)
         except OSError as error:
             self._again(self._remove, error)

@@ -31,8 +31,8 @@ from cage_runtime.model import ENDING_SECONDS
 from cage_runtime.notify import notify
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
-from cage_runtime.spawner.service import Service
-from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Ended, Fault, Reply, decode_request, encode
+from cage_runtime.spawner.service import Service, failed
+from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Ended, Reply, decode_request, encode
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -132,11 +132,11 @@ class Peer:
 class Server:
     """The socket for caged, and the one connection that counts: the newest."""
 
-    def __init__(self, config: RuntimeConfig, loop: Loop) -> None:
+    def __init__(self, config: RuntimeConfig, config_file: Path | None, loop: Loop) -> None:
         self._loop = loop
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
-        self.service = Service(config, loop, self._caged, self._tell)
+        self.service = Service(config, loop, self._caged, self._tell, _scopes(config, config_file))
         self._path = Path(config.paths.run, "spawner.sock")
         self._listener = self._listen(self._path)
         self._ending = False
@@ -205,11 +205,14 @@ class Server:
         peer.owe(request)
         try:
             self.service.obey(request, descriptors, peer.send)
-        except CageError as error:
-            peer.send(Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence)))
-        except OSError as error:
-            sentence = f"the spawner failed in {type(request).__name__}: {error}"
-            peer.send(Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence)))
+        except (CageError, OSError) as error:
+            peer.send(failed(request, error))
+
+
+def _scopes(config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
+    """The command line of cage-scopes."""
+    program = str(Path(config.paths.runtime, "bin", "cage-scopes"))
+    return (program,) if config_file is None else (program, "--config", str(config_file))
 
 
 def _single(run: Path) -> int:
@@ -267,12 +270,13 @@ def _end_when_told(server: Server, loop: Loop) -> None:
 
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
+    config_file = None if options.config is None else options.config.absolute()
     logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
     loop = Loop()
     try:
-        config = load_runtime(options.config)
+        config = load_runtime(config_file)
         _prepare(config)
-        server = Server(config, loop)
+        server = Server(config, config_file, loop)
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status

@@ -27,6 +27,7 @@ ALLOWED = {
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.bus": FOUNDATION | BUS,
+    "cage_runtime.sdbus": {"cage_runtime.errors"},
     "cage_runtime.arguments": {"cage_runtime.errors"},
     "cage_runtime.notify": set(),
     "cage_runtime.watchdog": BUS | {"cage_runtime.errors", "cage_runtime.notify"},
@@ -35,13 +36,17 @@ ALLOWED = {
     "cage_runtime.trust": FOUNDATION,
     "cage_runtime.audit": FOUNDATION,
     "cage_runtime.flatpak": FOUNDATION | BUS | PROGRAM,
-    "cage_runtime.spawner": FOUNDATION | PROGRAM,
+    "cage_runtime.scopes": FOUNDATION
+    | PROGRAM
+    | {"cage_runtime.sdbus"}
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp", "syscall", "wire")},
+    "cage_runtime.spawner": FOUNDATION | PROGRAM | {"cage_runtime.scopes.spec"},
     "cage_runtime.daemon": FOUNDATION
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
-    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.spawner.channel"},
+    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
@@ -51,6 +56,7 @@ FORBIDDEN = {
     "cage_runtime.trust": {"asyncio", "ctypes", "socket", "subprocess", "dbus_fast", "pyroute2"},
     "cage_runtime.daemon": {"ctypes", "prctl", "pyseccomp", "pyroute2"},
     "cage_runtime.spawner": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
+    "cage_runtime.scopes": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.cli": {"asyncio", "dbus_fast", "pyroute2", "cryptography"},
 }
 """Room → outside modules that it must not import: pure rooms have no system, caged makes no system calls of its own,

@@ -15,7 +15,6 @@ import pytest
 
 from cage_runtime.cli import client
 from cage_runtime.cli.client import Peer, core, files, job
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import (
     NameTaken,
     NoSystemBus,
@@ -24,6 +23,7 @@ from cage_runtime.errors import (
     RuntimeFailure,
     UsageError,
 )
+from cage_runtime.sdbus import BusError, Connection
 
 CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
 
