@@ -21,7 +21,7 @@ from cage_runtime.daemon import standalone
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.gateway import Gateways
+from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
@@ -32,6 +32,7 @@ from cage_runtime.daemon.state import Registry
 from cage_runtime.errors import CageError, CutOff, HostUnsupported, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS
 from cage_runtime.notify import notify
+from cage_runtime.spawner import spec
 
 LOG = logging.getLogger("caged")
 
@@ -43,12 +44,11 @@ class Daemon:
         paths, run = config.paths, Path(config.paths.run)
         self._core: CoreService | None = None
         self._mediators: MediationService | None = None
-        self._spawner = SpawnerClient(run / "spawner.sock", self._ended, self._look)
+        self._spawner = SpawnerClient(run / "spawner.sock", self._happened, self._look)
         own = run / "caged"
-        gateways = Gateways(
-            run / "gateways", Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf",
-            self._gateway_up, self._gateway_down,
-        )
+        write_configuration(Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf")
+        self._gateways = gateways = Gateways(run / "gateways", self._start_gateway, self._gateway_up,
+                                             self._gateway_down)
         registry = Registry(Path(paths.state, "cages"), own / "cages")
         self._manager = Manager(
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
@@ -84,8 +84,14 @@ class Daemon:
         except CageError as error:
             LOG.error("%s", error.sentence)
 
-    def _ended(self, uuid: str) -> None:
-        self._manager.on_ended(uuid)
+    def _happened(self, event: spec.Event) -> None:
+        if isinstance(event, spec.Ended):
+            self._manager.on_ended(event.uuid)
+        else:
+            self._gateways.ended(event.uuid)
+
+    async def _start_gateway(self, uuid: str, listener: int) -> None:
+        await self._spawner.ask(spec.OpenGateway(id=self._spawner.number(), uuid=uuid), (listener,))
 
     async def _look(self) -> None:
         await self._manager.look()

@@ -200,16 +200,14 @@ class Manager:
 
     def _adopt(self, cage: Cage, standings: spec.Standings) -> None:
         state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
+        try:
+            self._gateways.settle(cage.name, cage.uuid, runs=cage.uuid in standings.gateways)
+        except OSError as error:
+            LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
+            self._ended(cage)
+            return
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
-            if not self._gateways.is_open(cage.uuid):
-                # A second bus beside the one that the core halves are on would be one that nobody answers on.
-                try:
-                    self._gateways.open(cage.name, cage.uuid)
-                except OSError as error:
-                    LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
-                    self._ended(cage)
-                    return
             self._set(cage, state, since=moment(standings.running[cage.uuid]))
             self.record(Kind.CAGE_ADOPTED, cage)
 

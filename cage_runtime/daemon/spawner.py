@@ -21,7 +21,7 @@ import msgspec
 from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, SpawnerUnavailable, from_bus
 from cage_runtime.model import REPEATS_MAX, SPAWNER_RETURN_SECONDS
 from cage_runtime.spawner import wire
-from cage_runtime.spawner.spec import REPEATABLE, AnyRequest, Ended, Reply, decode_reply, encode
+from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_reply, encode
 
 LOG = logging.getLogger(__name__)
 RETRY_SECONDS = 0.05
@@ -37,9 +37,10 @@ class _NotTaken(SpawnerUnavailable):
 
 
 class SpawnerClient:
-    def __init__(self, path: Path, ended: Callable[[str], None], reconnected: Callable[[], Awaitable[None]]) -> None:
+    def __init__(self, path: Path, happened: Callable[[Event], None],
+                 reconnected: Callable[[], Awaitable[None]]) -> None:
         self._path = str(path)
-        self._ended, self._reconnected = ended, reconnected
+        self._happened, self._reconnected = happened, reconnected
         self._socket: socket.socket | None = None
         self._numbers = itertools.count(1)
         self._waiting: dict[int, asyncio.Future[Reply]] = {}
@@ -116,9 +117,9 @@ class SpawnerClient:
         if not lost.done():
             lost.set_result(None)
 
-    def _take(self, message: Reply | Ended) -> None:
-        if isinstance(message, Ended):
-            self._ended(message.uuid)
+    def _take(self, message: AnyReply) -> None:
+        if not isinstance(message, Reply):
+            self._happened(message)
             return
         future = self._waiting.pop(message.id, None)
         if future is not None and not future.done():

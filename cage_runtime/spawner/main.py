@@ -32,7 +32,7 @@ from cage_runtime.notify import notify
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
-from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Ended, Reply, decode_request, encode
+from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -165,7 +165,7 @@ class Server:
         peer = self._peer = Peer(connection, self._loop)
         self._loop.watch(connection.fileno(), lambda: self._attend(peer))
 
-    def _tell(self, message: Ended) -> None:
+    def _tell(self, message: Event) -> None:
         if self._peer is not None:
             self._peer.send(message)
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 import os
 import signal
+import socket
 import subprocess
 from typing import Any
 
@@ -213,3 +214,102 @@ def test_the_policy_is_read_again_at_a_hang_up(core: Core, client: Client) -> No
         client.until(lambda kind=kind: kinds_of_the_record(client)[-1] == kind)
     assert "10-ours.policy" in core.log.read_text()
     assert "the policy in force stays" in core.log.read_text()
+
+
+# --- gateways ------------------------------------------------------------------------------------------------------
+def gateway_of(core: Core) -> tuple[str, str]:
+    """The one running cage's uuid, and the path of its gateway."""
+    (uuid,) = core.spawner.running
+    return uuid, str(core.top / "run/gateways" / uuid / "bus")
+
+
+def connected(path: str) -> socket.socket:
+    """Somebody in the cage, at its gateway."""
+    half = socket.socket(socket.AF_UNIX)
+    half.connect(path)
+    return half
+
+
+def asked_to_open(core: Core) -> int:
+    return core.spawner.kinds().count("OpenGateway")
+
+
+@pytest.mark.parametrize("kill", [True, False])
+def test_a_bus_that_runs_is_taken_over_and_its_socket_stays(core: Core, kill: bool) -> None:
+    client = core.client()
+    created(client, "work")
+    uuid, path = gateway_of(core)
+    made = os.stat(path).st_ctime_ns
+    with connected(path):
+        core.spawner.wait_until(lambda: uuid in core.spawner.gateways)
+        core.stop(kill=kill)
+        core.start()
+        assert states(client) == {"work": "running"}
+        assert os.stat(path).st_ctime_ns == made
+        with connected(path):  # the bus has the socket, and nobody else listens
+            assert states(client) == {"work": "running"}
+    assert asked_to_open(core) == 1
+    client.call("Destroy", "sa{sv}", "work", {})
+    client.close()
+
+
+def test_a_socket_without_a_bus_is_made_anew(core: Core) -> None:
+    client = core.client()
+    created(client, "work")
+    uuid, path = gateway_of(core)
+    core.stop(kill=True)
+    with pytest.raises(ConnectionRefusedError):
+        connected(path)
+    core.start()
+    with connected(path):
+        core.spawner.wait_until(lambda: uuid in core.spawner.gateways)
+    client.close()
+
+
+@pytest.mark.parametrize("restarted", [True, False])
+def test_a_bus_that_ends_is_started_by_the_next_connection(core: Core, restarted: bool) -> None:
+    client = core.client()
+    created(client, "work")
+    uuid, path = gateway_of(core)
+    with connected(path):
+        core.spawner.wait_until(lambda: uuid in core.spawner.gateways)
+    if restarted:
+        core.stop()
+        core.start()
+        made = os.stat(path).st_ctime_ns
+    core.spawner.end_gateway(uuid)
+    if restarted:
+        client.until(lambda: bool(states(client)) and os.stat(path).st_ctime_ns != made)
+        with connected(path):
+            core.spawner.wait_until(lambda: asked_to_open(core) == 2)
+    else:  # the first connection has waited in the socket's queue
+        core.spawner.wait_until(lambda: asked_to_open(core) == 2)
+    client.close()
+
+
+def test_a_bus_that_was_asked_of_a_spawner_that_ended_is_asked_of_the_next(core: Core, client: Client) -> None:
+    created(client, "work")
+    uuid, path = gateway_of(core)
+    for lost in (core.spawner.silent, core.spawner.mute):
+        lost.add(spec.OpenGateway)
+        with connected(path):
+            core.spawner.wait_for(spec.OpenGateway)
+            lost.clear()
+            replace_spawner(core, spec.OpenGateway)
+            core.spawner.wait_until(lambda: asked_to_open(core) == 1 and uuid in core.spawner.gateways)
+        client.call("Stop", "sa{sv}", "work", {})
+        client.call("Start", "sa{sv}", "work", {})
+        core.spawner.requests.clear()
+
+
+def test_a_bus_that_ended_with_nobody_looking_is_noticed(core: Core, client: Client) -> None:
+    """While there was no spawner, say."""
+    created(client, "work")
+    uuid, path = gateway_of(core)
+    with connected(path):
+        core.spawner.wait_until(lambda: uuid in core.spawner.gateways)
+        core.spawner.stop()
+        core.spawner.drop_gateway(uuid)
+        core.spawner.start()
+        core.spawner.wait_until(lambda: asked_to_open(core) == 2)
+        assert uuid in core.spawner.gateways
