@@ -40,7 +40,9 @@ def all_is_well(runtime: Runtime, standing: Cage) -> None:
     assert runtime.cagectl("audit", "verify").returncode == 0
     listed = runtime.json("list")
     assert runtime.ranges().keys() == {cage["uuid"] for cage in listed}
-    groups = {entry.name for entry in runtime.subtree().iterdir() if entry.is_dir()}
+    beside = {entry.name.removesuffix(".gateway") for entry in runtime.subtree().glob("*.gateway")}
+    groups = {entry.name for entry in runtime.subtree().iterdir() if entry.is_dir() and not entry.suffix}
+    assert beside <= groups
     assert groups == {cage["uuid"] for cage in listed if cage["state"] in ("running", "paused")}
     assert {entry.name for entry in (runtime.run / "cages").iterdir()} == groups
     runtime.ok("create", "another")
