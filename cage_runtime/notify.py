@@ -7,6 +7,9 @@ import contextlib
 import os
 import socket
 
+FIRST_DESCRIPTOR = 3
+"""SD_LISTEN_FDS_START."""
+
 
 def notify(state: str) -> None:
     """Send `state`, such as READY=1, to the supervisor's socket; nothing happens where there is none."""
@@ -28,3 +31,18 @@ def watchdog_seconds() -> float:
     if not (microseconds.isascii() and microseconds.isdigit()) or meant != str(os.getpid()):
         return 0.0
     return int(microseconds) / 1e6
+
+
+def handed_over() -> list[int]:
+    """The descriptors that the supervisor has opened for us, close-on-exec from now on (sd_listen_fds(3)).
+
+    They are for this process alone: none where another one is meant, and none for what starts from here.
+    """
+    meant, count = os.environ.pop("LISTEN_PID", ""), os.environ.pop("LISTEN_FDS", "")
+    os.environ.pop("LISTEN_FDNAMES", "")
+    if meant != str(os.getpid()) or not (count.isascii() and count.isdigit()):
+        return []
+    descriptors = list(range(FIRST_DESCRIPTOR, FIRST_DESCRIPTOR + int(count)))
+    for descriptor in descriptors:
+        os.set_inheritable(descriptor, False)
+    return descriptors

@@ -46,7 +46,8 @@ def seal(filter_: seccomp.Filter) -> None:
 
 def serve(spawner: socket.socket) -> None:
     """Until the spawner ends."""
-    systemd = Systemd(lambda answer: wire.send(spawner, encode(answer)))
+    systemd = Systemd(lambda told: wire.send(spawner, encode(told)))
+    systemd.begin()
     while True:
         poll = select.poll()
         poll.register(spawner, select.POLLIN)

@@ -35,6 +35,11 @@ def scope_of(runtime: str, name: str) -> str:
     return f"cage-{name}.{runtime}.scope" if runtime else f"cage-{name}.scope"
 
 
+def is_scope(unit: str) -> bool:
+    """Whether a unit is called as that of a cage, of any runtime."""
+    return unit.startswith("cage-") and unit.endswith(".scope")
+
+
 class Open(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="open"):
     """Have systemd make the scope of the cage `name`, with one process in it: the seed, which keeps it."""
 
@@ -65,14 +70,20 @@ class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     fault: Annotated[str, msgspec.Meta(max_length=1000)] = ""
 
 
+class Leaving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="leaving"):
+    """systemd is about to end what is in this scope: what stands still there is to hear of it."""
+
+    unit: Annotated[str, msgspec.Meta(max_length=256)]
+
+
 Asked = Open | Close | Register
 
 _ENCODER = msgspec.json.Encoder()
 _ASKED = msgspec.json.Decoder(Asked)
-_OPENED = msgspec.json.Decoder(Opened)
+_TOLD = msgspec.json.Decoder(Opened | Leaving)
 
 
-def encode(message: Asked | Opened) -> bytes:
+def encode(message: Asked | Opened | Leaving) -> bytes:
     return _ENCODER.encode(message)
 
 
@@ -82,6 +93,7 @@ def decode_asked(message: bytes) -> Asked:
     return asked
 
 
-def decode_opened(message: bytes) -> Opened:
-    """The answer, or msgspec.DecodeError."""
-    return _OPENED.decode(message)
+def decode_told(message: bytes) -> Opened | Leaving:
+    """What cage-scopes tells, or msgspec.DecodeError."""
+    told: Opened | Leaving = _TOLD.decode(message)
+    return told

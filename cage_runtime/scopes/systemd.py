@@ -19,7 +19,7 @@ from typing import Any
 import prctl
 
 from cage_runtime.errors import CageError, NoSystemBus
-from cage_runtime.scopes.spec import Asked, Close, Open, Opened, Register, scope_of, slice_of
+from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Opened, Register, is_scope, scope_of, slice_of
 from cage_runtime.sdbus import BusError, Connection, Incoming
 from cage_runtime.spawner import syscall
 
@@ -45,6 +45,7 @@ _PASSING = (_MACHINE_EXISTS, _DBUS + ".Error.UnixProcessIdUnknown", "System.Erro
 """Of a cage whose last life machined has not forgotten, and of one that has ended by now."""
 _SUBSCRIBED = _SYSTEMD + ".AlreadySubscribed"
 _MATCHES = (
+    f"type='signal',sender='{_SYSTEMD}',path='{_SYSTEMD_PATH}',interface='{_MANAGER}',member='JobNew'",
     f"type='signal',sender='{_SYSTEMD}',path='{_SYSTEMD_PATH}',interface='{_MANAGER}',member='JobRemoved'",
     f"type='signal',sender='{_SYSTEMD}',path='{_SYSTEMD_PATH}',interface='{_MANAGER}',member='UnitRemoved'",
     f"type='signal',sender='{_MACHINED}',path='{_MACHINED_PATH}',interface='{_MACHINED}.Manager',member='MachineRemoved'",
@@ -73,8 +74,8 @@ class Opening:
 
 
 class Systemd:
-    def __init__(self, answer: Callable[[Opened], None]) -> None:
-        self._answer = answer
+    def __init__(self, tell: Callable[[Opened | Leaving], None]) -> None:
+        self._tell = tell
         self._bus: Connection | None = None
         self._systemd = ""
         """The unique name of systemd on the bus."""
@@ -83,6 +84,13 @@ class Systemd:
         self._unregistered: dict[str, tuple[float, Register]] = {}
         """Cages whose name another machine has, most likely that of their last life; until when that is hoped for."""
         self._said: set[str] = set()
+
+    def begin(self) -> None:
+        """Be there for what systemd tells; where the bus is not there yet, from the first request on."""
+        try:
+            self._connected()
+        except CageError as error:
+            LOG.warning("%s", error.sentence)
 
     # --- what is asked -------------------------------------------------------------------------------------------
     def ask(self, request: Asked) -> None:
@@ -123,7 +131,7 @@ class Systemd:
         # Gone where nobody waits any more.
         if self._openings.pop(opening.request.number, None):
             _end(opening.seed)
-            self._answer(Opened(number=opening.request.number, fault=sentence[:1000]))
+            self._tell(Opened(number=opening.request.number, fault=sentence[:1000]))
 
     def _register(self, request: Register) -> None:
         arguments = (request.name, bytes.fromhex(request.uuid), "cage-runtime", "container", request.leader, "")
@@ -229,6 +237,11 @@ class Systemd:
         elif message.is_signal(_MANAGER, "JobRemoved"):
             _, job, _, result = message.body("uoss")
             self._job_ended(job, result)
+        elif message.is_signal(_MANAGER, "JobNew"):
+            unit = message.body("uos")[2]
+            # Of a scope there are but two jobs: that which starts it, for us, and that which stops it.
+            if is_scope(unit) and not any(each.unit == unit for each in self._openings.values()):
+                self._tell(Leaving(unit=unit))
         elif message.is_signal(_MANAGER, "UnitRemoved"):
             unit, _ = message.body("so")
             for opening in [each for each in self._openings.values() if each.waiting and each.unit == unit]:
@@ -243,7 +256,7 @@ class Systemd:
             self._fail(opening, f"systemd makes no {opening.unit}: its job ended as {result}; see its journal")
             return
         opening.opened = True
-        self._answer(Opened(number=opening.request.number, seed=opening.seed))
+        self._tell(Opened(number=opening.request.number, seed=opening.seed))
 
 
 def _subscribe(bus: Connection) -> None:

@@ -33,6 +33,8 @@ ANSWER_SECONDS = 10.0
 """What a cage-init has for an answer; it waits for nothing that a cage can hold up, but it may stand still."""
 RETRY_SECONDS = 1.0
 """Before a step of a teardown that the host refused is tried again."""
+LOOK_SECONDS = 0.1
+"""Before a cgroup is looked at again whose last process has not been told of."""
 RECONNECT_SECONDS = 0.5
 """Between attempts to reach a cage-init that takes no connection."""
 
@@ -211,7 +213,7 @@ class Cage:
     def _emptied(self) -> None:
         if self._events >= 0 and is_populated(self._events):
             # The kernel tells of that within 10 ms, unless systemd, which is told as well, has removed it by then.
-            self._loop.after(RETRY_SECONDS, self._look_again)
+            self._loop.after(LOOK_SECONDS, self._look_again)
             return
         if self._pid:
             return

@@ -28,7 +28,7 @@ from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.model import ENDING_SECONDS
-from cage_runtime.notify import notify
+from cage_runtime.notify import handed_over, notify, watchdog_seconds
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
@@ -137,12 +137,16 @@ class Server:
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
         self.service = Service(config, loop, self._caged, self._tell, _scopes(config, config_file))
-        self._path = Path(config.paths.run, "spawner.sock")
-        self._listener = self._listen(self._path)
+        self._made: Path | None = None
+        """The socket's file, where it is not systemd's."""
+        self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
         self._ending = False
         loop.watch(self._listener.fileno(), self._accept)
 
     def _listen(self, path: Path) -> socket.socket:
+        """On `path`: the socket that systemd holds, so that caged can connect while we are not there, or our own."""
+        if descriptors := handed_over():
+            return _checked(descriptors, path)
         listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         path.unlink(missing_ok=True)
         os.umask(0o077)
@@ -150,6 +154,7 @@ class Server:
         os.umask(0o022)
         os.chown(path, self._caged, self._caged)
         listener.listen(4)
+        self._made = path
         return listener
 
     def _accept(self) -> None:
@@ -175,7 +180,8 @@ class Server:
             self._loop.running = False
             return
         self._ending = True
-        self._path.unlink(missing_ok=True)
+        if self._made is not None:
+            self._made.unlink(missing_ok=True)
         self._loop.forget(self._listener.fileno())
         self._listener.close()
         self._loop.after(ENDING_SECONDS, self._ended)
@@ -207,6 +213,18 @@ class Server:
             self.service.obey(request, descriptors, peer.send)
         except (CageError, OSError) as error:
             peer.send(failed(request, error))
+
+
+def _checked(descriptors: list[int], path: Path) -> socket.socket:
+    """The one socket that was handed over; HostUnsupported where it is not the one that caged connects to."""
+    if len(descriptors) == 1:
+        listener = socket.socket(fileno=descriptors[0])
+        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
+        if (listener.family, listener.type, listening) == (socket.AF_UNIX, socket.SOCK_SEQPACKET, 1) \
+                and listener.getsockname() == str(path):
+            listener.setblocking(True)
+            return listener
+    raise HostUnsupported(f"what systemd hands over is not a socket on {path}; see cage-spawner.socket")
 
 
 def _scopes(config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
@@ -253,6 +271,12 @@ def _default_signals() -> None:
     signal.pthread_sigmask(signal.SIG_SETMASK, [])
 
 
+def _feed(loop: Loop, seconds: float) -> None:
+    """Tell systemd's watchdog, each time that the loop has come around to this."""
+    notify("WATCHDOG=1")
+    loop.after(seconds, lambda: _feed(loop, seconds))
+
+
 def _end_when_told(server: Server, loop: Loop) -> None:
     """SIGTERM and SIGINT end the server in its turn, never in the middle of what it does."""
     told, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
@@ -289,6 +313,8 @@ def main() -> int:
     gc.collect()
     gc.freeze()
     notify("READY=1")
+    if seconds := watchdog_seconds():
+        _feed(loop, seconds / 2)
     try:
         loop.run()
     finally:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The spawner's end of cage-scopes: started with the first scope that is asked for, and again when it has ended.
+"""The spawner's end of cage-scopes: started with the spawner, and with the next request when it has ended.
 
 Nothing here waits: what comes of a request is told when it comes, and other cages are served meanwhile.
 """
@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.scopes.spec import Asked, Close, Open, Register, decode_opened, encode
+from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Register, decode_told, encode
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.loop import Loop
 
@@ -29,9 +29,9 @@ Told = Callable[[int | CageError], None]
 
 
 class Scopes:
-    def __init__(self, loop: Loop, command: tuple[str, ...]) -> None:
-        """`command` starts cage-scopes."""
-        self._loop, self._command = loop, command
+    def __init__(self, loop: Loop, command: tuple[str, ...], leaving: Callable[[str], None]) -> None:
+        """`command` starts cage-scopes; `leaving` is told of a unit that systemd is about to stop."""
+        self._loop, self._command, self._leaving = loop, command, leaving
         self._connection: socket.socket | None = None
         self._pid = 0
         self._next = 0
@@ -77,9 +77,9 @@ class Scopes:
             self._lost(str(error.strerror))
 
     def _send(self, request: Asked) -> None:
-        wire.send(self._connection or self._start(), encode(request))
+        wire.send(self._connection or self.start(), encode(request))
 
-    def _start(self) -> socket.socket:
+    def start(self) -> socket.socket:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
@@ -102,18 +102,18 @@ class Scopes:
                 return
             message, descriptors = received
             wire.close_all(descriptors)
-            opened = decode_opened(message)
+            told = decode_told(message)
         except BlockingIOError:
             return
         except (OSError, wire.PeerError, msgspec.DecodeError) as error:
             self._lost(str(error))
             return
-        if opened.number not in self._waiting:
-            self.close(opened.number)  # whoever asked has given up
-        elif opened.fault:
-            self._tell(opened.number, HostUnsupported(opened.fault))
+        if isinstance(told, Leaving):
+            self._leaving(told.unit)
+        elif told.number not in self._waiting:
+            self.close(told.number)  # whoever asked has given up
         else:
-            self._tell(opened.number, opened.seed)
+            self._tell(told.number, HostUnsupported(told.fault) if told.fault else told.seed)
 
     def _tell(self, number: int, outcome: int | CageError) -> None:
         if told := self._waiting.pop(number, None):

@@ -7,6 +7,7 @@ cage that exists.  Nothing else is remembered, so nothing can disagree with the 
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
 import socket
@@ -52,6 +53,8 @@ from cage_runtime.spawner.spec import (
 )
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 
+LOG = logging.getLogger(__name__)
+
 Respond = Callable[[Reply], None]
 
 
@@ -68,7 +71,7 @@ class Service:
         self._installation = Path(paths.state, "flatpak")
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
         self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
-        self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes))
+        self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes, self._leaving))
         profiles = profiles_of(paths)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
@@ -111,6 +114,15 @@ class Service:
             tell()
         # Whoever asked for it may be gone: it is told as an end by itself too, after the answer.
         self._tell(Ended(uuid=cage.uuid))
+
+    def _leaving(self, unit: str) -> None:
+        """systemd stops a scope: a paused cage is let go on, or it would not hear of it before it is killed."""
+        for cage in self._cages.values():
+            if cage.cgroup.path.parent.name == unit and not cage.ending:
+                try:
+                    cage.cgroup.freeze(frozen=False)
+                except OSError as error:
+                    LOG.warning("the cage %s is not told that it is to end: %s", cage.uuid, error)
 
     def _open_gateway(self, uuid: str, descriptors: list[int]) -> None:
         cage = self._running(uuid)

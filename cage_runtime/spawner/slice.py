@@ -23,6 +23,8 @@ class Slice:
         self._runtime, self._scopes = runtime_of(name), scopes
         self.path = mount_point.joinpath(*slice_of(self._runtime))
         self.controllers = offered(mount_point)
+        # Now, and not with the first birth: it also hears what systemd has in mind for cages that run already.
+        scopes.start()
         self._seeds: dict[str, int] = {}
         """Numbers of the scopes that their seeds still keep, by the cage's uuid."""
 

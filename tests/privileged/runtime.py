@@ -25,6 +25,7 @@ from typing import IO, Any
 from jeepney import DBusAddress, HeaderFields, MatchRule, message_bus, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 
+from cage_runtime.scopes.spec import runtime_of, slice_of
 from tests import system_bus
 
 TOP = Path(__file__).parents[2]
@@ -261,10 +262,14 @@ class Runtime:
         return (self.top / "log").read_text(errors="replace")
 
     def subtree(self) -> Path:
-        """The cages' cgroup."""
+        """What the cages' cgroups are in where no systemd manages them."""
+        return Path(f"/proc/self/fd/{self._hierarchy}", self.cgroup)
+
+    def cgroups(self) -> dict[str, Path]:
+        """The cgroup of each cage that has one, by uuid."""
         top = Path(f"/proc/self/fd/{self._hierarchy}")
-        delegated = top / "cages.slice/cages.scope" / self.cgroup
-        return delegated if delegated.is_dir() else top / self.cgroup
+        entries = [*self.subtree().glob("*/"), *top.joinpath(*slice_of(runtime_of(self.cgroup))).glob("*.scope/*/")]
+        return {entry.name: entry for entry in entries if not entry.suffix}  # else one beside a cage's
 
     def process(self, program: str) -> int:
         """The pid of one of our processes, one of the supervisor's children."""
@@ -278,7 +283,7 @@ class Runtime:
     def cage_processes(self, uuid: str) -> list[int]:
         """Every process of a cage, also of those that its programs moved into cgroups below its own."""
         pids: list[int] = []
-        for directory, _, _ in os.walk(self.subtree() / uuid):
+        for directory, _, _ in os.walk(self.cgroups()[uuid]):
             pids += map(int, Path(directory, "cgroup.procs").read_text().split())
         return pids
 
@@ -358,7 +363,7 @@ class Runtime:
 
     def gateway_bus(self, uuid: str) -> list[int]:
         """The processes of the cage's gateway, on the host's side of the wall."""
-        group = self.subtree() / f"{uuid}.gateway/cgroup.procs"
+        group = self.cgroups()[uuid].with_name(f"{uuid}.gateway") / "cgroup.procs"
         return [int(pid) for pid in group.read_text().split()] if group.exists() else []
 
 

@@ -63,7 +63,7 @@ def inbox(runtime: Runtime, target: Cage) -> list[str]:
 @contextmanager
 def stopped(runtime: Runtime, target: Cage) -> Iterator[None]:
     """The target's processes stand still, and the core does not know."""
-    cgroup = runtime.subtree() / target.uuid
+    cgroup = runtime.cgroups()[target.uuid]
     (cgroup / "cgroup.freeze").write_text("1")
     try:
         yield

@@ -22,7 +22,7 @@ USERS = set(msgspec.structs.asdict(Users()).values())
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNITS[name])
+    parser.read(TOP / "systemd" / name)
     return parser
 
 
@@ -59,10 +59,29 @@ def test_units_start_installed_programs_as_the_configured_users(name: str) -> No
     assert user in USERS | set(expected.values())
 
 
-def test_cages_survive_a_restart_of_the_spawner() -> None:
-    service = unit("cage-spawner.service")["Service"]
-    assert (service["KillMode"], service["Delegate"]) == ("process", "yes")
-    assert not any("cage-spawner" in unit(name)["Unit"].get("BindsTo", "") for name in UNITS)
+def test_a_restart_of_one_process_is_a_restart_of_no_other() -> None:
+    for name in UNITS:
+        tied = {word for key in ("Requires", "BindsTo", "PartOf") for word in unit(name)["Unit"].get(key, "").split()}
+        assert tied <= {"dbus.socket", "cage-spawner.socket"}
+
+
+def test_what_runs_for_caged_runs_as_long_as_caged() -> None:
+    wanted = unit("caged.service")["Unit"]["Wants"].split()
+    assert {name.replace("@files", "@") for name in wanted} == UNITS.keys() - {"caged.service"} | {"cage-spawner.socket"}
+    assert {unit(name.replace("@files", "@"))["Unit"]["StopWhenUnneeded"] for name in wanted} == {"yes"}
+
+
+def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> None:
+    listener = unit("cage-spawner.socket")["Socket"]
+    assert listener["ListenSequentialPacket"] == f"{Paths().run}/spawner.sock"
+    assert (listener["SocketUser"], listener["SocketMode"]) == (Users().caged, "0600")
+
+
+def test_the_preset_enables_what_can_be_enabled() -> None:
+    preset = (TOP / "systemd/50-cage-runtime.preset").read_text().splitlines()
+    enabled = {line.removeprefix("enable ") for line in preset if line.startswith("enable ")}
+    units = [path.name for kind in ("service", "socket", "slice") for path in (TOP / "systemd").glob(f"*.{kind}")]
+    assert enabled == {name for name in units if unit(name).has_section("Install")}
 
 
 @pytest.mark.parametrize("name", UNITS)
