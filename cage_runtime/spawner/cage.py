@@ -43,7 +43,7 @@ Answered = Callable[[Reply], None]
 
 class Cage:
     def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
-                 gateway_ended: Callable[[Cage], None]) -> None:
+                 gateway_ended: Callable[[Cage], None] = lambda _cage: None) -> None:
         self.uuid = uuid
         self.cgroup = cgroup
         self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
