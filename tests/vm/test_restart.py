@@ -45,8 +45,8 @@ def states() -> dict[str, str]:
 
 
 def records(kind: str) -> list[dict[str, str]]:
-    lines = ok("cagectl", "audit", "tail", "--json=short", "-n", "1000").splitlines()
-    return [record["fields"] for record in map(json.loads, lines) if record["kind"] == kind]
+    listed = json.loads(ok("cagectl", "audit", "tail", "--json=short", "-n", "1000"))
+    return [record["fields"] for record in listed if record["kind"] == kind]
 
 
 def main_pid(unit: str) -> int:
@@ -54,19 +54,20 @@ def main_pid(unit: str) -> int:
 
 
 def gateway(name: str) -> str:
-    """The processes of the cage's gateway."""
-    (listed,) = Path("/sys/fs/cgroup/cages.slice").glob(f"cage-{name}.scope/{uuid(name)}.gateway/cgroup.procs")
-    return listed.read_text()
+    """The processes of the cage's gateway, of which there are none in one that has never sent anything."""
+    procs = Path(f"/sys/fs/cgroup/cages.slice/cage-{name}.scope/{uuid(name)}.gateway/cgroup.procs")
+    return procs.read_text() if procs.exists() else ""
 
 
-def ended(pid: int, what: str) -> None:
-    """Until the process has ended."""
-    pidfd = os.pidfd_open(pid)
-    try:
+def hung(pids: dict[str, int]) -> None:
+    """Have these processes stand still, until all of them have been ended."""
+    pidfds = {what: os.pidfd_open(pid) for what, pid in pids.items()}
+    for pidfd in pidfds.values():
+        signal.pidfd_send_signal(pidfd, signal.SIGSTOP)
+    for what, pidfd in pidfds.items():
         poll = select.poll()
         poll.register(pidfd, select.POLLIN)
         assert poll.poll(SECONDS * 1000), f"{what} has not ended"
-    finally:
         os.close(pidfd)
 
 
@@ -114,7 +115,8 @@ def test_restarts_lose_no_transfer_no_call_and_no_cage() -> None:
     before = {name: (uuid(name), gateway(name)) for name in states()}
     with senders() as sending:
         for _ in range(ROUNDS):
-            churning = subprocess.Popen(["sh", "-c", CHURN], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+            churning = subprocess.Popen(["sh", "-c", CHURN], stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
+                                        text=True)
             for unit in ("caged.service", "cage-spawner.service"):
                 ok("systemctl", "reset-failed", unit)  # its counter of starts: systemd has a bound for them
                 ok("systemctl", "restart", unit)
@@ -125,6 +127,7 @@ def test_restarts_lose_no_transfer_no_call_and_no_cage() -> None:
         check_sent(source, target, said)
     assert states() == dict.fromkeys(before, "running")
     assert {name: (uuid(name), gateway(name)) for name in before} == before
+    assert all(gateway(source) for source, _ in ROUTES)
     ok("cagectl", "audit", "verify")
     assert list(Path("/var/lib/cage-runtime/staging").iterdir()) == []
     assert properties("caged.service", "Result", "NRestarts") == {"Result": "success", "NRestarts": "0"}
@@ -157,12 +160,9 @@ def test_what_stands_still_is_started_again_and_cages_go_on(cage: MakeCage) -> N
     assert session.stdout is not None
     assert session.stdout.readline() == "begun\n"
     with watchdogs(10, *units):
-        hung = {unit: main_pid(unit) for unit in units}
-        for pid in hung.values():
-            os.kill(pid, signal.SIGSTOP)
-        for unit, pid in hung.items():
-            ended(pid, unit)
-        for unit, pid in hung.items():
+        before = {unit: main_pid(unit) for unit in units}
+        hung(before)
+        for unit, pid in before.items():
             ok("systemctl", "start", unit)
             assert main_pid(unit) not in (0, pid)
             assert "Watchdog timeout" in ok("journalctl", "--no-pager", "--boot", "--unit", unit)
@@ -216,7 +216,8 @@ def test_a_second_core_by_hand_is_refused_and_changes_nothing(command: list[str]
     second = run(*command)
     assert second.returncode == 125
     assert len(second.stderr.splitlines()) == 1
-    assert second.stderr.rstrip().endswith(("is in use by another core; stop it first", "end it first"))
+    assert second.stderr.rstrip().endswith(("is in use by another core; stop it first",
+                                            "a core runs already with /run/cage-runtime; end it first"))
     ok("cagectl", "audit", "verify")
     assert (len(records("core-started")), main_pid("caged.service")) == (before, pid)
 
