@@ -4,10 +4,12 @@
 from __future__ import annotations
 
 import argparse
+import logging
 from pathlib import Path
 from typing import NoReturn
 
 from cage_runtime.errors import UsageError
+from cage_runtime.log import prefix
 
 
 class Parser(argparse.ArgumentParser):
@@ -18,4 +20,5 @@ class Parser(argparse.ArgumentParser):
         self.add_argument("--config", type=Path, metavar="FILE", help="instead of /etc/cage-runtime/caged.conf")
 
     def error(self, message: str) -> NoReturn:
-        self.exit(UsageError.exit_status, f"{self.prog}: {message}; see {self.prog} --help\n")
+        before = prefix(logging.CRITICAL)
+        self.exit(UsageError.exit_status, f"{before}{self.prog}: {message}; see {self.prog} --help\n")

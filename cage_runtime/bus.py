@@ -30,14 +30,20 @@ from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
 from cage_runtime.errors import (
-    BUS_ERROR_PREFIX,
     CageError,
     CutOff,
     NoSystemBus,
     NotThere,
+    PropertyReadOnly,
+    ProtocolError,
     RuntimeFailure,
     Unanswered,
+    UnknownInterface,
+    UnknownMethod,
+    UnknownObject,
+    UnknownProperty,
     UsageError,
+    WrongSignature,
     from_bus,
 )
 from cage_runtime.model import GIVING_UP_SECONDS
@@ -45,6 +51,7 @@ from cage_runtime.model import GIVING_UP_SECONDS
 LOG = logging.getLogger(__name__)
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+PROPERTIES, OBJECT_MANAGER = f"{DBUS[0]}.Properties", f"{DBUS[0]}.ObjectManager"
 _ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHasNoOwner"), f"{DBUS[0]}.Error.NoReply"
 CALLS_AT_ONCE = 512
 """Calls that are being answered at the same time, over all callers; one more is refused (law 11)."""
@@ -146,6 +153,7 @@ class Bus:
         self._outgoing: deque[tuple[Message, contextlib.ExitStack]] = deque()
         self._sending: contextlib.ExitStack | None = None
         self._objects: dict[str, dict[str, Service]] = {}
+        self._managing: set[str] = set()
         self._uids: OrderedDict[str, int] = OrderedDict()
         self._tasks: dict[asyncio.Task[None], str] = {}
         self._follows_callers = False
@@ -340,12 +348,29 @@ class Bus:
     # --- serving ---------------------------------------------------------------------------------------------
     def serve(self, path: str, *services: Service) -> bool:
         """Answer calls to these interfaces of the object `path` from now on; True where the object is new."""
-        new = path not in self._objects
+        new, before = path not in self._objects, dict(self._objects.get(path, {}))
         self._objects.setdefault(path, {}).update({service.interface.attrib["name"]: service for service in services})
+        added = {name: service.properties() for name, service in self._objects[path].items() if name not in before}
+        if added:
+            self._tell_managed(path, "InterfacesAdded", "oa{sa{sv}}", added)
         return new
 
     def withdraw(self, path: str) -> None:
-        self._objects.pop(path, None)
+        gone = self._objects.pop(path, None)
+        if gone is not None:
+            self._tell_managed(path, "InterfacesRemoved", "oas", list(gone))
+
+    def manage(self, path: str) -> None:
+        """The object `path` has the interface ObjectManager from now on: it knows, and tells of, those below it."""
+        self._managing.add(path)
+
+    def _tell_managed(self, path: str, member: str, signature: str, what: Value) -> None:
+        for manager in self._managing:
+            if path.startswith(manager + "/"):
+                self.emit(manager, OBJECT_MANAGER, member, signature, (path, what))
+
+    def properties_changed(self, path: str, interface: str, changed: dict[str, Variant]) -> None:
+        self.emit(path, PROPERTIES, "PropertiesChanged", "sa{sv}as", (interface, changed, []))
 
     def _on_message(self, message: Message) -> bool | None:
         # Now, and not when whoever waits for it has its turn: the library gives a message without descriptors the very
@@ -421,18 +446,18 @@ class Bus:
 
     def _find(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Handler]:
         path, member = str(message.path), str(message.member)
-        offered = {**self._objects.get(path, {}), **self._standard(path)}
-        named = [offered[message.interface]] if message.interface in offered else []
-        candidates = named if message.interface else list(offered.values())
-        for service in candidates:
+        offered = self._offered(path)
+        if message.interface and message.interface not in offered:
+            raise UnknownInterface(f"{path} has no interface {message.interface}")
+        for service in [offered[message.interface]] if message.interface else offered.values():
             handler = service.handlers.get(member)
             if handler is None:
                 continue
             expected = service.signature(member, "in")
             if message.signature != expected or len(received) != expected.count("h"):
-                raise UsageError(f'{member} takes the signature "{expected}", not "{message.signature}"')
+                raise WrongSignature(f'{member} takes the signature "{expected}", not "{message.signature}"')
             return service, handler
-        raise UsageError(f"{path} has no method {message.interface}.{member}")
+        raise UnknownMethod(f"{path} has no method {_named(message.interface, member)}")
 
     def _reply(self, message: Message, signature: str, answer: Answer) -> None:
         try:
@@ -443,39 +468,41 @@ class Bus:
 
     def _refuse(self, message: Message, error: CageError) -> None:
         if self._awaits(message):
-            self._send(Message.new_error(message, BUS_ERROR_PREFIX + error.bus_name, error.sentence))
+            self._send(Message.new_error(message, error.bus_error, error.sentence))
 
     def _awaits(self, message: Message) -> bool:
         """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""
         return self._connection.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED
 
     # --- what every object has -------------------------------------------------------------------------------
-    def _standard(self, path: str) -> dict[str, Service]:
+    def _offered(self, path: str) -> dict[str, Service]:
+        """The interfaces of the object `path`, by name; UnknownObject where there is none, nor one below it."""
         below = path.rstrip("/") + "/"
         if path not in self._objects and not any(known.startswith(below) for known in self._objects):
-            return {}
+            raise UnknownObject(f"there is no object {path}")
         handlers: dict[str, Handler] = {
             "Ping": self._ping, "GetMachineId": self._machine_id, "Introspect": self._introspect,
-            "Get": self._get, "GetAll": self._get_all, "GetManagedObjects": self._managed,
+            "Get": self._get, "GetAll": self._get_all, "Set": self._set, "GetManagedObjects": self._managed,
         }
-        return {
+        standard = {
             interface.attrib["name"]: Service(
                 interface=interface,
                 handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
             )
             for interface in _STANDARD
+            if path in self._managing or interface.attrib["name"] != OBJECT_MANAGER
         }
+        return {**standard, **self._objects.get(path, {})}
 
     async def _ping(self, _call: Call) -> Answer:
         return Answer()
 
     async def _machine_id(self, _call: Call) -> Answer:
-        raise UsageError("the machine's id is not given out")
+        raise ProtocolError("the machine's id is not given out")
 
     async def _introspect(self, call: Call) -> Answer:
         node = ET.Element("node")
-        node.extend(_STANDARD)
-        node.extend(service.interface for service in self._objects.get(call.path, {}).values())
+        node.extend(service.interface for service in self._offered(call.path).values())
         below = call.path.rstrip("/") + "/"
         for name in sorted({p[len(below):].split("/")[0] for p in self._objects if p.startswith(below)}):
             ET.SubElement(node, "node", name=name)
@@ -487,19 +514,32 @@ class Bus:
 
     async def _get(self, call: Call) -> Answer:
         await self._admit(call)
-        interface, name = call.arguments
+        return Answer(values=(self._property(call),))
+
+    def _property(self, call: Call) -> Variant:
+        interface, name = call.arguments[:2]
         values = self._properties(call.path, interface)
         if name not in values:
-            raise UsageError(f"{call.path} has no property {interface}.{name}")
-        return Answer(values=(values[name],))
+            raise UnknownProperty(f"{call.path} has no property {_named(interface, name)}")
+        return values[name]
 
     async def _get_all(self, call: Call) -> Answer:
         await self._admit(call)
         return Answer(values=(self._properties(call.path, call.arguments[0]),))
 
+    async def _set(self, call: Call) -> Answer:
+        await self._admit(call)
+        self._property(call)
+        raise PropertyReadOnly(f"{call.arguments[1]} can be read, and not set")
+
     def _properties(self, path: str, interface: str) -> dict[str, Variant]:
-        service = self._objects.get(path, {}).get(interface)
-        return service.properties() if service else {}
+        """The properties of one interface of the object, or, where none is named, of them all."""
+        offered = self._offered(path)
+        if not interface:
+            return {name: value for service in offered.values() for name, value in service.properties().items()}
+        if interface not in offered:
+            raise UnknownInterface(f"{path} has no interface {interface}")
+        return offered[interface].properties()
 
     async def _managed(self, call: Call) -> Answer:
         await self._admit(call)
@@ -510,6 +550,10 @@ class Bus:
             if path.startswith(below)
         }
         return Answer(values=(managed,))
+
+
+def _named(interface: str | None, member: str) -> str:
+    return f"{interface}.{member}" if interface else member
 
 
 def _error(reply: Message, name: str) -> CageError:

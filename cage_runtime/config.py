@@ -94,6 +94,7 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
 
     ephemeral: bool = False
     exec_home: bool = False
+    autostart: bool = False
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -151,12 +152,16 @@ class RuntimeConfig(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     ids: Ids = Ids()
 
 
+def _missing(kind: str, name: str) -> HostUnsupported:
+    return HostUnsupported(f"there is no {kind} {name} on this host; systemd-sysusers cage-runtime.conf adds it")
+
+
 def uid_of(user: str) -> int:
     """The uid of one of the system users of caged.conf; HostUnsupported where this host does not have it."""
     try:
         return pwd.getpwnam(user).pw_uid
     except KeyError as error:
-        raise HostUnsupported(f"there is no user {user} on this host; reinstalling the runtime adds it") from error
+        raise _missing("user", user) from error
 
 
 def gid_of(group: str) -> int:
@@ -164,7 +169,7 @@ def gid_of(group: str) -> int:
     try:
         return grp.getgrnam(group).gr_gid
     except KeyError as error:
-        raise HostUnsupported(f"there is no group {group} on this host; reinstalling the runtime adds it") from error
+        raise _missing("group", group) from error
 
 
 class _LevelsFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

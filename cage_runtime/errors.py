@@ -9,13 +9,19 @@ person: what happened, to what, and what would help.  Nothing else in the projec
 from __future__ import annotations
 
 BUS_ERROR_PREFIX = "org.cageruntime.Error."
+STANDARD_ERROR_PREFIX = "org.freedesktop.DBus.Error."
 
 
 class CageError(Exception):
     """Root of the tree; on its own it means that a request failed for a reason that its sentence gives."""
 
     exit_status = 1
-    bus_name = "Failed"
+    bus_prefix, bus_name = BUS_ERROR_PREFIX, "Failed"
+
+    @property
+    def bus_error(self) -> str:
+        """The whole name of the D-Bus error."""
+        return self.bus_prefix + self.bus_name
 
     @property
     def sentence(self) -> str:
@@ -41,6 +47,39 @@ class DefinitionError(UsageError):
 
 class UnknownLevel(UsageError):
     bus_name = "UnknownLevel"
+
+
+class ProtocolError(UsageError):
+    """The call is none that the object answers to.  These have the names of the D-Bus specification, by which every
+    client knows them; whoever is called by one of our own programs in this way is of another version."""
+
+    bus_prefix, bus_name = STANDARD_ERROR_PREFIX, "NotSupported"
+
+
+class UnknownObject(ProtocolError):
+    bus_name = "UnknownObject"
+
+
+class UnknownInterface(ProtocolError):
+    bus_name = "UnknownInterface"
+
+
+class UnknownMethod(ProtocolError):
+    bus_name = "UnknownMethod"
+
+
+class UnknownProperty(ProtocolError):
+    bus_name = "UnknownProperty"
+
+
+class PropertyReadOnly(ProtocolError):
+    bus_name = "PropertyReadOnly"
+
+
+class WrongSignature(ProtocolError):
+    """The arguments are not of the types that the method takes."""
+
+    bus_name = "InvalidArgs"
 
 
 class NameTaken(CageError):
@@ -148,8 +187,10 @@ def _subclasses(kind: type[CageError]) -> list[type[CageError]]:
     return found
 
 
-BY_BUS_NAME: dict[str, type[CageError]] = {kind.bus_name: kind for kind in _subclasses(CageError)}
-"""Every error by the last part of its D-Bus name, for whoever receives one."""
+BY_BUS_NAME: dict[str, type[CageError]] = {
+    kind.bus_name: kind for kind in _subclasses(CageError) if not issubclass(kind, ProtocolError)
+}
+"""Every error of ours by the last part of its D-Bus name, for whoever receives one."""
 
 
 def from_bus(error_name: str, sentence: str) -> CageError:

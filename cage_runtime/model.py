@@ -87,6 +87,8 @@ DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0
 """Those that are after that; the others are refused, and recorded together."""
+REQUEST_ID_DIGITS = 32
+"""Hexadecimal digits of a request's id."""
 JOBS_MAX = 64
 """Jobs that are under way or whose results can still be had."""
 FILE_NAME_BYTES = 255

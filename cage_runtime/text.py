@@ -20,6 +20,11 @@ def escape(untrusted: str | bytes, *, limit: int = 400) -> str:
     return "".join(shown) + ("…" if len(text) > limit else "")
 
 
+def is_visible(untrusted: str) -> bool:
+    """Whether every character can be seen, on one line and in its place."""
+    return not any(unicodedata.category(character) in _HIDDEN for character in untrusted)
+
+
 _SHORT = {"\t": "\\t", "\n": "\\n", "\r": "\\r"}
 
 

@@ -9,13 +9,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cage_runtime import watchdog
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
 from cage_runtime.errors import CutOff, NotThere, RuntimeFailure, Unanswered, UsageError
-from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, Flow
+from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, REQUEST_ID_DIGITS, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
@@ -46,6 +47,11 @@ class Decided:
     max_size: int
     """Bytes that the rule lets through at once; 0 where it gives no bound of its own."""
     flow: Flow
+
+
+def new_request() -> str:
+    """The id by which all that is recorded of one request is found together; nobody can guess it."""
+    return os.urandom(REQUEST_ID_DIGITS // 2).hex()
 
 
 class Presence:
@@ -104,12 +110,13 @@ class Caged:
         (rows,) = (await self._ask("Gateways")).values
         return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
 
-    async def decide(self, source: str, service: str, argument: str, target: str, *, again: bool = False) -> Decided:
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     again: bool = False) -> Decided:
         """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
 
-        `again` makes sure of one before what it permits is delivered.
+        `request` is its `new_request`; `again` makes sure of a permission before what it permits is delivered.
         """
-        answer = await self._ask("Decide", "ssssb", (source, service, argument, target, again))
+        answer = await self._ask("Decide", "ssssbs", (source, service, argument, target, again, request))
         uuid, source_name, max_size, flow = answer.values
         return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
 

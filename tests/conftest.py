@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 TESTS = Path(__file__).parent
+pytest.register_assert_rewrite("tests.foreign", "tests.life")
 IN_CI = bool(os.environ.get("CI"))
 
 

@@ -30,6 +30,14 @@ from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_T
 _FILE_NAME = re.compile(r"[0-9]{6}\.jsonl\Z")
 
 
+_ADVICE = {
+    errno.EACCES: "; all that is in it must belong to the core's user, so chown -R it to that user",
+    errno.EROFS: "; its file system is read-only, so mount it writable",
+    **dict.fromkeys(FULL, "; make room there"),
+}
+"""What would help, by what the kernel says."""
+
+
 def _file_name(number: int) -> str:
     return f"{number:06}.jsonl"
 
@@ -59,11 +67,12 @@ class _End:
 class Chain:
     """The audit chain of one core, open for appending; made by `Chain.open`."""
 
-    def __init__(self, directory: Path, directory_fd: int, file_bytes: int, clock: Callable[[], datetime]) -> None:
+    def __init__(self, directory: Path, directory_fd: int, file_bytes: int, clock: Callable[[], datetime],
+                 tell: Callable[[Record], None]) -> None:
         self._directory = directory
         self._directory_fd = directory_fd
         self._file_bytes = file_bytes
-        self._clock = clock
+        self._clock, self._tell = clock, tell
         self._end = _End()
         self._fd = -1
         self._broken = False
@@ -71,20 +80,22 @@ class Chain:
 
     @classmethod
     def open(
-        cls, directory: Path, *, file_bytes: int = AUDIT_FILE_BYTES, clock: Callable[[], datetime] = _now
+        cls, directory: Path, *, file_bytes: int = AUDIT_FILE_BYTES, clock: Callable[[], datetime] = _now,
+        tell: Callable[[Record], None] = lambda _record: None,
     ) -> Chain:
         """The chain in `directory`, made with mode 0700 if it is missing; RuntimeFailure where it cannot be held.
 
-        `file_bytes` is the size at which the next file begins.
+        `file_bytes` is the size at which the next file begins; `tell` is given each record once it is written.
         """
         try:
             with contextlib.ExitStack() as on_failure:
-                chain = cls(directory, _hold(directory), file_bytes, clock)
+                chain = cls(directory, _hold(directory), file_bytes, clock, tell)
                 on_failure.callback(chain.close)
                 chain._continue()
                 on_failure.pop_all()
         except OSError as error:
-            raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}") from error
+            raise RuntimeFailure(f"the audit chain in {directory} cannot be opened: {error.strerror}"
+                                 f"{_ADVICE.get(error.errno or 0, '')}") from error
         return chain
 
     def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> None:
@@ -102,11 +113,12 @@ class Chain:
         try:
             self._append(kind, line, durable or not kind.is_coming)
         except OSError as error:
-            advice = "; make room there" if error.errno in FULL else ""
+            advice = _ADVICE.get(error.errno or 0, "")
             fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
             raise RuntimeFailure(fault) from error
         new_head = _Head(sequence=record.sequence, hash=record.hash)
         self._end = replace(self._end, size=self._end.size + len(line), head=new_head)
+        self._tell(record)
 
     def tail(self, count: int) -> list[str]:
         """The last `count` records, at most AUDIT_TAIL_MAX, oldest first, as the lines that were written."""

@@ -13,6 +13,8 @@ PROGRAM = Program(
         "create": ("verbs_cage", "define a cage, give it storage, start it"),
         "start": ("verbs_cage", "start cages"),
         "stop": ("verbs_cage", "stop cages; their homes stay"),
+        "enable": ("verbs_cage", "have cages started with the host"),
+        "disable": ("verbs_cage", "have cages started by request alone"),
         "pause": ("verbs_cage", "freeze every process of cages"),
         "resume": ("verbs_cage", "let paused cages go on"),
         "kill": ("verbs_cage", "end every process of cages at once"),

@@ -37,6 +37,7 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk", metavar="SIZE", help="most bytes in its home, such as 10G")
     parser.add_argument("--network", metavar="MODE", help="none, nat, via:CAGE or tunnel:NAME")
     parser.add_argument("--exec-home", action="store_true", help="let programs in its home be executed")
+    parser.add_argument("--autostart", action="store_true", help="start it with the host, from the next time on")
     parser.add_argument("--no-start", action="store_true", help="define it and do not start it")
 
 
@@ -45,7 +46,7 @@ def _create(args: argparse.Namespace, screen: Screen) -> int:
     for key in ("level", "compartments", "template", "memory", "cpus", "tasks", "disk", "network"):
         if (value := getattr(args, key)) is not None:
             options[key] = value
-    for key in ("ephemeral", "exec_home"):
+    for key in ("ephemeral", "exec_home", "autostart"):
         if getattr(args, key):
             options[key.replace("_", "-")] = True
     if args.definition:
@@ -85,7 +86,7 @@ def _destroy_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--yes", action="store_true", help="do not ask")
 
 
-def _each(args: argparse.Namespace, screen: Screen, member: str, became: str) -> int:
+def _each(args: argparse.Namespace, screen: Screen, member: str, became: str, now: dict[str, object]) -> int:
     """Calls `member` for every name; every failure is reported, and the worst decides the status."""
     manager = core(args.verb)
     worst = 0
@@ -99,21 +100,22 @@ def _each(args: argparse.Namespace, screen: Screen, member: str, became: str) ->
             say(args.program, error.sentence)
             worst = max(worst, error.exit_status)
         else:
-            done.append({"name": name, "state": became})
+            done.append({"name": name, **now})
             screen.done(f"{name}: {became}")
     if screen.as_json:
         screen.document(done)
     return worst
 
 
-def _simple(member: str, became: str) -> tuple[Callable[..., None], Callable[..., int]]:
-    return _names_arguments, lambda args, screen: _each(args, screen, member, became)
+def _simple(member: str, became: str, **now: object) -> tuple[Callable[..., None], Callable[..., int]]:
+    """A verb that calls `member` for names; each is then `became`, and in JSON as `now` says, else with that state."""
+    return _names_arguments, lambda args, screen: _each(args, screen, member, became, now or {"state": became})
 
 
 def _destroy(args: argparse.Namespace, screen: Screen) -> int:
     if not args.yes and (names := _with_documents(args)) and not _agreed(names):
         raise CageError("nothing was destroyed")
-    return _each(args, screen, "Destroy", "destroyed")
+    return _each(args, screen, "Destroy", "destroyed", {"state": "destroyed"})
 
 
 def _with_documents(args: argparse.Namespace) -> list[str]:
@@ -154,6 +156,8 @@ VERBS = {
     "create": (_create_arguments, _create),
     "start": _simple("Start", "running"),
     "stop": _simple("Stop", "stopped"),
+    "enable": _simple("Enable", "enabled", autostart=True),
+    "disable": _simple("Disable", "disabled", autostart=False),
     "pause": _simple("Pause", "paused"),
     "resume": _simple("Resume", "running"),
     "kill": _simple("Kill", "stopped"),

@@ -23,6 +23,7 @@ _STATUS_LABELS = (
     ("home", "Home"),
     ("documents", "Documents"),
     ("ephemeral", "Ephemeral"),
+    ("autostart", "Autostart"),
     ("created", "Created"),
     ("since", "Since"),
     ("unenforced", "Not enforced"),

@@ -16,8 +16,9 @@ from cage_runtime.audit.event import Kind
 from cage_runtime.bus import Bus, Value
 from cage_runtime.config import Apps
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.errors import CageError, NoSuchApplication, UsageError
+from cage_runtime.errors import CageError, NoSuchApplication, RuntimeFailure, UsageError
 from cage_runtime.model import CageState
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
@@ -30,12 +31,13 @@ REMOTE_SECONDS = 180.0
 
 
 class Applications:
-    def __init__(self, bus: Bus, manager: Manager) -> None:
-        self._bus, self._manager = bus, manager
+    def __init__(self, bus: Bus, manager: Manager, exports: Exports) -> None:
+        self._bus, self._manager, self._exports = bus, manager, exports
         manager.started = self.show_all
         # cage-apps cancels whatever its caller has under way, and all that is asked is asked by us: one at a time.
         self._turn = asyncio.Lock()
         self._forgetting: set[asyncio.Task[None]] = set()
+        self._offering = asyncio.Lock()
 
     async def _ask(self, member: str, signature: str = "", *arguments: Value, seconds: float | None = None) -> Value:
         answer = await self._bus.call(*APPS, member, signature, arguments, seconds=seconds)
@@ -79,6 +81,7 @@ class Applications:
                 if application not in allowed:
                     self._allow(cage, [*allowed, application])
                 await self.show(cage, application)
+        await self.offer(application)
         return entry
 
     async def update(self, cage: Cage) -> dict[str, str]:
@@ -90,6 +93,7 @@ class Applications:
             updated[application] = entry["commit"]
             self._manager.record(Kind.APPLICATION_UPDATED, cage, entry)
             await self.show(cage, application)
+            await self.offer(application)
         return updated
 
     async def remove(self, cage: Cage, application: str) -> None:
@@ -103,6 +107,7 @@ class Applications:
             gone = [tree for tree in await self._trees_there(application) if tree not in needed]
             self._manager.record(Kind.APPLICATION_REMOVED, cage, {"application": application})
             self._allow(cage, rest)
+            self._exports.drop(cage.record, application)
             if cage.state is CageState.RUNNING and gone:
                 await self._manager.spawner.ask(
                     spec.Conceal(id=self._manager.spawner.number(), uuid=cage.uuid, trees=gone))
@@ -152,11 +157,42 @@ class Applications:
     async def show_all(self, cage: Cage) -> None:
         """Make every application of a cage that has just started visible; one that is not there is said and left."""
         for application in cage.record.definition.apps.allow:
+            if not self._exports.has(cage.record, application):
+                await self.offer(application)
             try:
                 await self.show(cage, application)
             except CageError as error:
                 LOG.warning("%s: %s: %s", cage.name, application, error.sentence)
                 cage.unenforced = (*cage.unenforced, f"{application}: {error.sentence}")
+
+
+    # --- menus -----------------------------------------------------------------------------------------------
+    async def offer_all(self) -> None:
+        """Bring everybody's menus in line with the cages that there are."""
+        cages = self._manager.cages()
+        self._exports.begin([cage.record for cage in cages])
+        for application in sorted({name for cage in cages for name in cage.record.definition.apps.allow}):
+            await self.offer(application)
+
+    async def offer(self, application: str) -> None:
+        """Have it in the menus of those whose cages may run it.  One without an entry, or whose entry cannot be
+        trusted, is in none; while cage-apps does not answer they stay as they are."""
+        async with self._offering:
+            try:
+                values: dict[str, str] = await self._ask("MenuEntry", "s", application, seconds=QUICK_SECONDS)
+            except RuntimeFailure as error:
+                LOG.warning("%s: its entries in menus stay as they are: %s", application, error.sentence)
+                return
+            except CageError as error:
+                LOG.warning("%s is in nobody's menu: %s", application, error.sentence)
+                values = {}
+            for cage in self._manager.cages():
+                if application in cage.record.definition.apps.allow:
+                    self._exports.put(cage.record, application, values)
+
+    @property
+    def faults(self) -> tuple[str, ...]:
+        return (self._exports.fault,) if self._exports.fault else ()
 
 
 def check_application(cage: Cage, untrusted_application: str) -> None:

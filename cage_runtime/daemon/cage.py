@@ -32,6 +32,11 @@ class Cage:
         return self.record.uuid
 
     @property
+    def enabled(self) -> bool:
+        """Whether it is to be started with the host; an ephemeral one is gone by then."""
+        return self.record.definition.session.autostart and not self.record.ephemeral
+
+    @property
     def level(self) -> str:
         """Empty where the definition cannot be read: then it has none that could be shown."""
         return "" if self.record.fault else self.record.definition.level

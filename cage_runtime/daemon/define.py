@@ -46,6 +46,7 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     disk: str | None = None
     network: str | None = None
     exec_home: bool | None = None
+    autostart: bool | None = None
     start: bool = True
 
 
@@ -53,7 +54,7 @@ def compose(options: CreateOptions, paths: Paths) -> Definition:
     """The definition that `options` ask for; every fault of it is a UsageError or DefinitionError."""
     base = _base(options, paths)
     limits = _changed(base.limits, _given(options, "memory", "cpus", "tasks", "disk"))
-    session = _changed(base.session, _given(options, "ephemeral", "exec-home"))
+    session = _changed(base.session, _given(options, "ephemeral", "exec-home", "autostart"))
     network = base.network if options.network is None else _network(options.network)
     top = _given(options, "level", "compartments")
     return msgspec.structs.replace(_changed(base, top), limits=limits, session=session, network=network)
@@ -96,6 +97,17 @@ def check_label(definition: Definition, options: CreateOptions, levels: Levels) 
             raise
         file = f"{escape(options.definition_file, limit=200)}:{line_of(options.definition, (key,))}"
         raise type(error)(f"{file}: {key}: {error.sentence}") from error
+
+
+def check_session(definition: Definition, options: CreateOptions) -> None:
+    """UsageError, with the line where a file says so, for a cage that would be started when it is gone."""
+    if not (definition.session.ephemeral and definition.session.autostart):
+        return
+    file = ""
+    if options.definition is not None and options.autostart is None:
+        file = f"{escape(options.definition_file, limit=200)}:{line_of(options.definition, ('session', 'autostart'))}: "
+    raise UsageError(f"{file}an ephemeral cage is gone when the host starts again and cannot be started with it; leave "
+                     "out one of ephemeral and autostart")
 
 
 _Table = TypeVar("_Table", bound=msgspec.Struct)

@@ -105,7 +105,7 @@ def _programs() -> Iterator[Check]:
     systemd = os.path.isdir("/run/systemd/system")
     yield Check(check="systemd", state=Health.OK if systemd else Health.LIMITED,
                 detail="runs the core" if systemd else "not the first process here; caged --standalone runs the core",
-                help="" if systemd else "cages end with the machine and are not started again by it")
+                help="" if systemd else "whoever starts it with the machine has cages started that are enabled")
 
 
 def _policy(fault: str | None, faults: int) -> Check:

@@ -15,6 +15,7 @@ from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.model import CORE_PATH, GIVING_UP_SECONDS, JOBS_MAX
 
+JOB = "org.cageruntime.Core1.Job"
 KEPT_SECONDS = 300.0
 """How long a job that has ended can still be asked for its results."""
 
@@ -31,7 +32,7 @@ class Jobs:
         self._numbers = itertools.count(1)
         self._jobs: dict[str, _Job] = {}
         self._ending = False
-        self._interface = described("org.cageruntime.Core1.xml", "org.cageruntime.Core1.Job")
+        self._interface = described("org.cageruntime.Core1.xml", JOB)
 
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]]) -> str:
         """The path of a new job that does `work`."""
@@ -42,17 +43,21 @@ class Jobs:
                 raise RuntimeFailure(f"{JOBS_MAX} jobs are under way already; wait for one of them")
             self._drop(ended)
         path = f"{CORE_PATH}/job/{next(self._numbers)}"
-        loop = asyncio.get_running_loop()
-        job = self._jobs[path] = _Job(description=description, task=loop.create_task(work))
-        job.task.add_done_callback(lambda _task: loop.call_later(KEPT_SECONDS, self._drop, path))
+        job = self._jobs[path] = _Job(description=description, task=asyncio.get_running_loop().create_task(work))
+        job.task.add_done_callback(lambda _task: self._ended(path))
         self._bus.serve(path, Service(
             interface=self._interface, handlers={"Wait": self._wait, "Cancel": self._cancel},
             properties=lambda: {
                 "Description": Variant("s", job.description),
-                "Progress": Variant("s", "done" if job.task.done() else "running"),
+                "Progress": _progress(job),
             },
         ))
         return path
+
+    def _ended(self, path: str) -> None:
+        asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, path)
+        if path in self._jobs:
+            self._bus.properties_changed(path, JOB, {"Progress": _progress(self._jobs[path])})
 
     async def end(self, seconds: float) -> None:
         """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
@@ -88,3 +93,7 @@ class Jobs:
         await self._authorization.person(call.sender, call.member)
         job.task.cancel()
         return Answer()
+
+
+def _progress(job: _Job) -> Variant:
+    return Variant("s", "done" if job.task.done() else "running")

@@ -9,18 +9,22 @@ import logging
 import os
 import signal
 import sys
+from contextlib import closing
 from pathlib import Path
 
-from cage_runtime import watchdog
+from cage_runtime import folders, log, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
+from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
+from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
@@ -54,11 +58,14 @@ class Daemon:
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
             gateways=gateways, changed=self._changed,
         )
+        self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
+        self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")))
+        self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
             bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
-            applications=Applications(bus, self._manager), mediation=Mediation(self._manager, sessions, paths),
+            applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
             jobs=Jobs(bus, authorization),
         )
         self._bus, self._jobs = bus, parts.jobs
@@ -69,6 +76,13 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._manager.recover()
+        self._autostart.begin()
+        # Of itself: cage-apps, which is asked for it, may take its time.
+        self._offering = asyncio.get_running_loop().create_task(self._applications.offer_all())
+
+    async def start_enabled(self) -> None:
+        """Start the cages that are started with the host; the host does not wait for them."""
+        await self._autostart.run()
 
     async def end(self) -> None:
         """Leave new calls to whoever owns the name next, and do what is in hand, as far as it can be done in time."""
@@ -99,6 +113,10 @@ class Daemon:
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:
             self._core.changed(cage, present)
+        if present:
+            self._exports.welcome(cage.record)
+        else:
+            self._exports.forget(cage.record, (other.record for other in self._manager.cages()))
 
     def _gateway_up(self, name: str, uuid: str, address: str) -> None:
         if self._mediators is not None:
@@ -112,14 +130,19 @@ class Daemon:
 async def serve(config: RuntimeConfig) -> None:
     """Until told to end; RuntimeFailure where it cannot go on, or begin."""
     bus = await Bus.connect()
-    with Chain.open(Path(config.paths.state, "audit")) as chain:
+    with closing(Journal()) as journal, Chain.open(Path(config.paths.state, "audit"), tell=journal.tell) as chain:
         chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
         told = _listen_for_signals(daemon)
         await bus.own(CORE_BUS_NAME)
         notify("READY=1")
-        await _until(told, bus)
+        starting = asyncio.ensure_future(daemon.start_enabled())
+        try:
+            await _until(told, bus)
+        finally:
+            starting.cancel()  # the next caged goes on with the rest
+            await asyncio.gather(starting, return_exceptions=True)
         # First, so that a supervisor that is asked for the name starts the next one, and does not take us for it.
         notify("STOPPING=1")
         await daemon.end()
@@ -156,7 +179,7 @@ def main() -> int:
     parser.add_argument("--ready-fd", type=int, metavar="N",
                         help='with --standalone: write "ready" to descriptor N when all is up')
     options = parser.parse_args()
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO, stream=sys.stderr)
+    log.set_up("%(name)s: %(message)s")
     try:
         config = load_runtime(options.config)
         if options.standalone:
@@ -164,6 +187,7 @@ def main() -> int:
         if os.geteuid() == 0:
             raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
                                   "or use --standalone")
+        folders.check(folders.of_state(config, "cages", "audit"))
         os.umask(0o077)
         asyncio.run(serve(config))
     except CageError as error:

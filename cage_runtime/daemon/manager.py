@@ -22,7 +22,14 @@ from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Definition, Paths, render_definition
 from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.define import CreateOptions, birth_limits, check_label, compose, home_bounds
+from cage_runtime.daemon.define import (
+    CreateOptions,
+    birth_limits,
+    check_label,
+    check_session,
+    compose,
+    home_bounds,
+)
 from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
@@ -246,6 +253,7 @@ class Manager:
             raise RuntimeFailure(f"this host has {CAGES_MAX} cages already; destroy one that is not needed")
         definition = compose(options, self._paths)
         check_label(definition, options, self.levels)
+        check_session(definition, options)
         birth_limits(definition, self.controllers)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
         self._coming.add(name)
@@ -429,6 +437,22 @@ class Manager:
             cage.record = self._registry.redefine(cage.record, definition)
         except OSError as error:
             raise RuntimeFailure(f"the definition of {cage.name} cannot be written: {error.strerror}") from error
+
+    async def enable(self, cage: Cage, *, enabled: bool) -> None:
+        """Have the cage started with the host from its next start on, or not any more."""
+        async with self.held(cage):
+            if cage.record.fault:
+                raise DefinitionError(cage.record.fault)
+            if enabled and cage.record.ephemeral:
+                raise UsageError(f"{cage.name} is ephemeral: it is gone when the host starts again, and cannot be "
+                                 "started with it")
+            definition = cage.record.definition
+            if definition.session.autostart is enabled:
+                return
+            self.record(Kind.CAGE_ENABLED if enabled else Kind.CAGE_DISABLED, cage)
+            session = msgspec.structs.replace(definition.session, autostart=enabled)
+            self.redefine(cage, msgspec.structs.replace(definition, session=session))
+            self._changed(cage, True)
 
     def shown(self, cage: Cage) -> str:
         return render_definition(cage.record.definition)

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import re
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -26,13 +27,15 @@ from cage_runtime.errors import (
     PolicyRefused,
     PolicySyntaxError,
     RuntimeFailure,
+    UsageError,
     WrongState,
 )
-from cage_runtime.model import CAGES_MAX, Action, CageState, Decision, Flow, Instance, Request
+from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Flow, Instance, Request
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 
 LOG = logging.getLogger(__name__)
+_REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -98,12 +101,16 @@ class Mediation:
         request = Request(service=service, argument=argument, source=instance, target_name=target)
         return self.policy.decide(request, self._target(target), self._manager.levels)
 
-    def decide(self, source_uuid: str, service: str, argument: str, target: str, again: bool) -> Permission:
+    def decide(self, mediator: str, source_uuid: str, service: str, argument: str, target: str, again: bool,
+               request_id: str) -> Permission:
         """The permission, where policy gives one; otherwise PolicyRefused, fit for the source cage.
 
         What the cage hears is the same for a target that is forbidden and for one that does not exist; the chain
-        gets the truth.  `again` makes sure of an earlier decision, before what it permitted is delivered.
+        gets the truth.  `again` makes sure of an earlier decision, before what it permitted is delivered; `request_id`
+        is the same for both.
         """
+        if not _REQUEST_ID.match(request_id):
+            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
         source = self._running(source_uuid)
         bucket = self._bucket(source_uuid)
         if not again and not self._take(bucket, source.name, source_uuid):
@@ -113,8 +120,9 @@ class Mediation:
         flow = {"flow": decision.flow.value} if decision.flow else {}
         when = {"when": "at delivery"} if again else {}
         self._manager.record(Kind.DECISION, source, {
-            "service": service, "argument": argument, "target": target, "decision": decision.action.value,
-            "rule": decision.rule, "reason": decision.reason, **flow, **when,
+            "mediator": mediator, "service": service, "argument": argument, "target": target,
+            "decision": decision.action.value, "rule": decision.rule, "reason": decision.reason, **flow, **when,
+            "request": request_id,
         })
         if decision.action is not Action.ALLOW or decision.flow is None:
             raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
@@ -163,17 +171,18 @@ class Mediation:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptor)
 
-    def note(self, source_uuid: str, source_name: str, target_uuid: str, service: str,
+    def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:
         """Record what came of a permitted request, also where there is no such source or target any more."""
         target = self._manager.by_uuid(target_uuid)
-        about = {"target": target.name if target else target_uuid, "service": service}
+        about = {"mediator": mediator, "target": target.name if target else target_uuid, "service": service}
         self._record_of(Kind.TRANSFER, source_uuid, source_name, about | details | about)
 
-    def malformed(self, source_uuid: str, source_name: str, service: str, fault: str) -> None:
+    def malformed(self, mediator: str, source_uuid: str, source_name: str, service: str, fault: str) -> None:
         """Record a call that no honest cage half makes."""
         if self._take(self._bucket(source_uuid), source_name, source_uuid):
-            self._record_of(Kind.MALFORMED, source_uuid, source_name, {"service": service, "fault": fault})
+            about = {"mediator": mediator, "service": service, "fault": fault}
+            self._record_of(Kind.MALFORMED, source_uuid, source_name, about)
 
     def _record_of(self, kind: Kind, uuid: str, name: str, fields: dict[str, str]) -> None:
         """Record something of the instance, which has the `name` that its mediator's core half knows if it is gone."""

@@ -79,7 +79,8 @@ class CoreService:
         self._cage_interface = described(RESOURCE, CAGE)
         handlers: dict[str, Handler] = {
             "Create": self._create, "Destroy": self._destroy, "Start": self._start, "Stop": self._stop,
-            "Pause": self._pause, "Resume": self._resume, "Kill": self._kill, "Enter": self._enter, "Run": self._run,
+            "Enable": self._enable, "Disable": self._disable, "Pause": self._pause, "Resume": self._resume,
+            "Kill": self._kill, "Enter": self._enter, "Run": self._run,
             "List": self._list, "Status": self._status, "Show": self._show, "Logs": self._logs,
             "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
             "InstallApplication": self._install, "UpdateApplications": self._update,
@@ -89,6 +90,7 @@ class CoreService:
         }
         guarded = {member: self._guarded(handler) for member, handler in handlers.items()}
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=guarded))
+        parts.bus.manage(CORE_PATH)
         parts.bus.guard = self._may_look
 
     def _guarded(self, handler: Handler) -> Handler:
@@ -114,8 +116,8 @@ class CoreService:
         if new:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageAdded", "so", (cage.name, path))
         else:
-            self._parts.bus.emit(path, "org.freedesktop.DBus.Properties", "PropertiesChanged", "sa{sv}as",
-                                 (CAGE, {"State": Variant("s", cage.state.value)}, []))
+            changed = {"State": Variant("s", cage.state.value), "Autostart": Variant("b", cage.enabled)}
+            self._parts.bus.properties_changed(path, CAGE, changed)
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
@@ -146,6 +148,16 @@ class CoreService:
     async def _kill(self, call: Call) -> Answer:
         cage, _ = self._find(call, NoOptions)
         await self._parts.manager.stop(cage, seconds=0)
+        return Answer()
+
+    async def _enable(self, call: Call) -> Answer:
+        cage, _ = self._find(call, NoOptions)
+        await self._parts.manager.enable(cage, enabled=True)
+        return Answer()
+
+    async def _disable(self, call: Call) -> Answer:
+        cage, _ = self._find(call, NoOptions)
+        await self._parts.manager.enable(cage, enabled=False)
         return Answer()
 
     async def _pause(self, call: Call) -> Answer:
@@ -179,6 +191,7 @@ class CoreService:
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
+            "autostart": Variant("b", cage.enabled),
             "processes": Variant("u", insight.processes),
             "documents": Variant("b", insight.documents),
         }
@@ -288,7 +301,8 @@ class CoreService:
                                 policy_faults=len(self._parts.mediation.check()),
                                 labels=len(self._parts.manager.levels.names),
                                 unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
-                                orphans=self._parts.manager.orphans, faults=self._parts.manager.faults)
+                                orphans=self._parts.manager.orphans,
+                                faults=(*self._parts.manager.faults, *self._parts.applications.faults))
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 
@@ -302,7 +316,7 @@ def _properties(cage: Cage) -> dict[str, Variant]:
     return {
         "Name": Variant("s", cage.name), "Uuid": Variant("s", cage.uuid), "State": Variant("s", cage.state.value),
         "Level": Variant("s", cage.level), "Compartments": Variant("as", sorted(definition.compartments)),
-        "Ephemeral": Variant("b", cage.record.ephemeral),
+        "Ephemeral": Variant("b", cage.record.ephemeral), "Autostart": Variant("b", cage.enabled),
     }
 
 
@@ -336,8 +350,8 @@ class MediationService:
         return Answer(values=([list(entry) for entry in self._standing()],))
 
     async def _decide(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        permission = self._parts.mediation.decide(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        permission = self._parts.mediation.decide(mediator, *call.arguments)
         return Answer(values=(permission.target.uuid, permission.source.name, permission.max_size,
                               permission.flow.value))
 
@@ -348,11 +362,11 @@ class MediationService:
         return _channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
 
     async def _record(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.note(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.malformed(*call.arguments)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()

@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
+from cage_runtime import folders
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.errors import HostUnsupported, RuntimeFailure
@@ -58,8 +59,9 @@ class Supervisor:
         self._programs = Path(config.paths.runtime, "bin")
         self._config_file = config_file
         self._environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8"}
-        if address := os.environ.get("DBUS_SYSTEM_BUS_ADDRESS"):
-            self._environment["DBUS_SYSTEM_BUS_ADDRESS"] = address
+        for name in ("DBUS_SYSTEM_BUS_ADDRESS", "JOURNAL_STREAM"):
+            if value := os.environ.get(name):
+                self._environment[name] = value
         self._running: dict[Child, asyncio.subprocess.Process] = {}
 
     def _command(self, child: Child) -> list[str]:
@@ -138,8 +140,8 @@ async def _check_host(config: RuntimeConfig) -> None:
     if shutil.which("setpriv", path="/usr/bin") is None:
         raise HostUnsupported("setpriv is missing; install util-linux")
     gid_of(config.users.gateways)
-    for user in (config.users.caged, config.users.files, config.users.apps):
-        uid_of(user)
+    # Users that are missing are told of first; what is missing of the folders the spawner makes.
+    folders.check_present(folders.of_state(config))
     for child in children(config):
         program = Path(config.paths.runtime, "bin", child.program)
         if not os.access(program, os.X_OK):

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import errno
 import os
+import pwd
 import shutil
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
@@ -69,14 +70,17 @@ class Registry:
         records = []
         for ephemeral, directory in self._directories.items():
             for entry in sorted(directory.iterdir()):
-                if entry.name.startswith((_NEW, _GONE)):
-                    shutil.rmtree(entry)
-                    continue
                 try:
-                    records.append(_read(entry, ephemeral=ephemeral))
+                    _check_owner(entry)
+                    if entry.name.startswith((_NEW, _GONE)):
+                        shutil.rmtree(entry)
+                    else:
+                        records.append(_read(entry, ephemeral=ephemeral))
                 except UsageError as error:
                     # One that cannot be read is no reason to be without the others.
                     self.faults.append(error.sentence)
+                except OSError as error:
+                    self.faults.append(f"{error.filename or entry}: {error.strerror}; see to {entry}")
         return records
 
     def add(self, record: Record) -> None:
@@ -124,11 +128,24 @@ class Registry:
         shutil.rmtree(gone)
 
 
+def _check_owner(directory: Path) -> None:
+    """DefinitionError where the cage's directory is not ours, as after a backup was restored by somebody else."""
+    if (uid := directory.lstat().st_uid) != os.geteuid():
+        raise DefinitionError(f"{directory} belongs to uid {uid}: {_ours(directory)}")
+
+
+def _ours(directory: Path) -> str:
+    """What gives a cage's directory back to us."""
+    return f"chown -R {pwd.getpwuid(os.geteuid()).pw_name}: {directory}, and start caged again"
+
+
 def _read(directory: Path, *, ephemeral: bool) -> Record:
     name = check_cage_name(directory.name)
     file = directory / "instance.json"
     try:
         instance = msgspec.json.decode(file.read_bytes(), type=_InstanceFile)
+    except PermissionError as error:
+        raise DefinitionError(f"{file}: {error.strerror}: {_ours(directory)}") from error
     except (OSError, msgspec.DecodeError) as error:
         raise DefinitionError(f"{file}: {error}; restore it from a backup, or remove {directory}") from error
     definition, fault = Definition(), ""

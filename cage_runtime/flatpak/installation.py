@@ -18,6 +18,7 @@ from pathlib import Path
 
 from cage_runtime.errors import CageError, NoSuchApplication, RemoteUnavailable, RuntimeFailure, UntrustedSource
 from cage_runtime.flatpak.command import ProgramFailed, Runner, Surroundings
+from cage_runtime.flatpak.export import read_entry
 from cage_runtime.flatpak.metadata import (
     METADATA_BYTES_MAX,
     Kind,
@@ -161,6 +162,11 @@ class Installation:
             raise RuntimeFailure(f"{ref.name} cannot run: its runtime {application.runtime} is not installed; "
                                  "run: cagectl app update CAGE")
         return trees(application, self._metadata(application.runtime), {runtime.name for runtime in runtimes})
+
+    def menu_entry(self, untrusted_name: str) -> dict[str, str]:
+        """What the application's own menu entry says of it (export.read_entry)."""
+        ref = self._find(check_application(untrusted_name))
+        return read_entry(self._active(ref), ref.name, self._metadata(ref).command)
 
     def _deployed(self, kind: Kind, name: str = "*") -> list[Ref]:
         found = []

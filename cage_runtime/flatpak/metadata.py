@@ -85,6 +85,8 @@ class Metadata:
     runtime: Ref
     """What it runs on; a runtime names itself."""
     extensions: tuple[Extension, ...]
+    command: str = ""
+    """What an application is started by."""
 
 
 def check_application(untrusted_name: str) -> str:
@@ -128,7 +130,8 @@ def parse_metadata(untrusted_content: bytes, of: str) -> Metadata:
     points = [_extension(title, keys, runtime) for title, keys in groups.items() if title.startswith("Extension ")]
     if len(points) > EXTENSIONS_MAX:
         raise UntrustedSource(f"the metadata of {of} has more than {EXTENSIONS_MAX} extension points")
-    return Metadata(kind=kind, name=name, runtime=runtime, extensions=tuple(p for p in points if p is not None))
+    return Metadata(kind=kind, name=name, runtime=runtime, extensions=tuple(p for p in points if p is not None),
+                    command=main.get("command", ""))
 
 
 def _extension(title: str, keys: Mapping[str, str], runtime: Ref) -> Extension | None:

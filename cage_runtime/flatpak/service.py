@@ -12,7 +12,6 @@ import asyncio
 import ctypes
 import logging
 import os
-import pwd
 import signal
 import sys
 from collections.abc import Callable, Sequence
@@ -21,10 +20,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cage_runtime import watchdog
+from cage_runtime import folders, log, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
-from cage_runtime.config import RuntimeConfig, load_runtime
+from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, NotAuthorized, RuntimeFailure
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.notify import notify
@@ -62,7 +61,7 @@ class Apps:
         handlers = {
             "AddRemote": self.add_remote, "RemoveRemote": self.remove_remote, "ListRemotes": self.list_remotes,
             "Install": self.install, "Update": self.update, "Remove": self.remove, "List": self.list,
-            "Trees": self.trees, "Cancel": self.cancel,
+            "Trees": self.trees, "MenuEntry": self.menu_entry, "Cancel": self.cancel,
         }  # fmt: skip
         return Service(interface=described(f"{NAME}.xml", NAME), handlers=handlers)
 
@@ -97,6 +96,9 @@ class Apps:
 
     async def trees(self, call: Call) -> Answer:
         return Answer(values=(await self._read(call, lambda: self._installation.trees(call.arguments[0])),))
+
+    async def menu_entry(self, call: Call) -> Answer:
+        return Answer(values=(await self._read(call, lambda: self._installation.menu_entry(call.arguments[0])),))
 
     async def cancel(self, call: Call) -> Answer:
         await self._authorise(call)
@@ -184,10 +186,8 @@ def _children() -> list[int]:
 
 async def serve(config: RuntimeConfig) -> None:
     """Serve until the bus goes away or a signal asks to end."""
-    try:
-        allowed = frozenset({0, pwd.getpwnam(config.users.caged).pw_uid})
-    except KeyError as error:
-        raise RuntimeFailure(f"there is no user {config.users.caged}; install the runtime, which adds it") from error
+    allowed = frozenset({0, uid_of(config.users.caged)})
+    folders.check_present(folders.of_state(config, "flatpak"))
     bus = await Bus.connect()
     apps = Apps(Installation(Path(config.paths.state, "flatpak")), bus, allowed)
     loop = asyncio.get_running_loop()
@@ -215,7 +215,7 @@ def _adopt_orphans() -> None:
 
 def main(arguments: Sequence[str] | None = None) -> int:
     options = Parser("cage-apps", "keeps the applications of all cages, for caged alone").parse_args(arguments)
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="cage-apps: %(levelname)s: %(message)s")
+    log.set_up("cage-apps: %(levelname)s: %(message)s")
     try:
         if os.geteuid() == 0:
             raise RuntimeFailure("refusing to run as root: downloads are handled here; run as the user cage-apps")

@@ -24,6 +24,7 @@ from pathlib import Path
 
 import msgspec
 
+from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
@@ -295,7 +296,7 @@ def _end_when_told(server: Server, loop: Loop) -> None:
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     config_file = None if options.config is None else options.config.absolute()
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
+    log.set_up("%(name)s: %(message)s")
     loop = Loop()
     try:
         config = load_runtime(config_file)

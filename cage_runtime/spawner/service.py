@@ -15,6 +15,7 @@ import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
+from cage_runtime import folders
 from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
 from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall
@@ -223,6 +224,8 @@ class Service:
             base = self._storage.base(request.uuid)
         except KeyError as error:
             raise NoSuchCage(f"the cage {request.name} has no storage") from error
+        if fault := self._storage.fault(request.uuid):
+            raise RuntimeFailure(fault)
         birth.check_namespaces()
         cradle = self._cradle(request.uuid)
         cradle.directory.mkdir(mode=0o700)
@@ -332,20 +335,22 @@ def _own_proc(directory: Path) -> str:
 
 
 def _make_directories(config: RuntimeConfig) -> None:
-    """Every directory of the core, each for the one process that writes it; theirs are below ones that are root's."""
-    run, state, users = Path(config.paths.run), Path(config.paths.state), config.users
-    for directory, mode, owner in (
-        (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
-        (run / "caged", 0o700, users.caged), (state, 0o755, "root"), (state / "cages", 0o700, users.caged),
-        (state / "audit", 0o700, users.caged), (state / "flatpak", 0o755, users.apps),
-        (state / "staging", 0o700, users.files),
-    ):
-        uid = uid_of(owner)
-        directory.mkdir(mode=mode, parents=True, exist_ok=True)
-        os.chown(directory, uid, pwd.getpwuid(uid).pw_gid)
-        directory.chmod(mode)
+    """Every directory of the core, each for the one process that writes it; theirs are below ones that are root's.
+
+    HostUnsupported, before anything is made, where one below STATE is not as it has to be.
+    """
+    run, users = Path(config.paths.run), config.users
     # Gateways can be reached by caged and the mediators' core halves, and by nobody else of the host.
     group = gid_of(config.users.gateways)
+    folders.prepare(folders.of_state(config))
+    for path, mode, owner in (
+        (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
+        (run / "caged", 0o700, users.caged),
+    ):
+        uid = uid_of(owner)
+        path.mkdir(mode=mode, parents=True, exist_ok=True)
+        os.chown(path, uid, pwd.getpwuid(uid).pw_gid)
+        path.chmod(mode)
     gateways = run / "gateways"
     gateways.mkdir(mode=0o710, exist_ok=True)
     os.chown(gateways, 0, group)

@@ -54,8 +54,6 @@ class Storage:
         self._persistent, self._ephemeral, self._numbers = persistent, ephemeral, numbers
         for directory in (persistent, ephemeral):
             directory.mkdir(mode=0o700, parents=True, exist_ok=True)
-            os.chown(directory, 0, 0)
-            directory.chmod(0o700)
         self._places: dict[str, _Place] = {}
         self.faults: list[str] = []
         """What is there and cannot be used, a sentence each."""
@@ -102,6 +100,20 @@ class Storage:
         """The home to bind, None for an ephemeral cage; KeyError where it has no storage."""
         place = self._places[uuid]
         return None if place.parent == self._ephemeral else place.parent / (place.stage + uuid) / "home"
+
+    def fault(self, uuid: str) -> str:
+        """What keeps the home from being the cage's, one sentence; empty where nothing does or it has none."""
+        home, first = self.home(uuid), self._places[uuid].number * ID_RANGE
+        if home is None:
+            return ""
+        try:
+            uid = home.lstat().st_uid
+        except FileNotFoundError:
+            return f"{home} is missing; restore it from a backup, or destroy the cage"
+        if first <= uid < first + ID_RANGE:
+            return ""
+        owner = first + USER_UID
+        return f"{home} belongs to uid {uid} and has to belong to the cage's user: chown -R {owner}:{owner} {home}"
 
     def make(self, uuid: str, *, ephemeral: bool) -> None:
         """An id range, and unless `ephemeral` a new home, to be kept; either all of it is there or nothing."""

@@ -15,12 +15,12 @@ import functools
 import logging
 import os
 import signal
-import sys
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
+from cage_runtime import folders, log
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.config import load_runtime
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
@@ -47,6 +47,7 @@ class Transfer:
     """One request that policy permitted: the instance it came from, what it said, what was decided, how it goes."""
 
     source: Gateway
+    request: str
     target_name: str
     name: str
     decided: Decided
@@ -90,13 +91,14 @@ class FilesCore:
         wire.no_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target)
+        request = wire.new_request()
+        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, request)
         pair = source.uuid, decided.target
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
-            transfer = Transfer(source=source, target_name=target, name=name, decided=decided, details={"name": name},
-                                places=places)
+            transfer = Transfer(source=source, request=request, target_name=target, name=name, decided=decided,
+                                details={"name": name, "request": request}, places=places)
             return Answer(values=(await self._transfer(transfer, descriptor),))
 
     @contextlib.contextmanager
@@ -144,7 +146,7 @@ class FilesCore:
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         source, target = transfer.source, transfer.target_name
-        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, again=True)
+        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, transfer.request, again=True)
         if decided.target != transfer.decided.target:
             raise TransferFailed(f'"{target}" is not the cage that it was when the transfer began; send it again')
         if 0 < decided.max_size < staged.size:
@@ -188,13 +190,18 @@ def _inbox_path(transfer: Transfer, name: str) -> str:
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator files [--config FILE]`; ends when the system bus does."""
-    if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
-        raise UsageError("the core half takes --config FILE and nothing else")
-    logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
-    config = load_runtime(Path(arguments[1]) if arguments else None)
-    os.umask(0o077)
-    asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+    """`cage-mediator files [--config FILE]`; ends when the system bus does, with the status of that error."""
+    log.set_up("%(name)s: %(message)s")
+    try:
+        if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
+            raise UsageError("the core half takes --config FILE and nothing else")
+        config = load_runtime(Path(arguments[1]) if arguments else None)
+        folders.check_present(folders.of_state(config, "staging"))
+        os.umask(0o077)
+        asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+    except CageError as error:
+        LOG.critical("%s", error.sentence)
+        return error.exit_status
     return 0
 
 

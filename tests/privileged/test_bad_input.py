@@ -316,8 +316,9 @@ def test_no_system_bus_for_the_core(runtime: Runtime) -> None:
 CONFIGURATIONS = [
     ('[paths]\nstat = "/x"\n', 2, ':2: paths: unknown key "stat"'),
     ('[users]\ncaged = "nosuchuser"\n', 125,
-     "there is no user nosuchuser on this host; reinstalling the runtime adds it"),
-    ('[users]\ngateways = "nosuch"\n', 125, "there is no group nosuch on this host; reinstalling the runtime adds it"),
+     "there is no user nosuchuser on this host; systemd-sysusers cage-runtime.conf adds it"),
+    ('[users]\ngateways = "nosuch"\n', 125,
+     "there is no group nosuch on this host; systemd-sysusers cage-runtime.conf adds it"),
     ('[paths]\nruntime = "/nonexistent"\n', 125,
      "/nonexistent/bin/cage-spawner is not there; install the runtime, or name its place in caged.conf"),
 ]

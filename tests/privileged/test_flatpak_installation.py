@@ -113,7 +113,7 @@ def apps() -> Iterator[Apps]:
         os.chown(directory / "state", USER, USER)
         directory.joinpath("bus.conf").write_text(BUS_CONFIG.format(bus=f"{directory}/bus"))
         directory.joinpath("caged.conf").write_text(
-            f'[paths]\nstate = "{directory}/state"\n[users]\ncaged = "nobody"\n'
+            f'[paths]\nstate = "{directory}/state"\n[users]\ncaged = "nobody"\napps = "nobody"\n'
         )
         config = f"--config-file={directory}/bus.conf"
         argv = ["dbus-daemon", config, "--nofork", "--nopidfile", "--print-address=1"]

@@ -39,6 +39,7 @@ def test_create_sends_what_was_said_and_no_more(caged: Any, capsys: Captured, tm
     caged.answers["Create"] = lambda *_: ("o", ("/org/cageruntime/Core1/cage/work",))
     caged.answers["Status"] = lambda *_: ("a{sv}", (WORK,))
     line = "create work --level internal --compartment finance --compartment hr --cpus 1.5 --tasks 9 --exec-home"
+    line += " --autostart"
     assert cagectl.main(line.split()) == 0
     assert capsys.readouterr().out == "work: running, internal, finance, hr\n"
     assert caged.calls[0] == (
@@ -51,6 +52,7 @@ def test_create_sends_what_was_said_and_no_more(caged: Any, capsys: Captured, tm
             "cpus": ("d", 1.5),
             "tasks": ("u", 9),
             "exec-home": ("b", True),
+            "autostart": ("b", True),
         },
     )
     caged.calls.clear()
@@ -95,6 +97,17 @@ def test_each_name_is_done_once_and_said(caged: Any, capsys: Captured, verb: str
     assert caged.calls == [(member, "work", {}), (member, "vault", {})]
     assert cagectl.main([*verb.split(), "work", "--json=short"]) == 0
     assert json.loads(capsys.readouterr().out) == [{"name": "work", "state": became}]
+
+
+@pytest.mark.parametrize(("verb", "enabled"), [("enable", True), ("disable", False)])
+def test_cages_are_enabled_and_disabled(caged: Any, capsys: Captured, verb: str, enabled: bool) -> None:
+    member = verb.capitalize()
+    caged.answers[member] = NOTHING
+    assert cagectl.main([verb, "work", "vault"]) == 0
+    assert capsys.readouterr().out == f"work: {verb}d\nvault: {verb}d\n"
+    assert caged.calls == [(member, "work", {}), (member, "vault", {})]
+    assert cagectl.main([verb, "work", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out) == [{"name": "work", "autostart": enabled}]
 
 
 class Question:

@@ -32,6 +32,7 @@ from tests.bus.core.spawner import FakeSpawner
 TOP = Path(__file__).parents[3]
 CORE, PATH, APPS = "org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Apps1"
 SECONDS = 20.0
+NOT_ASKED_FOR = ("NameAcquired", "NameOwnerChanged", "InterfacesAdded", "InterfacesRemoved")
 OPEN_BUS = """<busconfig><type>session</type><listen>unix:path={bus}</listen><auth>EXTERNAL</auth>
 <policy context="default"><allow user="*"/><allow own="*"/><allow send_destination="*"/><allow receive_sender="*"/>
 </policy></busconfig>"""
@@ -109,7 +110,8 @@ class Client:
 
     @contextlib.contextmanager
     def signals(self) -> Iterator[Callable[[], tuple[str, str, tuple[Any, ...]]]]:
-        """In the block, what it gives waits for caged's next signal: (path, member, arguments)."""
+        """In the block, what it gives waits for caged's next signal that is not the object manager's: (path, member,
+        arguments)."""
         rule = MatchRule(type="signal", sender=CORE)
         self._connection.send_and_get_reply(message_bus.AddMatch(rule))
         with self._connection.filter(MatchRule(type="signal"), queue=deque()) as queue:
@@ -118,7 +120,7 @@ class Client:
                 while True:
                     message = self._connection.recv_until_filtered(queue, timeout=SECONDS)
                     fields = message.header.fields
-                    if fields[HeaderFields.member] not in ("NameAcquired", "NameOwnerChanged"):
+                    if fields[HeaderFields.member] not in NOT_ASKED_FOR:
                         return fields[HeaderFields.path], fields[HeaderFields.member], message.body
 
             yield following
@@ -132,9 +134,9 @@ class Core:
         self.top = top
         # caged reads the project's files wherever they are; it writes nowhere but below `top`.
         as_root = os.geteuid() == 0
-        self._user = pwd.getpwnam("nobody") if as_root else pwd.getpwuid(os.geteuid())
+        self.user = pwd.getpwnam("nobody") if as_root else pwd.getpwuid(os.geteuid())
         read = ["--inh-caps=+dac_read_search", "--ambient-caps=+dac_read_search"]
-        self._as_user = ["setpriv", f"--reuid={self._user.pw_uid}", f"--regid={self._user.pw_gid}", "--clear-groups",
+        self._as_user = ["setpriv", f"--reuid={self.user.pw_uid}", f"--regid={self.user.pw_gid}", "--clear-groups",
                          *read, "--"] if as_root else []
         self._make_directories()
         self.address = f"unix:path={top}/bus"
@@ -147,13 +149,13 @@ class Core:
     def _make_directories(self) -> None:
         """As the spawner does, before caged is there."""
         self.top.chmod(0o755)
-        for name in ("run/caged", "run/gateways", "state/cages", "state/audit"):
+        for name in ("run/caged", "run/gateways", "state/cages", "state/audit", "state/exports"):
             directory = self.top / name
             directory.mkdir(mode=0o700, parents=True)
-            os.chown(directory, self._user.pw_uid, self._user.pw_gid)
+            os.chown(directory, self.user.pw_uid, self.user.pw_gid)
             directory.parent.chmod(0o755)
-        group = grp.getgrgid(self._user.pw_gid).gr_name
-        text = CONFIGURATION.format(top=self.top, shipped=TOP / "policies", user=self._user.pw_name, group=group)
+        group = grp.getgrgid(self.user.pw_gid).gr_name
+        text = CONFIGURATION.format(top=self.top, shipped=TOP / "policies", user=self.user.pw_name, group=group)
         (self.top / "caged.conf").write_text(text)
 
     def _start_bus(self) -> subprocess.Popen[bytes]:
@@ -221,7 +223,7 @@ class Core:
         return self._caged.pid
 
     def is_mediator(self, uid: int) -> bool:
-        return uid == self._user.pw_uid
+        return uid == self.user.pw_uid
 
     def client(self) -> Client:
         return Client(self.address)
@@ -249,6 +251,12 @@ def client(core: Core) -> Iterator[Client]:
 
 
 INSTALLED = {"application": "org.example.App", "branch": "stable", "commit": "c" * 64, "runtime": "r", "remote": "x"}
+ANSWERS: dict[str, tuple[str, tuple[Any, ...]]] = {
+    "AddRemote": ("s", ("F" * 40,)), "ListRemotes": ("a(sss)", ([("life", "https://localhost/", "F" * 40)],)),
+    "Install": ("a{ss}", (INSTALLED,)), "Update": ("a{ss}", (INSTALLED,)), "List": ("aa{ss}", ([INSTALLED],)),
+    "Trees": ("as", (["app/org.example.App"],)),
+    "MenuEntry": ("a{ss}", ({"Name": "App", "Name[de]": "Programm", "Comment": "It does", "Terminal": "true"},)),
+}
 
 
 class FakeApps:
@@ -295,13 +303,11 @@ class FakeApps:
         elif member == "Install" and self.fault:
             name, sentence = self.fault
             self._connection.send(new_error(message, name, "s", (sentence,)))
-        elif member == "Install":
-            self._connection.send(new_method_return(message, "a{ss}", (INSTALLED,)))
         elif member == "Trees" and self.missing:
             error = new_error(message, "org.cageruntime.Error.NoSuchApplication", "s", ("not installed",))
             self._connection.send(error)
-        elif member == "Trees":
-            self._connection.send(new_method_return(message, "as", (["app/org.example.App"],)))
+        elif member in ANSWERS:
+            self._connection.send(new_method_return(message, *ANSWERS[member]))
         else:
             for waiting in self.waiting:
                 error = new_error(waiting, "org.cageruntime.Error.Failed", "s", ("cancelled before it was done",))

@@ -172,7 +172,7 @@ class StandInCaged:
         return Answer(values=(self.gateways,))
 
     async def _decide(self, call: Call) -> Answer:
-        source, _service, _argument, target, _again = call.arguments
+        source, _service, _argument, target, _again, _request = call.arguments
         self.asked.append(call.arguments)
         if len(self.asked) == 2:
             self.before_second()

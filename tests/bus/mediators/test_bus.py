@@ -377,6 +377,7 @@ def test_what_there_is_is_told_to_whom_the_guard_lets_by(
             return Answer()
 
         serve(bus, handler)
+        bus.manage(PATH)
         bus.guard = guard
         far.say(MessageType.method_call, path=PATH, interface=interface, member=member, signature=signature, body=body)
         reply = await asyncio.get_running_loop().sock_recv(far._end, 65536)

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -42,7 +43,20 @@ def test_a_file_arrives_and_is_recorded(play: Play) -> None:
 def test_the_second_decision_says_that_it_is_one(play: Play) -> None:
     async def test(world: World) -> None:
         await world.send("work", "vault")
-        assert world.caged.asked == [[WORK, "files.Send", "", "vault", again] for again in (False, True)]
+        asked = [arguments[:-1] for arguments in world.caged.asked]
+        assert asked == [[WORK, "files.Send", "", "vault", again] for again in (False, True)]
+
+    play(test)
+
+
+def test_all_that_is_asked_and_recorded_of_one_request_has_its_id_and_of_another_none(play: Play) -> None:
+    async def test(world: World) -> None:
+        for _ in range(2):
+            await world.send("work", "vault")
+        ids = [arguments[-1] for arguments in world.caged.asked]
+        assert [(await world.recorded())["request"] for _ in range(4)] == ids
+        assert ids[0] == ids[1] != ids[2] == ids[3]
+        assert all(re.fullmatch("[0-9a-f]{32}", request) for request in ids)
 
     play(test)
 
@@ -209,7 +223,7 @@ def test_what_cannot_be_recorded_does_not_arrive(play: Play) -> None:
 
 def test_a_call_with_another_signature_is_recorded(play: Play) -> None:
     async def test(world: World) -> None:
-        with pytest.raises(UsageError, match="takes the signature"):
+        with pytest.raises(RuntimeFailure, match="takes the signature"):
             await world.clients["work"].call(
                 protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, "ss", ("vault", "x"))
         async with asyncio.timeout(20):

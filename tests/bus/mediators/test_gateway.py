@@ -10,6 +10,9 @@ from typing import Any
 
 import pytest
 from dbus_fast import Message
+from dbus_next import Message as NextMessage
+from dbus_next.aio import MessageBus as NextBus
+from dbus_next.auth import AuthExternal
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
 from cage_runtime.errors import RuntimeFailure
@@ -22,8 +25,8 @@ SENT = ("ssha{sv}", ("vault", "x", 0, {}))
 class Wall:
     """A gateway with a core half on one side and two connections of the cage on the other."""
 
-    def __init__(self, core: Bus, cage: Bus, other: Bus) -> None:
-        self.core, self.cage, self.other = core, cage, other
+    def __init__(self, address: str, core: Bus, cage: Bus, other: Bus) -> None:
+        self.address, self.core, self.cage, self.other = address, core, cage, other
         self.heard: list[Call] = []
 
     async def answer(self, call: Call) -> Answer:
@@ -36,7 +39,7 @@ def play(start_gateway: Any, kit: Any) -> Callable[[Callable[[Wall], Coroutine[A
     def run(test: Callable[[Wall], Coroutine[Any, Any, None]]) -> None:
         async def whole() -> None:
             address = start_gateway("work").address
-            wall = Wall(await Bus.connect(address), await kit.client(address), await kit.client(address))
+            wall = Wall(address, await Bus.connect(address), await kit.client(address), await kit.client(address))
             interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
             wall.core.serve(protocol.PATH, Service(interface=interface, handlers={"Send": wall.answer}))
             await wall.core.own(protocol.BUS_NAME)
@@ -59,6 +62,29 @@ def test_a_cage_may_send_and_is_answered(play: Play) -> None:
         os.close(descriptor)
         assert answer.values == ("Inbox/work/x",)
         assert len(wall.heard) == 1
+
+    play(test)
+
+
+class _Anonymous(AuthExternal):
+    """Which negotiates descriptors, as the library's own does not."""
+
+    def _authentication_start(self, negotiate_unix_fd: bool = False) -> str:
+        self.negotiate_unix_fd = negotiate_unix_fd
+        return "AUTH ANONYMOUS"
+
+
+def test_a_cage_may_send_with_another_library(play: Play) -> None:
+    async def test(wall: Wall) -> None:
+        bus = NextBus(bus_address=wall.address, auth=_Anonymous(), negotiate_unix_fd=True)
+        await bus.connect()
+        with open("/dev/null", "rb") as file:
+            message = NextMessage(destination=FILES[0], path=FILES[1], interface=FILES[2], member="Send",
+                                  signature=SENT[0], body=list(SENT[1]), unix_fds=[file.fileno()])
+            reply = await bus.call(message)
+        assert reply is not None
+        assert (reply.signature, reply.body) == ("s", ["Inbox/work/x"])
+        bus.disconnect()
 
     play(test)
 

@@ -248,7 +248,7 @@ DEFINITIONS = st.builds(
     description=st.text(max_size=200),
     limits=LIMITS,
     apps=st.builds(Apps, allow=st.lists(st.from_regex(r"[A-Za-z_]{1,9}(\.[A-Za-z_]{1,9}){2,3}", fullmatch=True))),
-    session=st.builds(Session, ephemeral=st.booleans(), exec_home=st.booleans()),
+    session=st.builds(Session, ephemeral=st.booleans(), exec_home=st.booleans(), autostart=st.booleans()),
 )
 
 

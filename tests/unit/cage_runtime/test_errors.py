@@ -6,13 +6,23 @@ from __future__ import annotations
 import pytest
 
 from cage_runtime import errors
-from cage_runtime.errors import BUS_ERROR_PREFIX, BY_BUS_NAME, CageError, PolicySyntaxError, RuntimeFailure, from_bus
+from cage_runtime.errors import (
+    BUS_ERROR_PREFIX,
+    BY_BUS_NAME,
+    CageError,
+    PolicySyntaxError,
+    ProtocolError,
+    RuntimeFailure,
+    from_bus,
+)
 
-CLASSES = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CageError)]
+EVERY = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, CageError)]
+STANDARD = [kind for kind in EVERY if issubclass(kind, ProtocolError)]
+CLASSES = [kind for kind in EVERY if kind not in STANDARD]
 
 
 def test_every_class_has_a_bus_name_of_its_own() -> None:
-    assert len({kind.bus_name for kind in CLASSES}) == len(CLASSES)
+    assert len({kind.bus_name for kind in EVERY}) == len(EVERY)
     assert {kind.bus_name: kind for kind in CLASSES} == BY_BUS_NAME
 
 
@@ -40,6 +50,13 @@ def test_an_error_that_is_not_ours_is_a_failure_of_the_runtime(name: str, senten
     received = from_bus(name, sentence)
     assert type(received) is RuntimeFailure
     assert (received.sentence, received.exit_status) == (shown, 125)
+
+
+@pytest.mark.parametrize("kind", STANDARD, ids=lambda kind: kind.__name__)
+def test_what_the_specification_names_has_its_name(kind: type[CageError]) -> None:
+    """From another program of ours it means another version, which no other request can help."""
+    assert kind("x").bus_error == f"org.freedesktop.DBus.Error.{kind.bus_name}"
+    assert type(from_bus(kind("x").bus_error, "x")) is RuntimeFailure
 
 
 def test_a_policy_that_cannot_be_read_is_a_refusal() -> None:

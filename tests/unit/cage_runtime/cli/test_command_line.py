@@ -27,6 +27,9 @@ def no_bus(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
 GOOD = (
     "create work",
     "create work --level internal --compartment finance --compartment hr --ephemeral --no-start",
+    "create work --autostart",
+    "enable work vault",
+    "disable work",
     "create work --memory 2G --cpus 1.5 --tasks 512 --disk 10G --network none --exec-home",
     "create work --template plain",
     "start work",

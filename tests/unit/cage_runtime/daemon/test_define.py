@@ -8,7 +8,14 @@ from pathlib import Path
 import pytest
 
 from cage_runtime.config import Definition, Limits, Paths, Session
-from cage_runtime.daemon.define import CreateOptions, birth_limits, compose, enforceable, home_bounds
+from cage_runtime.daemon.define import (
+    CreateOptions,
+    birth_limits,
+    check_session,
+    compose,
+    enforceable,
+    home_bounds,
+)
 from cage_runtime.errors import CageError, DefinitionError, HostUnsupported, UsageError
 from cage_runtime.model import DEFAULT_TASKS
 
@@ -104,3 +111,27 @@ def test_the_home_in_memory_of_an_ephemeral_cage_is_its_disk_limit() -> None:
     assert home_bounds(definition) == (64 << 20, 100)
     with pytest.raises(HostUnsupported):
         birth_limits(Definition(limits=Limits(disk="64M")), ALL)
+
+
+BOTH = "an ephemeral cage is gone when the host starts again and cannot be started with it; leave out one of ephemeral "
+BOTH += "and autostart"
+
+
+@pytest.mark.parametrize(("options", "sentence"), [
+    (CreateOptions(ephemeral=True, autostart=True), BOTH),
+    (CreateOptions(definition="[session]\nephemeral = true\n\nautostart = true\n", definition_file="x.toml"),
+     f"x.toml:4: {BOTH}"),
+    (CreateOptions(definition="[session]\nautostart = true\n", ephemeral=True), f"cage.toml:2: {BOTH}"),
+    (CreateOptions(definition="[session]\nephemeral = true\n", autostart=True), BOTH),
+])
+def test_what_is_gone_cannot_be_started_with_the_host(paths: Paths, options: CreateOptions, sentence: str) -> None:
+    with pytest.raises(UsageError) as refused:
+        check_session(compose(options, paths), options)
+    assert refused.value.sentence == sentence
+
+
+def test_an_option_takes_back_what_a_file_says(paths: Paths) -> None:
+    options = CreateOptions(definition="[session]\nautostart = true\n", ephemeral=True, autostart=False)
+    made = compose(options, paths)
+    check_session(made, options)
+    assert (made.session.ephemeral, made.session.autostart) == (True, False)

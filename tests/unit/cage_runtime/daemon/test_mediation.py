@@ -19,13 +19,14 @@ from cage_runtime.daemon.mediation import Mediation, Permission
 from cage_runtime.daemon.service import MediationService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
-from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure
+from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import parse
 
 LEVELS = Levels(names=("public", "secret"))
 RULES = b"files.Send * work vault allow\nfiles.Send * work peer allow\n"
+REQUEST = "0123456789abcdef" * 2
 OFTEN = "this cage asks too often; try again in a moment"
 
 
@@ -68,7 +69,7 @@ class World:
         return next((cage for cage in self.known.values() if cage.uuid == uuid), None)
 
     def decide(self, target: str, source: str = "work", *, again: bool = False) -> Permission:
-        return self.mediation.decide(f"uuid-{source}", "files.Send", "", target, again)
+        return self.mediation.decide("files", f"uuid-{source}", "files.Send", "", target, again, REQUEST)
 
     def refused(self, target: str, source: str = "work") -> str:
         with pytest.raises(PolicyRefused) as refusal:
@@ -99,6 +100,19 @@ def test_the_second_decision_of_a_request_is_recorded_as_one(world: World) -> No
     first, second = (fields for _, fields in world.recorded)
     assert "when" not in first
     assert second == first | {"when": "at delivery"}
+
+
+def test_decisions_are_recorded_with_the_request_and_the_mediator_they_are_of(world: World) -> None:
+    world.decide("vault")
+    assert "is refused" in world.refused("nobody")
+    assert [(fields["request"], fields["mediator"]) for _, fields in world.recorded] == [(REQUEST, "files")] * 2
+
+
+@pytest.mark.parametrize("request_id", ["", "0" * 31, "0" * 33, "A" * 32, "0" * 31 + "\n", "0" * 32 + "\n"])
+def test_what_is_no_id_of_a_request_is_refused_before_anything(world: World, request_id: str) -> None:
+    with pytest.raises(UsageError, match="32 hexadecimal digits"):
+        world.mediation.decide("files", "uuid-work", "files.Send", "", "vault", False, request_id)
+    assert world.recorded == []
 
 
 # --- how often ---------------------------------------------------------------------------------------------------
@@ -156,31 +170,32 @@ def test_what_was_refused_together_is_recorded_once_the_chain_takes_it(world: Wo
 def test_buckets_of_cages_that_are_gone_go(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(mediation, "CAGES_MAX", 2)
     for number in range(5):
-        world.mediation.malformed(f"uuid-{number}", "gone", "files.Send", "no")
+        world.mediation.malformed("files", f"uuid-{number}", "gone", "files.Send", "no")
     world.decide("vault")
     assert set(world.mediation._buckets) == {"uuid-4", "uuid-work"}
 
 
 # --- what is recorded of it --------------------------------------------------------------------------------------
 def test_what_came_of_it_is_recorded_of_the_instance_even_where_that_is_gone(world: World) -> None:
-    details = {"outcome": "arrived", "uuid": "another", "cage": "another", "target": "another", "service": "another"}
-    expected = {"outcome": "arrived", "uuid": "uuid-work", "cage": "work", "target": "vault", "service": "files.Send"}
-    world.mediation.note("uuid-work", "old-name", "uuid-vault", "files.Send", details)
+    details = {"outcome": "arrived"} | dict.fromkeys(("uuid", "cage", "target", "service", "mediator"), "another")
+    expected = {"outcome": "arrived", "uuid": "uuid-work", "cage": "work", "target": "vault", "service": "files.Send",
+                "mediator": "files"}
+    world.mediation.note("files", "uuid-work", "old-name", "uuid-vault", "files.Send", details)
     del world.known["work"], world.known["vault"]
-    world.mediation.note("uuid-work", "work", "uuid-vault", "files.Send", details)
+    world.mediation.note("files", "uuid-work", "work", "uuid-vault", "files.Send", details)
     assert world.recorded == [("transfer", expected), ("transfer", expected | {"target": "uuid-vault"})]
 
 
 def test_many_details_do_not_hide_of_whom_they_are(world: World) -> None:
-    world.mediation.note("uuid-work", "work", "uuid-vault", "files.Send", {str(n): "" for n in range(100)})
-    assert list(world.recorded[0][1])[:4] == ["cage", "uuid", "target", "service"]
+    world.mediation.note("files", "uuid-work", "work", "uuid-vault", "files.Send", {str(n): "" for n in range(100)})
+    assert list(world.recorded[0][1])[:5] == ["cage", "uuid", "mediator", "target", "service"]
 
 
 def test_what_is_malformed_is_recorded_as_often_as_requests_are(world: World) -> None:
     for _ in range(DECISIONS_BURST + 7):
-        world.mediation.malformed("uuid-work", "work", "files.Send", "it has a character that cannot be seen")
+        world.mediation.malformed("files", "uuid-work", "work", "files.Send", "it has a character that cannot be seen")
     assert world.recorded == [("malformed", {
-        "cage": "work", "uuid": "uuid-work", "service": "files.Send",
+        "cage": "work", "uuid": "uuid-work", "mediator": "files", "service": "files.Send",
         "fault": "it has a character that cannot be seen"})] * DECISIONS_BURST
     assert world.refused("vault") == OFTEN
     world.run_until(1010.0)

@@ -6,18 +6,27 @@ from __future__ import annotations
 import importlib
 import re
 import sys
+import types
 from pathlib import Path
+from typing import get_args
+from xml.etree import ElementTree as ET
 
 import msgspec
 import pytest
 
+from cage_runtime import errors
+from cage_runtime.audit.journal import FIELDS, MESSAGES, UNTOLD
 from cage_runtime.cli import cagectl, incage
 from cage_runtime.cli.command import Program
 from cage_runtime.cli.parser import Parser
 from cage_runtime.config import Definition, RuntimeConfig
 from cage_runtime.daemon import main as caged
+from cage_runtime.daemon.define import CreateOptions
+from cage_runtime.daemon.service import InstallOptions, NoOptions, TailOptions
+from cage_runtime.daemon.sessions import SessionOptions
 from cage_runtime.model import Action
 from cage_runtime.policy.rule import Relation
+from tests import pages
 
 PAGES = Path(caged.__file__).parents[1] / "resources/man"
 
@@ -96,7 +105,66 @@ def test_the_policys_page_has_its_words() -> None:
     assert set(re.findall(r"\.Li (\w+)", actions)) == {Action.ALLOW, Action.DENY}
 
 
+# --- the bus interface ---------------------------------------------------------------------------------------------
+CORE = "org.cageruntime.Core1"
+XML = PAGES.parent / f"{CORE}.xml"
+OPTIONS: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
+    "Create": (CreateOptions, set()), "Enter": (SessionOptions, {"detach"}), "Run": (SessionOptions, {"root", "cwd"}),
+    "InstallApplication": (InstallOptions, set()), "TailAudit": (TailOptions, set()),
+}
+"""What each method takes for options, and those of them that it refuses; every other method takes none."""
+TYPES = {str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"}, list[str]: {"as"}}
+
+
+def arguments_of(element: ET.Element, direction: str = "") -> list[tuple[str, str]]:
+    return [(each.attrib["type"], each.attrib["name"]) for each in element.findall("arg")
+            if each.get("direction", "") == direction]
+
+
+def test_the_interfaces_page_has_its_members() -> None:
+    written, told = {each.attrib["name"]: each for each in ET.parse(XML).getroot()}, pages.interfaces()
+    assert told.keys() == written.keys()
+    for name, interface in written.items():
+        assert told[name].properties == {p.attrib["name"]: p.attrib["type"] for p in interface.findall("property")}
+        assert told[name].signals == {s.attrib["name"]: arguments_of(s) for s in interface.findall("signal")}
+        assert {member: (method.takes, method.gives) for member, method in told[name].methods.items()} == {
+            m.attrib["name"]: (arguments_of(m, "in"), arguments_of(m, "out")) for m in interface.findall("method")}
+
+
+def test_the_interfaces_page_has_its_options() -> None:
+    """So has the description, in its comments."""
+    comments = {name: comment for comment, name in re.findall(
+        r'<!--((?:(?!-->).)*)-->\s*<method name="(\w+)">', XML.read_text(encoding="utf-8"), re.DOTALL)}
+    for member, method in pages.interfaces()[f"{CORE}.Manager"].methods.items():
+        kind, refused = OPTIONS.get(member, (NoOptions, set()))
+        fields = {field.encode_name: field.type for field in msgspec.structs.fields(kind)
+                  if field.encode_name not in refused}
+        assert method.options.keys() == fields.keys(), member
+        for name, type_ in fields.items():
+            (plain,) = set(get_args(type_) if isinstance(type_, types.UnionType) else (type_,)) - {type(None)}
+            assert method.options[name] in TYPES[plain], (member, name)
+        if fields:
+            listed = re.findall(r"([a-z-]+) (s|b|u|d|q|as)\b", comments[member].partition("options:")[2])
+            assert dict(listed) == method.options, member
+
+
+def test_the_interfaces_page_has_every_error() -> None:
+    kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, errors.CageError)]
+    assert pages.errors() == {
+        kind("").bus_error: "" if issubclass(kind, errors.ProtocolError) else str(kind.exit_status) for kind in kinds}
+
+
 def test_every_page_is_seen_from_another() -> None:
     pages = {file.name for file in PAGES.iterdir()}
     named = {f"{name}.{section}" for text in map(page, pages) for name, section in re.findall(r"\.Xr (\S+) (\d)", text)}
     assert named == pages
+
+
+def test_the_daemons_page_has_the_journals_fields_and_ids() -> None:
+    text = page("caged.8").partition("\n.Sh JOURNAL\n")[2].partition("\n.Sh ")[0]
+    told = dict(re.findall(r"^\.It Li ([a-z-]+)\n\.Li ([0-9a-f]{32})$", text, re.M))
+    assert told == {kind.value: message.id for kind, message in MESSAGES.items()}
+    assert f".Li {UNTOLD.id} ," in text
+    fields = {name for line in re.findall(r"^\.It Li (.*)$", text, re.M) for name in re.findall(r"([A-Z_0-9]+)=", line)}
+    others = {"MESSAGE_ID", "SOURCE", "RULE_FILE", "RULE_LINE", "REASON", "AUDIT_SEQUENCE", "AUDIT_HASH"}
+    assert fields == set(FIELDS.values()) | others

@@ -1,0 +1,201 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the chain has recorded, told to systemd-journald as well, in its native protocol
+(systemd.io/JOURNAL_NATIVE_PROTOCOL): for people, who search it by fields and may have it on another host too.
+
+The chain is the record.  So nothing here waits or fails: what a journal does not take is counted, and the number is
+told with the next event that it takes.  Where there is no journald nothing happens.
+"""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import IntEnum
+
+from cage_runtime.audit.event import Kind, Record
+from cage_runtime.model import AUDIT_VALUE_MAX
+
+SOCKET = "/run/systemd/journal/socket"
+IDENTIFIER = "caged"
+MESSAGE_CHARACTERS_MAX = 4 * AUDIT_VALUE_MAX
+"""Of the sentence of one event; with all fields at their longest, one datagram holds the whole event."""
+
+
+class Priority(IntEnum):
+    """syslog(3)."""
+
+    ERROR = 3
+    WARNING = 4
+    NOTICE = 5
+    INFO = 6
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Message:
+    """What a kind of event is to the journal."""
+
+    id: str
+    """MESSAGE_ID: never changes, and has an entry in resources/cage-runtime.catalog."""
+    text: str
+    """The sentence, with {fields} of the event; its reason follows by itself."""
+    priority: Priority = Priority.INFO
+
+
+MESSAGES: Mapping[Kind, Message] = {
+    Kind.CORE_STARTED: Message(id="7f12f56e590b4af4a898e4a9f2485908", text="The core has started"),
+    Kind.CORE_STOPPED: Message(id="e3eb3e3bdd8549a7978c095202d8c520", text="The core was told to end"),
+    Kind.RECOVERED: Message(id="74af1eeb6eed42cd9ad265810d18c60d", priority=Priority.WARNING,
+                            text="What was cut off has been put in order"),
+    Kind.CAGE_CREATED: Message(id="9e31413c7eeb40569d0debc1ad550562",
+                            text="The cage {cage} was created at the level {level}"),
+    Kind.CAGE_STARTED: Message(id="8f18854e968a4842a87a6eea59d584a9", text="The cage {cage} has started"),
+    Kind.CAGE_ADOPTED: Message(id="785415419b934ef080a7daca7e4f3f94", text="The cage {cage} was found running"),
+    Kind.CAGE_PAUSED: Message(id="2578c2bf85a44c37baac55869b510d58", text="The cage {cage} is paused"),
+    Kind.CAGE_RESUMED: Message(id="24050d1854a44d688913b23c6ee9b374", text="The cage {cage} goes on"),
+    Kind.CAGE_STOPPED: Message(id="87acec813593421e8160539c78686a7c", text="The cage {cage} is stopped"),
+    Kind.CAGE_FAILED: Message(id="6826c615a1f846abaf71124a66c0a48f", priority=Priority.ERROR,
+                            text="The cage {cage} does not work"),
+    Kind.CAGE_DESTROYED: Message(id="14527a900951448183c6618ef907d701", text="The cage {cage} is destroyed"),
+    Kind.CAGE_ENTERED: Message(id="613337c83c284a8da7b506ff91d617b5",
+                            text="{command} is run in the cage {cage} as {as}"),
+    Kind.CAGE_ENABLED: Message(id="1e00786bd8454a4aa93cc9b24500311c",
+                            text="The cage {cage} will be started with the host"),
+    Kind.CAGE_DISABLED: Message(id="12f5f164764e4cd296b7eff0f80a2e2e",
+                            text="The cage {cage} will not be started with the host"),
+    Kind.AUTOSTART_FAILED: Message(id="49e75cfbdbe645a8b4e24c253ed0e25b", priority=Priority.ERROR,
+                            text="The cage {cage} was not started with the host"),
+    Kind.DECISION: Message(id="0d6598ce843c4c62bfe9facc41855395", text="{cage} asked for {service} towards {target}"),
+    Kind.MALFORMED: Message(id="0589dfc7f6134e3b8ac565f931052c8c", priority=Priority.WARNING,
+                            text="The cage {cage} asked for {service} in a way that no honest program does"),
+    Kind.TRANSFER: Message(id="fddc3e41bbda41988a46934ba5ffce1d", text="A file of {cage} for {target}"),
+    Kind.REMOTE_ADDED: Message(id="5480015934d34da6a05e1006e8a7a017",
+                            text="{url} is a source of applications, by the name {remote}"),
+    Kind.REMOTE_REMOVED: Message(id="5bd024f43ca24578872dd62715bacd91",
+                            text="{remote} is no source of applications any more"),
+    Kind.APPLICATION_INSTALLED: Message(id="77dc296d46ea4418865c54df2908a08c",
+                            text="{application} is installed in the cage {cage}"),
+    Kind.APPLICATION_UPDATED: Message(id="50b6c350955148568623302e5476bbc3",
+                            text="{application} of the cage {cage} was updated"),
+    Kind.APPLICATION_REMOVED: Message(id="d80565ee337c482b8d90e85e3eea2578",
+                            text="{application} is removed from the cage {cage}"),
+    Kind.APPLICATION_RUN: Message(id="e5dff3bc48fd4e7eb664d5d50c7f2dc6",
+                            text="{application} is run in the cage {cage}"),
+    Kind.POLICY_LOADED: Message(id="2a27e8a53adb4323bd88259286152bbf", text="A policy of {rules} rules is in force"),
+    Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
+                            text="The policy on disk cannot be used"),
+}
+REFUSED = Priority.NOTICE
+"""The priority of a decision that is not to allow."""
+UNTOLD = Message(id="f8d26557b80d4afab868eccfa936f977", priority=Priority.WARNING,
+                 text="{count} events were not told to the journal; cagectl audit tail shows them")
+"""Not an event: what the journal did not take before."""
+
+FIELDS = {
+    "cage": "CAGE", "uuid": "CAGE_UUID", "mediator": "MEDIATOR", "service": "SERVICE", "target": "TARGET",
+    "decision": "DECISION", "request": "REQUEST_ID", "flow": "FLOW", "name": "FILE_NAME", "size": "FILE_SIZE",
+    "sha256": "FILE_SHA256", "level": "LEVEL", "application": "APPLICATION", "remote": "REMOTE",
+}
+"""Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
+_REASONS = ("reason", "why", "what", "fault", "outcome")
+"""Fields of an event that say why, as the journal's REASON; an event has one of them."""
+_WITH_SOURCE = frozenset({Kind.DECISION, Kind.MALFORMED, Kind.TRANSFER})
+"""Events of a request, whose cage is its SOURCE."""
+
+
+class _Words(dict[str, str]):
+    """The fields of an event; one that it does not have is a question mark in the sentence."""
+
+    def __missing__(self, _key: str) -> str:
+        return "?"
+
+
+def encode(fields: Mapping[str, str]) -> bytes:
+    """One datagram.  Each value goes with its length before it, so that whatever is in it, it is one value."""
+    parts = []
+    for name, value in fields.items():
+        encoded = value.encode("utf-8", "backslashreplace")
+        parts += [name.encode("ascii"), b"\n", len(encoded).to_bytes(8, "little"), encoded, b"\n"]
+    return b"".join(parts)
+
+
+def fields_of(record: Record) -> dict[str, str]:
+    """The journal's fields for an event, whose values are escaped and bounded already."""
+    kind, found = Kind(record.event.kind), record.event.fields
+    fields = {FIELDS[key]: value for key, value in found.items() if key in FIELDS}
+    if kind in _WITH_SOURCE and "cage" in found:
+        fields["SOURCE"] = found["cage"]
+    file, colon, line = found.get("rule", "").rpartition(":")
+    if colon:
+        fields |= {"RULE_FILE": file, "RULE_LINE": line}
+    if reason := _reason(found):
+        fields["REASON"] = reason
+    # Whoever has these on another host can tell that the chain was cut, or made anew.
+    fields |= {"AUDIT_SEQUENCE": str(record.sequence), "AUDIT_HASH": record.hash}
+    priority = MESSAGES[kind].priority
+    if kind is Kind.DECISION and found.get("decision") != "allow":
+        priority = REFUSED
+    return _addressed(MESSAGES[kind].id, priority, sentence(kind, found)) | fields
+
+
+def sentence(kind: Kind, found: Mapping[str, str]) -> str:
+    """The event in words."""
+    text = MESSAGES[kind].text.format_map(_Words(found))
+    if kind is Kind.DECISION:
+        text = _decision(found)
+    reason = _reason(found)
+    whole = f"{text}: {reason}" if reason else text
+    return whole if len(whole) <= MESSAGE_CHARACTERS_MAX else whole[:MESSAGE_CHARACTERS_MAX] + "…"
+
+
+def _reason(found: Mapping[str, str]) -> str:
+    """Why, or what came of it; empty where the event says all by itself."""
+    if "bytes-cut" in found:
+        damage = f", and {found['damaged-file']} is damaged" if "damaged-file" in found else ""
+        return f"{found['bytes-cut']} bytes of an unfinished record at the end of the audit chain{damage}"
+    return next((found[key] for key in _REASONS if key in found), "")
+
+
+def _decision(found: Mapping[str, str]) -> str:
+    verb = "may" if found.get("decision") == "allow" else "may not"
+    if "service" not in found:
+        return f"{found.get('cage', '?')} {verb}"
+    by = f" by {found['rule']}" if found.get("rule") else ""
+    when = f" ({found['when']})" if "when" in found else ""
+    return f"{found.get('cage', '?')} {verb} use {found['service']} towards {found.get('target', '?')}{by}{when}"
+
+
+def _addressed(message_id: str, priority: Priority, text: str) -> dict[str, str]:
+    return {"MESSAGE": text, "MESSAGE_ID": message_id, "PRIORITY": str(int(priority)), "SYSLOG_IDENTIFIER": IDENTIFIER}
+
+
+class Journal:
+    """The journal of this host, if it has one."""
+
+    def __init__(self, path: str = SOCKET) -> None:
+        self._path = path
+        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self.untold = 0
+        """Events that a journal which is there did not take, and has not been told of yet."""
+
+    def tell(self, record: Record) -> None:
+        """Tell the journal of what the chain has recorded, or count that it could not be told."""
+        if self.untold and self._send(_addressed(
+                UNTOLD.id, UNTOLD.priority, UNTOLD.text.format(count=self.untold)) | {"UNTOLD": str(self.untold)}):
+            self.untold = 0
+        if not self._send(fields_of(record)):
+            self.untold += 1
+
+    def _send(self, fields: Mapping[str, str]) -> bool:
+        """Whether the journal took it; also where there is none, which misses nothing."""
+        try:
+            # By its name each time: a journald that is started again is another one with the same name.
+            self._socket.sendto(encode(fields), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._path)
+        except FileNotFoundError:
+            return True
+        except OSError:
+            return False
+        return True
+
+    def close(self) -> None:
+        self._socket.close()
