@@ -18,6 +18,7 @@ import time
 
 import msgspec
 
+from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import load_runtime, profiles_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
@@ -79,7 +80,7 @@ def _spawner() -> socket.socket:
 
 def main() -> int:
     options = Parser("cage-scopes", "asks systemd for cages' scopes, for cage-spawner alone").parse_args()
-    logging.basicConfig(format="%(name)s: %(message)s", level=logging.INFO)
+    log.set_up("%(name)s: %(message)s")
     try:
         spawner = _spawner()
         seal(seccomp.build(profiles_of(load_runtime(options.config).paths), "scopes"))

@@ -204,6 +204,8 @@ class Systemd:
             _subscribe(bus)
             (self._systemd,) = bus.call(_DBUS, _DBUS_PATH, _DBUS, "GetNameOwner", "s", (_SYSTEMD,), returns="s",
                                         timeout=CALL_SECONDS)
+            (jobs,) = bus.call(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "ListJobs", returns="a(usssoo)",
+                               timeout=CALL_SECONDS)
         except (BusError, TimeoutError) as error:
             bus.close()
             why = error.sentence if isinstance(error, BusError) else "it does not answer"
@@ -212,6 +214,9 @@ class Systemd:
             bus.close()
             raise
         self._bus = bus
+        for _, unit, kind, *_ in jobs:
+            if kind == "stop" and is_scope(unit):
+                self._tell(Leaving(unit=unit))
         return bus
 
     def _lost(self, error: CageError) -> None:

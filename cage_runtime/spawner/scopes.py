@@ -83,9 +83,11 @@ class Scopes:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with theirs:
             ours.setblocking(False)
+            environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
+            environment |= {name: os.environ[name] for name in ("JOURNAL_STREAM",) if name in os.environ}
             # Everything else of ours is close-on-exec.  No address of a bus is passed on: systemd is on the system's.
             self._pid = os.posix_spawn(
-                self._command[0], self._command, {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"},
+                self._command[0], self._command, environment,
                 file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
                 setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, setsigmask=[])
         self._connection = ours

@@ -67,8 +67,9 @@ def test_a_restart_of_one_process_is_a_restart_of_no_other() -> None:
 
 def test_what_runs_for_caged_runs_as_long_as_caged() -> None:
     wanted = unit("caged.service")["Unit"]["Wants"].split()
-    assert {name.replace("@files", "@") for name in wanted} == UNITS.keys() - {"caged.service"} | {"cage-spawner.socket"}
-    assert {unit(name.replace("@files", "@"))["Unit"]["StopWhenUnneeded"] for name in wanted} == {"yes"}
+    files = {name.replace("@files", "@") for name in wanted}
+    assert files == UNITS.keys() - {"caged.service"} | {"cage-spawner.socket"}
+    assert {unit(name)["Unit"]["StopWhenUnneeded"] for name in files} == {"yes"}
 
 
 def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> None:

@@ -8,6 +8,7 @@ import os
 import select
 import socket
 import subprocess
+import time
 from pathlib import Path
 
 from tests.vm.conftest import MakeCage
@@ -19,12 +20,23 @@ RUN = Path("/run/cage-runtime")
 SESSION = "trap 'echo told > Documents/told; exit 0' TERM; echo ready; while :; do sleep 1 & wait; done"
 
 
+def listed(name: str, key: str) -> str:
+    return next(str(cage[key]) for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name)
+
+
 def state(name: str) -> str:
-    return str(next(cage["state"] for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name))
+    return listed(name, "state")
+
+
+def wait_stopped(name: str) -> None:
+    """Until caged knows that the cage has ended, of which the spawner tells it after systemd has seen that."""
+    end = time.monotonic() + SECONDS
+    while state(name) != "stopped":
+        assert time.monotonic() < end, f"{name} is {state(name)}"
 
 
 def uuid(name: str) -> str:
-    return str(next(cage["uuid"] for cage in json.loads(ok("cagectl", "list", "--json=short")) if cage["name"] == name))
+    return listed(name, "uuid")
 
 
 def pid(unit: str) -> int:
@@ -68,7 +80,8 @@ def test_a_cage_is_a_unit_and_a_machine(cage: MakeCage) -> None:
     cage("work", "--level", "internal")
     cage("vault", "--level", "secret")
     tree = ok("systemd-cgls", "--no-pager", "--unit", "cages.slice")
-    assert [name for name in ("cage-work.scope", "cage-vault.scope", uuid("work"), uuid("vault")) if name not in tree] == []
+    shown = ("cage-work.scope", "cage-vault.scope", uuid("work"), uuid("vault"))
+    assert [name for name in shown if name not in tree] == []
     assert ok("systemctl", "show", "cages.slice", "--property=Description", "--value") == "Cages\n"
     status = ok("systemctl", "--no-pager", "status", "cage-work.scope")
     assert "cage-work.scope - Cage work" in status
@@ -79,8 +92,8 @@ def test_a_cage_is_a_unit_and_a_machine(cage: MakeCage) -> None:
     assert "Started cage-work.scope - Cage work." in ok("journalctl", "--no-pager", "--unit", "cage-work.scope")
     machines = {line[0]: line[1:3] for line in words(ok("machinectl", "list", "--no-pager", "--no-legend"))}
     assert machines == {"work": ["container", "cage-runtime"], "vault": ["container", "cage-runtime"]}
-    shown = dict(line.split("=", 1) for line in ok("machinectl", "show", "work").splitlines())
-    assert (shown["Unit"], shown["Id"]) == ("cage-work.scope", uuid("work"))
+    machine = dict(line.split("=", 1) for line in ok("machinectl", "show", "work").splitlines())
+    assert (machine["Unit"], machine["Id"]) == ("cage-work.scope", uuid("work"))
     assert "cage-init" in ok("machinectl", "status", "--no-pager", "work")
     ok("cagectl", "destroy", "work", "vault", "--yes")
     for name in ("work", "vault"):
@@ -98,6 +111,7 @@ def test_who_stops_a_cage_s_unit_stops_the_cage_in_order(cage: MakeCage) -> None
             assert inside.wait(SECONDS) == 0
         wait_gone(init)
         scope_gone("work")
+        wait_stopped("work")
         ok("cagectl", "start", "work")
         assert note("work") == "told\n"
         ok("cagectl", "enter", "work", "--", "rm", "Documents/told")
@@ -111,7 +125,8 @@ def test_a_paused_cage_hears_that_its_unit_is_stopped(cage: MakeCage) -> None:
         ok("cagectl", "pause", "work")
         ok("systemctl", "stop", "cage-work.scope")
         assert inside.wait(SECONDS) == 0
-    assert "cage-work.scope: Stopping timed out" not in ok("journalctl", "--no-pager", "--boot", "--unit", "cage-work.scope")
+    assert "Stopping timed out" not in ok("journalctl", "--no-pager", "--boot", "--unit", "cage-work.scope")
+    wait_stopped("work")
     ok("cagectl", "start", "work")
     assert note("work") == "told\n"
 

@@ -39,6 +39,7 @@ class Host:
         self.systemd = FakeService(address, "org.freedesktop.systemd1")
         self.machined = FakeService(address, "org.freedesktop.machine1")
         self.systemd.answers["Subscribe"] = lambda: ("", ())
+        self.systemd.answers["ListJobs"] = lambda: ("a(usssoo)", ([],))
         self.systemd.answers["StartTransientUnit"] = lambda *_: ("o", (JOB,))
         self.machined.answers["RegisterMachine"] = lambda *_: ("o", ("/org/freedesktop/machine1/machine/work",))
         before = self._names()
@@ -210,6 +211,20 @@ def test_the_end_of_a_scope_is_told_before_it_comes(host: Host) -> None:
         host.says(host.systemd, MANAGER, "JobNew", "uos", 9, "/org/freedesktop/systemd1/job/9", unit)
     host.until(lambda: host.told)
     assert host.told == [Leaving(unit="cage-vault.scope")]
+
+
+def test_an_end_that_was_begun_before_is_told_too(host: Host) -> None:
+    host.systemd.answers["ListJobs"] = lambda: ("a(usssoo)", ([
+        (7, "cage-work.scope", "stop", "running", JOB, "/org/freedesktop/systemd1/unit/cage_2dwork_2escope"),
+        (8, "cage-vault.scope", "start", "running", JOB, "/org/freedesktop/systemd1/unit/cage_2dvault_2escope"),
+        (9, "caged.service", "stop", "waiting", JOB, "/org/freedesktop/systemd1/unit/caged_2eservice"),
+    ],))
+    told: list[Opened | Leaving] = []
+    later = Systemd(told.append)
+    later.begin()
+    assert told == [Leaving(unit="cage-work.scope")]
+    assert later.connection is not None
+    later.connection.close()
 
 
 def test_a_cage_is_registered_when_its_last_life_is_forgotten(host: Host) -> None:
