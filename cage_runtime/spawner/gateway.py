@@ -23,7 +23,6 @@ from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCR
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.seccomp import Filter
 
-DBUS_DAEMON = "/usr/bin/dbus-daemon"
 READABLE = ("/usr", "/lib", "/lib64", "/etc")
 """What it may read and execute besides its configuration; the second and third are links into /usr on most hosts."""
 
@@ -103,6 +102,7 @@ def _become(listener: int, recipe: Recipe) -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, [])
         signal.set_wakeup_fd(-1)
         os.setsid()
+        capability.one_way()
         _restrict(recipe)
         _place(listener)
         capability.drop_bounding_set()
@@ -115,13 +115,17 @@ def _become(listener: int, recipe: Recipe) -> None:
         recipe.filter.load()
         # systemd's protocol wants the daemon's own pid in its environment (sd_listen_fds(3)).
         environment = {"PATH": "/usr/bin:/bin", "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
-        arguments = [DBUS_DAEMON, "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
-                     f"--config-file={recipe.configuration}"]
-        os.execve(DBUS_DAEMON, arguments, environment)  # noqa: S606 - a shell is what we do not want
+        command = _command(recipe)
+        os.execve(command[0], command, environment)  # noqa: S606 - a shell is what we do not want
     except OSError as error:
         os.write(2, f"the bus of a gateway cannot be started: {error}\n".encode())
     finally:
         os._exit(127)
+
+
+def _command(recipe: Recipe) -> list[str]:
+    return ["/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+            f"--config-file={recipe.configuration}"]
 
 
 def _restrict(recipe: Recipe) -> None:
