@@ -161,9 +161,15 @@ class CutOff(RuntimeFailure):
 
 
 class NobodyAnswers(RuntimeFailure):
-    """There is nobody of that name on the bus, nor anybody who could be started."""
+    """There is nobody of that name on the bus, nor anybody who could be started: nothing was done."""
 
     bus_name = "NobodyAnswers"
+
+
+class Unanswered(CutOff):
+    """Whoever was asked is there, and has not answered in time."""
+
+    bus_name = "Unanswered"
 
 
 class HostUnsupported(RuntimeFailure):

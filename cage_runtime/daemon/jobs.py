@@ -15,7 +15,7 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.errors import CageError, RuntimeFailure, UsageError
-from cage_runtime.model import CORE_PATH, JOBS_MAX, JOBS_PER_PERSON, ROOT_UID
+from cage_runtime.model import CORE_PATH, GIVING_UP_SECONDS, JOBS_MAX, JOBS_PER_PERSON, ROOT_UID
 
 JOB = "org.cageruntime.Core1.Job"
 KEPT_SECONDS = 300.0
@@ -33,6 +33,7 @@ class Jobs:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._jobs: dict[str, _Job] = {}
+        self._ending = False
         self._interface = described("org.cageruntime.Core1.xml", JOB)
 
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]], owner: int) -> str:
@@ -75,6 +76,18 @@ class Jobs:
             raise RuntimeFailure(else_)
         self._drop(ended)
 
+    async def end(self, seconds: float) -> None:
+        """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
+        under_way = [job.task for job in self._jobs.values() if not job.task.done()]
+        if not under_way:
+            return
+        _, late = await asyncio.wait(under_way, timeout=seconds)
+        self._ending = True
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=GIVING_UP_SECONDS)
+
     def _drop(self, path: str) -> None:
         job = self._jobs.pop(path, None)
         self._bus.withdraw(path)
@@ -91,7 +104,8 @@ class Jobs:
         job = self._find(call)
         await asyncio.wait([job.task])
         if job.task.cancelled():
-            raise CageError(f"{job.description}: cancelled")
+            why = ", because caged was told to end before it was done; try again" if self._ending else ""
+            raise CageError(f"{job.description}: cancelled{why}")
         results = job.task.result()
         return Answer(values=({key: Variant("s", value) for key, value in results.items()},))
 
