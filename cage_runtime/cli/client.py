@@ -58,8 +58,8 @@ class Peer:
     """One object of one program on the bus.
 
     `who` it is to a person, and `absent` gives what to say when nobody is there.  `verb` is what the person typed, and
-    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one that is not there is
-    about to be.
+    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one
+    that is not there is about to be.
     """
 
     def __init__(
