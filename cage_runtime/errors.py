@@ -141,6 +141,12 @@ class NotAuthorized(Refused):
     bus_name = "NotAuthorized"
 
 
+class AuthenticationNeeded(NotAuthorized):
+    """A password would do, and the call does not allow to ask for one."""
+
+    bus_name = "AuthenticationNeeded"
+
+
 class RuntimeFailure(CageError):
     """The runtime itself failed or this host lacks what it needs (exit status 125)."""
 
@@ -160,10 +166,10 @@ class Unanswered(CutOff):
     bus_name = "Unanswered"
 
 
-class NotThere(RuntimeFailure):
-    """Nobody has the name that was asked for: nothing was done."""
+class NobodyAnswers(RuntimeFailure):
+    """There is nobody of that name on the bus, nor anybody who could be started."""
 
-    bus_name = "NotThere"
+    bus_name = "NobodyAnswers"
 
 
 class HostUnsupported(RuntimeFailure):

@@ -73,6 +73,7 @@ def _load() -> ctypes.CDLL:
         "flush": (handle,),
         "message_new_method_call": (handle, handle, c_char_p, c_char_p, c_char_p, c_char_p),
         "message_set_allow_interactive_authorization": (handle, c_int),
+        "message_set_auto_start": (handle, c_int),
         "message_append_basic": (handle, c_char, handle),
         "message_append_array": (handle, c_char, c_char_p, c_size_t),
         "message_open_container": (handle, c_char, c_char_p),
@@ -139,15 +140,19 @@ class Connection:
         returns: str = "",
         timeout: float | None = None,
         meanwhile: Callable[[], object] | None = None,
+        interactive: bool = False,
+        quietly: bool = False,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
-        peer works.
+        peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is
+        started for it.
         """
         names = (destination, path, interface, member)
-        cookie = self._call(names, signature, values, flush=meanwhile is not None)
+        cookie = self._call(names, signature, values, flush=meanwhile is not None, interactive=interactive,
+                            quietly=quietly)
         if meanwhile:
             meanwhile()
         reply = self._reply(cookie, None if timeout is None else time.monotonic() + timeout)
@@ -161,11 +166,13 @@ class Connection:
         """Calls a method without waiting: `take` gives the reply, whose cookie this is; NoSystemBus, UsageError."""
         return self._call((destination, path, interface, member), signature, values, flush=False)
 
-    def _call(self, names: tuple[str, ...], signature: str, values: tuple[object, ...], *, flush: bool) -> int:
+    def _call(self, names: tuple[str, ...], signature: str, values: tuple[object, ...], *, flush: bool,
+              interactive: bool = False, quietly: bool = False) -> int:
         message = c_void_p()
         _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *(name.encode() for name in names)))
         try:
-            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, 1))
+            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, interactive))
+            _done(self._c.sd_bus_message_set_auto_start(message, not quietly))
             writer = _Writer(self._c, message)
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)

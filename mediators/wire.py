@@ -15,7 +15,7 @@ from dataclasses import dataclass
 
 from cage_runtime import watchdog
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
-from cage_runtime.errors import CutOff, NotThere, RuntimeFailure, Unanswered, UsageError
+from cage_runtime.errors import CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
 from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, REQUEST_ID_DIGITS, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -142,11 +142,11 @@ class Caged:
             try:
                 return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                             descriptors, seconds, start=False)
-            except (CutOff, NotThere) as error:
+            except (CutOff, NobodyAnswers) as error:
                 if isinstance(error, Unanswered) or not self._bus.connected:
                     raise
                 LOG.info("%s is asked again: %s", member, escape(error.sentence))
-        raise NotThere(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")
+        raise NobodyAnswers(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")
 
 
 class Gateways:

@@ -20,6 +20,7 @@ from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
 from cage_runtime.daemon import standalone
+from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
@@ -64,9 +65,9 @@ class Daemon:
         self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")))
         self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
-            bus=bus, authorization=authorization, manager=self._manager, sessions=sessions,
-            applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
-            jobs=Jobs(bus, authorization),
+            bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
+            sessions=sessions, applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
+            jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation

@@ -79,7 +79,7 @@ def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> Non
 
 
 def test_the_preset_enables_what_can_be_enabled() -> None:
-    preset = (TOP / "systemd/50-cage-runtime.preset").read_text().splitlines()
+    preset = (TOP / "systemd/90-cage-runtime.preset").read_text().splitlines()
     enabled = {line.removeprefix("enable ") for line in preset if line.startswith("enable ")}
     units = [path.name for kind in ("service", "socket", "slice") for path in (TOP / "systemd").glob(f"*.{kind}")]
     assert enabled == {name for name in units if unit(name).has_section("Install")}
@@ -93,18 +93,22 @@ def test_a_failed_process_comes_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "owner", "callers"),
     [
-        ("org.cageruntime.Core1", Users().caged, {"root", Users().files}),
+        ("org.cageruntime.Core1", Users().caged, {None, "root", Users().files}),
         ("org.cageruntime.Apps1", Users().apps, {Users().caged}),
     ],
 )
-def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str]) -> None:
+def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str | None]) -> None:
+    """What is allowed to everybody (no user) comes after, each member by its name; test_rights.py knows which."""
     policy = bus_policy(name)
     default = policy.findall("policy[@context='default']/*")
-    signals = {("deny", ("receive_sender", name), ("receive_type", "signal"))}
-    assert {(rule.tag, *rule.attrib.items()) for rule in default} - signals == {
+    denied = [(rule.tag, *rule.attrib.items()) for rule in default if rule.tag == "deny"]
+    assert [rule.tag for rule in default] == sorted((rule.tag for rule in default), reverse=True)
+    assert set(denied) - {("deny", ("receive_sender", name), ("receive_type", "signal"))} == {
         ("deny", ("own", name)),
         ("deny", ("send_destination", name)),
     }
+    for rule in policy.findall("policy[@context='default']/allow"):
+        assert set(rule.attrib) == {"send_destination", "send_interface", "send_member"}
     owners = {each.get("user") for each in policy.findall("policy") if each.find(f"allow[@own='{name}']") is not None}
     assert owners == {owner}
     allowed = {

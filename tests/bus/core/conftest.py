@@ -24,7 +24,7 @@ from typing import Any
 import pytest
 from jeepney import DBusAddress, MatchRule, Message, MessageType, message_bus, new_error, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from jeepney.low_level import HeaderFields
+from jeepney.low_level import HeaderFields, MessageFlag
 from jeepney.wrappers import new_method_return
 
 from tests.bus.core.spawner import FakeSpawner
@@ -67,8 +67,12 @@ class Refusal(Exception):
 class Client:
     """A connection that calls caged."""
 
+    interactive = False
+    """Whether its calls let a person be asked for a password."""
+
     def __init__(self, address: str) -> None:
         self._connection: DBusConnection = open_dbus_connection(address, enable_fds=True)
+        self.name: str = self._connection.unique_name
 
     def close(self) -> None:
         self._connection.close()
@@ -76,13 +80,19 @@ class Client:
     def call(self, member: str, signature: str = "", *arguments: Any, interface: str = f"{CORE}.Manager",
              path: str = PATH) -> Any:
         """The one value of the answer, the tuple of them, or None; Refusal for an error."""
-        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        message = self._message(member, signature, arguments, interface, path)
         return self._result(self._connection.send_and_get_reply(message, timeout=SECONDS))
+
+    def _message(self, member: str, signature: str, arguments: tuple[Any, ...], interface: str, path: str) -> Message:
+        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        if self.interactive:
+            message.header.flags = MessageFlag.allow_interactive_authorization
+        return message
 
     def send(self, member: str, signature: str = "", *arguments: Any, interface: str = f"{CORE}.Manager",
              path: str = PATH) -> int:
         """Call and do not wait; `answer` does."""
-        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        message = self._message(member, signature, arguments, interface, path)
         serial = next(self._connection.outgoing_serial)
         self._connection.send(message, serial=serial)
         return serial
@@ -227,6 +237,14 @@ class Core:
 
     def client(self) -> Client:
         return Client(self.address)
+
+    def client_of(self, person: str) -> Client:
+        """A connection of somebody else's, which the kernel vouches for; for tests as root."""
+        os.seteuid(pwd.getpwnam(person).pw_uid)
+        try:
+            return Client(self.address)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture

@@ -35,7 +35,8 @@ def test_cages_are_managed_objects(client: Client) -> None:
     properties = {name: value for name, (_, value) in managed[CAGE + "work"][f"{CORE}.Cage"].items()}
     assert len(properties.pop("Uuid")) == 32
     assert properties == {"Name": "work", "State": "running", "Level": "internal",
-                          "Compartments": ["finance", "legal"], "Ephemeral": False, "Autostart": False}
+                          "Compartments": ["finance", "legal"], "Ephemeral": False, "Owner": os.geteuid(),
+                          "Autostart": False}
     assert client.properties(CAGE + "other_2done", f"{CORE}.Cage")["State"] == "stopped"
 
 

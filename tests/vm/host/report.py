@@ -1,0 +1,48 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What the phases of a run came to, in one line that reads like pytest's own."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from xml.etree import ElementTree as ET
+
+WIDTH = 80
+
+
+@dataclass(frozen=True, kw_only=True)
+class Totals:
+    passed: int = 0
+    failed: int = 0
+    errors: int = 0
+    """Of fixtures and of files, and phases that did not run to their end."""
+    skipped: int = 0
+    seconds: float = 0.0
+
+    def __add__(self, other: Totals) -> Totals:
+        return Totals(passed=self.passed + other.passed, failed=self.failed + other.failed,
+                      errors=self.errors + other.errors, skipped=self.skipped + other.skipped,
+                      seconds=self.seconds + other.seconds)
+
+    @property
+    def good(self) -> bool:
+        """Something ran, and nothing was left out: what is skipped in a machine that we have made is a fault."""
+        return self.passed > 0 and not self.failed and not self.errors and not self.skipped
+
+    def line(self) -> str:
+        counts = ((self.failed, "failed"), (self.passed, "passed"), (self.skipped, "skipped"),
+                  (self.errors, "error" if self.errors == 1 else "errors"))
+        words = ", ".join(f"{count} {name}" for count, name in counts if count) or "no tests ran"
+        return f" {words} in {self.seconds:.2f}s ".center(WIDTH, "=")
+
+
+def totals(junit: str) -> Totals:
+    """Of one phase, from the file that pytest writes; ET.ParseError where it is no such file."""
+    # The file is our own machine's, written by its pytest.
+    found = Totals()
+    for suite in ET.fromstring(junit).iter("testsuite"):
+        count = {name: int(suite.attrib[name]) for name in ("failures", "errors", "skipped")}
+        # Counted themselves: one that fails and whose fixture fails too is a test once, and twice among the faults.
+        passed = sum(not {child.tag for child in test} & {"failure", "error", "skipped"} for test in suite.iter("testcase"))
+        found += Totals(passed=passed, failed=count["failures"], errors=count["errors"], skipped=count["skipped"],
+                        seconds=float(suite.attrib["time"]))
+    return found
