@@ -17,12 +17,10 @@ import contextlib
 import logging
 import os
 import select
-from collections import OrderedDict, deque
-from collections.abc import Awaitable, Callable, Mapping
-from dataclasses import dataclass, field
-from importlib import resources
-from typing import Any
-from xml.etree import ElementTree as ET
+from collections import Counter, OrderedDict, deque
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
 
 from dbus_fast import AuthError, BusType, Message, MessageType, RequestNameReply, Variant
 from dbus_fast.aio import MessageBus
@@ -32,58 +30,24 @@ from dbus_fast.constants import MessageFlag, NameFlag
 from cage_runtime.errors import (
     CageError,
     CutOff,
+    NobodyAnswers,
     NoSystemBus,
-    PropertyReadOnly,
-    ProtocolError,
     RuntimeFailure,
-    UnknownInterface,
-    UnknownMethod,
-    UnknownObject,
-    UnknownProperty,
+    Unanswered,
     UsageError,
-    WrongSignature,
     from_bus,
 )
+from cage_runtime.model import CALLS_AT_ONCE, GIVING_UP_SECONDS
+from cage_runtime.objects import OBJECT_MANAGER, Answer, Call, Handler, Objects, Service, Sight, Value, described
 
 LOG = logging.getLogger(__name__)
 
 DBUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
-PROPERTIES, OBJECT_MANAGER = f"{DBUS[0]}.Properties", f"{DBUS[0]}.ObjectManager"
+PROPERTIES = f"{DBUS[0]}.Properties"
 _ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHasNoOwner"), f"{DBUS[0]}.Error.NoReply"
-CALLS_AT_ONCE = 512
-"""Calls that are being answered at the same time, over all callers; one more is refused (law 11)."""
 KNOWN_CALLERS = 1024
 """Callers whose uid is remembered; unique names never come again during a bus's life."""
-INTROSPECTION_TYPE = '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n' \
-    '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
-
-Value = Any
-"""A D-Bus value as the library gives it: the adapter is the one place where it has no narrower type."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Call:
-    """One method call: `arguments` match the member's signature, `h` being indices into `descriptors`."""
-
-    sender: str
-    path: str
-    member: str
-    arguments: list[Value]
-    descriptors: tuple[int, ...]
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Answer:
-    """What a handler returns: values in order of the member's results; `h` are indices into `descriptors`, which
-    are closed once they have been sent."""
-
-    values: tuple[Value, ...] = ()
-    descriptors: tuple[int, ...] = ()
-
-
-Handler = Callable[[Call], Awaitable[Answer]]
-Guard = Callable[[Call], Awaitable[None]]
-"""Raises what whoever calls is to hear instead of an answer."""
+__all__ = ["DBUS", "Answer", "Bus", "Call", "Handler", "Service", "Value", "Variant", "described"]
 
 
 @dataclass(kw_only=True, slots=True)
@@ -98,36 +62,6 @@ class _Reply:
         return taken
 
 
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Service:
-    """One interface of one object: a handler for each method of `interface`, and a reader of its properties."""
-
-    interface: ET.Element
-    handlers: Mapping[str, Handler] = field(default_factory=dict)
-    properties: Callable[[], dict[str, Variant]] = dict
-
-    def signature(self, member: str, direction: str) -> str:
-        method = self.interface.find(f"method[@name='{member}']")
-        arguments = method.findall("arg") if method is not None else []
-        return "".join(a.attrib["type"] for a in arguments if a.attrib["direction"] == direction)
-
-
-def described(resource: str, interface: str) -> ET.Element:
-    """The description of `interface` in the XML file `resource` of cage_runtime.resources."""
-    found = _description(resource).find(f"interface[@name='{interface}']")
-    if found is None:
-        raise KeyError(interface)
-    return found
-
-
-def _description(resource: str) -> ET.Element:
-    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
-    return ET.fromstring(text)  # noqa: S314 - our own file
-
-
-_STANDARD = _description("org.freedesktop.DBus.xml")
-
-
 class _Anonymous(AuthExternal):
     """ANONYMOUS, and descriptors with it, which the library's own does not negotiate."""
 
@@ -139,8 +73,8 @@ class _Anonymous(AuthExternal):
 class Bus:
     """One connection; objects are served by path, calls are made by `call`."""
 
-    guard: Guard | None = None
-    """Awaited before properties and managed objects are told; to ping and to introspect is open to all."""
+    share: Callable[[int], int] | None = None
+    """How many calls of that uid's may be being answered at once; one more is refused (law 11)."""
     malformed: Callable[[UsageError], Awaitable[None]] | None = None
     """Awaited when a call is about to be refused for being malformed; must not raise."""
 
@@ -149,13 +83,17 @@ class Bus:
         self._replies: dict[int, _Reply] = {}
         self._outgoing: deque[tuple[Message, contextlib.ExitStack]] = deque()
         self._sending: contextlib.ExitStack | None = None
-        self._objects: dict[str, dict[str, Service]] = {}
-        self._managing: set[str] = set()
+        self._objects = Objects()
         self._uids: OrderedDict[str, int] = OrderedDict()
         self._tasks: dict[asyncio.Task[None], str] = {}
+        self._shares: Counter[int] = Counter()
+        """Calls that are being answered, by uid."""
+        self._ends: dict[str, set[asyncio.Future[None]]] = {}
+        """Who waits for the end of which connection."""
         self._follows_callers = False
         self._listeners: list[Callable[[Message], None]] = []
         self._owns = False
+        self._giving_up = False
         connection.add_message_handler(self._on_message)
         self._end = self._loop.create_task(self._until_end())
 
@@ -180,6 +118,10 @@ class Bus:
 
     def disconnect(self) -> None:
         self._connection.disconnect()
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._connection.connected)
 
     async def closed(self) -> None:
         """Returns when the connection has ended, for whatever reason."""
@@ -209,16 +151,38 @@ class Bus:
             raise RuntimeFailure(f"{name} is owned by another process; only one can run on a bus")
         self._owns = True
 
+    async def release(self, name: str) -> None:
+        """Give the well-known `name` up: what is called by it from now on is for whoever owns it next."""
+        self._owns = False  # what we say of our own accord would be for everybody from now on
+        await self.call(*DBUS, "ReleaseName", "s", (name,))
+
+    async def finish(self, seconds: float) -> None:
+        """Answer what is being asked; what is not answered after `seconds` is cancelled, and told so with CutOff."""
+        deadline = self._loop.time() + seconds
+        while self._tasks and (left := deadline - self._loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        self._giving_up = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GIVING_UP_SECONDS)
+        if self.connected:
+            # In order: once this is answered, whatever went before has gone out.
+            await self.call(*DBUS, "GetId", seconds=GIVING_UP_SECONDS)
+
     # --- calling ---------------------------------------------------------------------------------------------
     async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "",
                    arguments: tuple[Value, ...] = (), descriptors: tuple[int, ...] = (),
-                   seconds: float | None = 60.0) -> Answer:
+                   seconds: float | None = 60.0, start: bool = True) -> Answer:
         """Call a method and return its results; the caller owns the descriptors among them.
 
-        An error reply is raised as the CageError that its name stands for; RuntimeFailure where none comes in time.
+        An error reply is raised as the CageError that its name stands for; Unanswered where none comes in time, CutOff
+        where none can come any more.  Where nobody owns the name, whoever the bus knows for it is started, unless
+        `start` is False.
         """
         message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature,
-                          body=list(arguments), serial=self._connection.next_serial())
+                          body=list(arguments), serial=self._connection.next_serial(),
+                          flags=MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART)
         reply = self._replies[message.serial] = _Reply(arrival=self._loop.create_future())
         try:
             async with asyncio.timeout(seconds):
@@ -228,7 +192,7 @@ class Bus:
                 raise _error(answer, str(arguments[0]) if destination == DBUS[0] and arguments else destination)
             return Answer(values=tuple(answer.body), descriptors=reply.take())
         except TimeoutError as error:
-            raise CutOff(f"{destination} did not answer {member} within {seconds:.0f} s") from error
+            raise Unanswered(f"{destination} did not answer {member} within {seconds:.0f} s") from error
         except EOFError as error:
             raise CutOff(f"the bus went away while {destination} was asked for {member}") from error
         finally:
@@ -306,6 +270,13 @@ class Bus:
         answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
         return bool(answer.values[0])
 
+    async def can_have_owner(self, name: str) -> bool:
+        """Whether somebody has the name, or would be started for whoever calls it."""
+        if await self.has_owner(name):
+            return True
+        answer = await self.call(*DBUS, "ListActivatableNames")
+        return name in answer.values[0]
+
     async def uid_of(self, sender: str) -> int:
         """The uid of the connection `sender`, as the bus daemon has it from the kernel."""
         if sender not in self._uids:
@@ -315,27 +286,51 @@ class Bus:
                 self._uids.popitem(last=False)
         return self._uids[sender]
 
+    @asynccontextmanager
+    async def end_of(self, caller: str) -> AsyncIterator[asyncio.Future[None]]:
+        """In the block, a future that is done once the connection `caller` has ended."""
+        rule = f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{caller}'"
+        end = self._loop.create_future()
+        self._ends.setdefault(caller, set()).add(end)
+        try:
+            await self.match(rule)
+            if not await self.has_owner(caller) and not end.done():
+                end.set_result(None)
+            yield end
+        finally:
+            self._ends[caller].discard(end)
+            if not self._ends[caller]:
+                del self._ends[caller]
+            if self._connection.connected:
+                removal = Message(destination=DBUS[0], path=DBUS[1], interface=DBUS[2], member="RemoveMatch",
+                                  signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED)
+                self._send(removal)
+
     # --- serving ---------------------------------------------------------------------------------------------
-    def serve(self, path: str, *services: Service) -> bool:
-        """Answer calls to these interfaces of the object `path` from now on; True where the object is new."""
-        new, before = path not in self._objects, dict(self._objects.get(path, {}))
-        self._objects.setdefault(path, {}).update({service.interface.attrib["name"]: service for service in services})
-        added = {name: service.properties() for name, service in self._objects[path].items() if name not in before}
+    def see_by(self, sight: Sight) -> None:
+        """From now on, `sight` says which objects that belong to somebody are there for whoever calls."""
+        self._objects.sight = sight
+
+    def serve(self, path: str, *services: Service, owner: int | None = None) -> bool:
+        """Answer calls to these interfaces of the object `path`, which belongs to the uid `owner` or to nobody, from
+        now on; True where the object is new."""
+        new, added = self._objects.serve(path, services, owner)
         if added:
-            self._tell_managed(path, "InterfacesAdded", "oa{sa{sv}}", added)
+            told = {name: service.properties() for name, service in added.items()}
+            self._tell_managed(path, "InterfacesAdded", "oa{sa{sv}}", told)
         return new
 
     def withdraw(self, path: str) -> None:
-        gone = self._objects.pop(path, None)
-        if gone is not None:
-            self._tell_managed(path, "InterfacesRemoved", "oas", list(gone))
+        gone = self._objects.withdraw(path)
+        if gone:
+            self._tell_managed(path, "InterfacesRemoved", "oas", gone)
 
     def manage(self, path: str) -> None:
         """The object `path` has the interface ObjectManager from now on: it knows, and tells of, those below it."""
-        self._managing.add(path)
+        self._objects.managing.add(path)
 
     def _tell_managed(self, path: str, member: str, signature: str, what: Value) -> None:
-        for manager in self._managing:
+        for manager in self._objects.managing:
             if path.startswith(manager + "/"):
                 self.emit(manager, OBJECT_MANAGER, member, signature, (path, what))
 
@@ -366,6 +361,10 @@ class Bus:
             name, _before, now = message.body
             if not now:
                 self._left(name)
+        if message.sender == DBUS[0] and message.member == "NameOwnerChanged" and not message.body[2]:
+            for end in self._ends.get(message.body[0], ()):
+                if not end.done():
+                    end.set_result(None)
         for listener in self._listeners:
             listener(message)
 
@@ -397,34 +396,41 @@ class Bus:
 
     async def _handled(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Answer]:
         """What the handler says; by then the descriptors that came with the call are closed."""
+        call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
+                    arguments=message.body, descriptors=received,
+                    interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
         try:
-            service, handler = self._find(message, received)
-            call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
-                        arguments=message.body, descriptors=received)
-            return service, await handler(call)
+            async with self._one_of_theirs(call.sender):
+                service, handler = await self._objects.find(call, message.interface, message.signature)
+                return service, await handler(call)
         finally:
             _close(received)
 
+    @asynccontextmanager
+    async def _one_of_theirs(self, caller: str) -> AsyncIterator[None]:
+        """In the block, one more call of the caller's uid is being answered."""
+        if self.share is None:
+            yield
+            return
+        uid = await self.uid_of(caller)
+        if self._shares[uid] >= self.share(uid):
+            raise RuntimeFailure(f"{self._shares[uid]} calls of yours are being answered already; wait for one of them")
+        self._shares[uid] += 1
+        try:
+            yield
+        finally:
+            self._shares[uid] -= 1
+            if not self._shares[uid]:
+                del self._shares[uid]
+
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
         del self._tasks[task]
+        if task.cancelled() and self._giving_up:
+            self._refuse(message, CutOff(f"{message.member} was cut off: whoever was at it was told to end; see what "
+                                         "came of it, and try again"))
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.critical("%s.%s failed", message.interface, message.member, exc_info=error)
             self._refuse(message, RuntimeFailure(f"{message.member} failed inside the runtime; see its journal"))
-
-    def _find(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Handler]:
-        path, member = str(message.path), str(message.member)
-        offered = self._offered(path)
-        if message.interface and message.interface not in offered:
-            raise UnknownInterface(f"{path} has no interface {message.interface}")
-        for service in [offered[message.interface]] if message.interface else offered.values():
-            handler = service.handlers.get(member)
-            if handler is None:
-                continue
-            expected = service.signature(member, "in")
-            if message.signature != expected or len(received) != expected.count("h"):
-                raise WrongSignature(f'{member} takes the signature "{expected}", not "{message.signature}"')
-            return service, handler
-        raise UnknownMethod(f"{path} has no method {_named(message.interface, member)}")
 
     def _reply(self, message: Message, signature: str, answer: Answer) -> None:
         try:
@@ -441,92 +447,11 @@ class Bus:
         """Whether an answer can go out: after its end, the connection's descriptor may be somebody else's."""
         return self._connection.connected and not message.flags & MessageFlag.NO_REPLY_EXPECTED
 
-    # --- what every object has -------------------------------------------------------------------------------
-    def _offered(self, path: str) -> dict[str, Service]:
-        """The interfaces of the object `path`, by name; UnknownObject where there is none, nor one below it."""
-        below = path.rstrip("/") + "/"
-        if path not in self._objects and not any(known.startswith(below) for known in self._objects):
-            raise UnknownObject(f"there is no object {path}")
-        handlers: dict[str, Handler] = {
-            "Ping": self._ping, "GetMachineId": self._machine_id, "Introspect": self._introspect,
-            "Get": self._get, "GetAll": self._get_all, "Set": self._set, "GetManagedObjects": self._managed,
-        }
-        standard = {
-            interface.attrib["name"]: Service(
-                interface=interface,
-                handlers={m.attrib["name"]: handlers[m.attrib["name"]] for m in interface.findall("method")},
-            )
-            for interface in _STANDARD
-            if path in self._managing or interface.attrib["name"] != OBJECT_MANAGER
-        }
-        return {**standard, **self._objects.get(path, {})}
-
-    async def _ping(self, _call: Call) -> Answer:
-        return Answer()
-
-    async def _machine_id(self, _call: Call) -> Answer:
-        raise ProtocolError("the machine's id is not given out")
-
-    async def _introspect(self, call: Call) -> Answer:
-        node = ET.Element("node")
-        node.extend(service.interface for service in self._offered(call.path).values())
-        below = call.path.rstrip("/") + "/"
-        for name in sorted({p[len(below):].split("/")[0] for p in self._objects if p.startswith(below)}):
-            ET.SubElement(node, "node", name=name)
-        return Answer(values=(INTROSPECTION_TYPE + ET.tostring(node, encoding="unicode"),))
-
-    async def _admit(self, call: Call) -> None:
-        if self.guard is not None:
-            await self.guard(call)
-
-    async def _get(self, call: Call) -> Answer:
-        await self._admit(call)
-        return Answer(values=(self._property(call),))
-
-    def _property(self, call: Call) -> Variant:
-        interface, name = call.arguments[:2]
-        values = self._properties(call.path, interface)
-        if name not in values:
-            raise UnknownProperty(f"{call.path} has no property {_named(interface, name)}")
-        return values[name]
-
-    async def _get_all(self, call: Call) -> Answer:
-        await self._admit(call)
-        return Answer(values=(self._properties(call.path, call.arguments[0]),))
-
-    async def _set(self, call: Call) -> Answer:
-        await self._admit(call)
-        self._property(call)
-        raise PropertyReadOnly(f"{call.arguments[1]} can be read, and not set")
-
-    def _properties(self, path: str, interface: str) -> dict[str, Variant]:
-        """The properties of one interface of the object, or, where none is named, of them all."""
-        offered = self._offered(path)
-        if not interface:
-            return {name: value for service in offered.values() for name, value in service.properties().items()}
-        if interface not in offered:
-            raise UnknownInterface(f"{path} has no interface {interface}")
-        return offered[interface].properties()
-
-    async def _managed(self, call: Call) -> Answer:
-        await self._admit(call)
-        below = call.path.rstrip("/") + "/"
-        managed = {
-            path: {name: service.properties() for name, service in services.items()}
-            for path, services in self._objects.items()
-            if path.startswith(below)
-        }
-        return Answer(values=(managed,))
-
-
-def _named(interface: str | None, member: str) -> str:
-    return f"{interface}.{member}" if interface else member
-
 
 def _error(reply: Message, name: str) -> CageError:
     """What an error reply stands for; one of the bus daemon's own is about whoever has `name`."""
     if reply.sender == DBUS[0] and reply.error_name in _ABSENT:
-        return RuntimeFailure(f"nobody answers to {name}: it is not running, or just being started again; try again")
+        return NobodyAnswers(f"nobody answers to {name}: it is not running, or just being started again; try again")
     if reply.sender == DBUS[0] and reply.error_name == _CUT_OFF:
         return CutOff(f"{name} ended before it answered; try again")
     text = reply.body[0] if reply.body and isinstance(reply.body[0], str) else str(reply.error_name)

@@ -382,6 +382,12 @@ def _first(directories: tuple[Path, ...], name: str) -> Path | None:
     return None
 
 
+def profiles_of(paths: Paths) -> Path:
+    """The directory of the seccomp profiles: the administrator's instead of the shipped one."""
+    masked = Path(paths.administrator, "seccomp.d")
+    return masked if masked.is_dir() else Path(paths.shipped, "seccomp.d")
+
+
 def load_levels(paths: Paths) -> Levels:
     """levels.toml; DefinitionError where it is missing, disabled or wrong."""
     file = masked_file(paths, "levels.toml")

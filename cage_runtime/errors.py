@@ -141,6 +141,12 @@ class NotAuthorized(Refused):
     bus_name = "NotAuthorized"
 
 
+class AuthenticationNeeded(NotAuthorized):
+    """A password would do, and the call does not allow to ask for one."""
+
+    bus_name = "AuthenticationNeeded"
+
+
 class RuntimeFailure(CageError):
     """The runtime itself failed or this host lacks what it needs (exit status 125)."""
 
@@ -152,6 +158,18 @@ class CutOff(RuntimeFailure):
     """Whoever was asked ended, or was cut off, before it answered: what it has done is not known."""
 
     bus_name = "CutOff"
+
+
+class Unanswered(CutOff):
+    """Whoever was asked is there, and has not answered in time."""
+
+    bus_name = "Unanswered"
+
+
+class NobodyAnswers(RuntimeFailure):
+    """There is nobody of that name on the bus, nor anybody who could be started."""
+
+    bus_name = "NobodyAnswers"
 
 
 class HostUnsupported(RuntimeFailure):

@@ -18,6 +18,8 @@ NAME_MAX = 31
 """Characters in a cage's name."""
 CAGES_MAX = 1000
 """Cages that may be defined on one host; the pool of id ranges holds 4 094."""
+CAGES_PER_PERSON = 64
+"""Those of them that are one person's; root's may be all."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -58,6 +60,17 @@ LOG_BYTES = 64 * 1024
 """Bytes of output of detached programs that a cage keeps for `cagectl logs`."""
 STOP_SECONDS = 5.0
 """Time that `stop` gives a cage's processes after SIGTERM before they are killed."""
+ENDING_SECONDS = 15.0
+"""What caged and the spawner, when they are told to end, give the requests in hand.  Of calls that wait for the next
+caged, the bus daemon keeps none longer than 25 seconds (dbus-daemon(1), service_start_timeout)."""
+GIVING_UP_SECONDS = 3.0
+"""What after that is given to the rest, which is cancelled, to say so."""
+CORE_RETURN_SECONDS = 60.0
+"""How long what was asked of a caged that ended waits for the next one."""
+SPAWNER_RETURN_SECONDS = 30.0
+"""How long what is asked of a spawner that is not there, or is ending, waits for the next one."""
+REPEATS_MAX = 5
+"""Times that a request is made again because whoever was at it ended: a request may be what ends it."""
 TRANSFER_BYTES_MAX = 64 * 1024**3
 """Bytes in one transfer, whatever the policy says."""
 STAGED_BYTES_PER_CAGE = TRANSFER_BYTES_MAX
@@ -80,6 +93,20 @@ REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
 JOBS_MAX = 64
 """Jobs that are under way or whose results can still be had."""
+JOBS_PER_PERSON = 8
+"""Those of them that one person started; root may have all."""
+CALLS_AT_ONCE = 512
+"""Calls that are being answered at the same time on one connection to a bus, over all callers; one more is refused."""
+CALLS_PER_PERSON = 32
+"""Those of them that one person made, on however many connections, so that no one person can have all; root and the
+mediators, which speak for all cages, are not bounded by it.  A session needs a call only to begin: how many go on is
+bounded by the cages that a person may have and PROCESSES_MAX in each."""
+QUESTIONS_PER_PERSON = 4
+"""Questions for a password that polkit has open at once for one person's calls."""
+QUESTION_SECONDS = 180.0
+"""Time in which a person has to answer one."""
+AUTHORISATION_SECONDS = 25.0
+"""Time in which polkit has to answer by itself."""
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
@@ -101,6 +128,9 @@ USER_UID = 1000
 """The session's uid and gid inside a cage."""
 MEDIATOR_UID = 990
 """uid and gid of the cage halves and of the cage's bus inside a cage; apps cannot signal or trace it."""
+
+ROOT_UID = 0
+"""The uid of the host's administrator."""
 
 CORE_BUS_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
@@ -210,6 +240,8 @@ class Instance:
     name: str
     uuid: str
     label: Label
+    owner: int
+    """The uid of the person on the host whose cage it is."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -6,6 +6,9 @@
 readonly PYTHON=/usr/bin/python3
 readonly CAGES=/var/lib/cage-runtime/cages # the runtime's record of each cage
 
+# python_here: the version of it, such as 3.11.
+python_here() { "$PYTHON" -IS -c 'import sys; print("%d.%d" % sys.version_info[:2])'; }
+
 say() { printf '%s: %s\n' "${0##*/}" "$*" >&2; }
 
 die() {
@@ -52,12 +55,12 @@ make_venv() {
   printf '%s\n' "$wanted" >"$venv/.stamp"
 }
 
-# fetch_wheels DIR VERSION...: what the runtime carries (scripts/requirements-runtime.txt), for these versions of Python.
+# fetch_wheels SET DIR VERSION...: what is in scripts/requirements-SET.txt, for these versions of Python.
 fetch_wheels() {
-  local folder=$1 version machine platforms wanted
-  shift
+  local requirements=scripts/requirements-$1.txt folder=$2 version machine platforms wanted
+  shift 2
   machine=$(uname -m)
-  wanted=$({ echo "$machine $*" && cat scripts/requirements-runtime.txt; } | sha256sum)
+  wanted=$({ echo "$machine $*" && cat "$requirements"; } | sha256sum)
   [ "$(cat "$folder/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
   say "fetching from PyPI into $folder"
   rm -rf "$folder"
@@ -65,7 +68,7 @@ fetch_wheels() {
   for version in "$@"; do
     "$PYTHON" -m pip download --quiet --disable-pip-version-check --no-deps --require-hashes --only-binary :all: \
       --implementation cp --python-version "$version" "${platforms[@]}" \
-      --dest "$folder" --requirement scripts/requirements-runtime.txt
+      --dest "$folder" --requirement "$requirements"
   done
   printf '%s\n' "$wanted" >"$folder/.stamp"
 }
@@ -86,7 +89,8 @@ living_uuids() {
     # Over a tmpfs, because mount(2) refuses a file system where it is already, as on most hosts.
     mount -t tmpfs none /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || exit 0
     cd /sys/fs/cgroup
-    for cgroup in cage-runtime/*/ cages.slice/cages.scope/cage-runtime/*/; do
+    for cgroup in cage-runtime/*/ cages.slice/cage-*.scope/*/; do
+      case $cgroup in *.gateway/) continue ;; esac # beside the cage whose bus it is
       ! grep -qsx "populated 1" "${cgroup}cgroup.events" || basename "$cgroup"
     done'
 }

@@ -5,6 +5,7 @@ once with what is wrong."""
 from __future__ import annotations
 
 import json
+import os
 from dataclasses import dataclass
 from typing import Any
 
@@ -64,7 +65,8 @@ def _look(client: Client, name: str, path: str) -> None:
     assert isinstance(client.call("Logs", name, {}), list)
     told = client.call("GetAll", CAGE, interface=PROPERTIES, path=path)
     assert told == {"Name": name, "Uuid": status["uuid"], "State": "running", "Level": "internal",
-                    "Compartments": ["finance"], "Ephemeral": False, "Autostart": False}
+                    "Compartments": ["finance"], "Ephemeral": False, "Autostart": False,
+                    "Owner": os.geteuid()}
     assert client.call("GetAll", "", interface=PROPERTIES, path=path) == told
     assert client.call("Get", CAGE, "State", interface=PROPERTIES, path=path) == "running"
     assert client.call("Get", "", "State", interface=PROPERTIES, path=path) == "running"

@@ -94,7 +94,7 @@ UNTOLD = Message(id="f8d26557b80d4afab868eccfa936f977", priority=Priority.WARNIN
 FIELDS = {
     "cage": "CAGE", "uuid": "CAGE_UUID", "mediator": "MEDIATOR", "service": "SERVICE", "target": "TARGET",
     "decision": "DECISION", "request": "REQUEST_ID", "flow": "FLOW", "name": "FILE_NAME", "size": "FILE_SIZE",
-    "sha256": "FILE_SHA256", "level": "LEVEL", "application": "APPLICATION", "remote": "REMOTE",
+    "sha256": "FILE_SHA256", "level": "LEVEL", "application": "APPLICATION", "remote": "REMOTE", "by": "BY_UID",
 }
 """Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
 _REASONS = ("reason", "why", "what", "fault", "outcome")

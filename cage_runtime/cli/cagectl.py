@@ -8,7 +8,9 @@ from cage_runtime.cli.command import Program
 PROGRAM = Program(
     name="cagectl",
     purpose="Cages hold work of different sensitivity apart on one machine.",
+    completes=True,
     closing="See cagectl(1) for what each exit status means.",
+    asks=True,
     verbs={
         "create": ("verbs_cage", "define a cage, give it storage, start it"),
         "start": ("verbs_cage", "start cages"),

@@ -9,8 +9,17 @@ from __future__ import annotations
 
 import os
 
-from cage_runtime.cli.sdbus import BusError, Connection
-from cage_runtime.errors import BUS_ERROR_PREFIX, CageError, CutOff, NotAuthorized, RuntimeFailure, from_bus
+from cage_runtime.errors import (
+    BUS_ERROR_PREFIX,
+    AuthenticationNeeded,
+    CageError,
+    CutOff,
+    NoSuchCage,
+    NotAuthorized,
+    RuntimeFailure,
+    from_bus,
+)
+from cage_runtime.sdbus import BusError, Connection
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,17 +30,24 @@ CORE_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
 STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
 """Held by caged --standalone for as long as it starts what has ended again."""
+RETURN_SECONDS = 10.0
+"""How long a program that is just being started again is waited for."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
+QUESTION_SECONDS = 180.0
+"""How much longer one may take for which a person is asked; as model.QUESTION_SECONDS, which this room does not import:
+dataclasses would double the time of a call."""
 
 _DBUS = "org.freedesktop.DBus.Error."
 _ABSENT = {_DBUS + "ServiceUnknown", _DBUS + "NameHasNoOwner"}
 _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
+_LATE = _DBUS + "TimedOut"
+"""Of the bus alone: whoever it has started for this name has not come in time."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
-_NEEDS_ROOT = {*_FORBIDDEN, BUS_ERROR_PREFIX + NotAuthorized.bus_name}
-"""What somebody who is not root is answered where root alone may ask: by the bus, or by the peer itself."""
+_WORTH_ASKING = (AuthenticationNeeded, NoSuchCage)
+"""What whoever asks nobody is answered where a password may help: of another person's cage, that there is none."""
 
 
 class NotRunning(RuntimeFailure):
@@ -41,8 +57,9 @@ class NotRunning(RuntimeFailure):
 class Peer:
     """One object of one program on the bus.
 
-    `who` it is to a person, and `absent` gives what to say when nobody is there.  `needs_root` is what the person
-    asked for, where root alone can have it.
+    `who` it is to a person, and `absent` gives what to say when nobody is there.  `verb` is what the person typed, and
+    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one that is
+    not there is about to be.
     """
 
     def __init__(
@@ -54,10 +71,13 @@ class Peer:
         *,
         who: str,
         absent: Callable[[], str],
-        needs_root: str = "",
+        verb: str = "",
+        asks: bool = False,
+        returning: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._returning = returning
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
-        self._who, self._absent, self._needs_root = who, absent, needs_root
+        self._who, self._absent, self._verb, self._asks = who, absent, verb, asks
 
     def call(
         self,
@@ -68,32 +88,63 @@ class Peer:
         timeout: float | None = CALL_SECONDS,
         meanwhile: Callable[[], object] | None = None,
     ) -> Any:
-        """The method's result: None, the one value, or the tuple of them.  `meanwhile` is done while the peer works."""
+        """The method's result: None, the one value, or the tuple of them.  `meanwhile` is done while the peer works.
+
+        First without a question, which is all that most calls need; nothing has been done when that is refused.
+        """
         try:
-            results = self._bus.call(
-                self._name,
-                self._path,
-                self._interface,
-                member,
-                signature,
-                values,
-                returns=returns,
-                timeout=timeout,
-                meanwhile=meanwhile,
-            )
+            return self._call(member, signature, values, returns, timeout, meanwhile, interactive=False)
+        except _WORTH_ASKING:
+            if not self._asks:
+                raise
+        from cage_runtime.cli.agent import Agent
+
+        longer = None if timeout is None else timeout + QUESTION_SECONDS
+        with Agent():
+            return self._call(member, signature, values, returns, longer, None, interactive=True)
+
+    def _call(
+        self,
+        member: str,
+        signature: str,
+        values: tuple[object, ...],
+        returns: str,
+        timeout: float | None,
+        meanwhile: Callable[[], object] | None,
+        *,
+        interactive: bool,
+    ) -> Any:
+        names = (self._name, self._path, self._interface, member)
+
+        def once(meanwhile: Callable[[], object] | None) -> tuple[Any, ...]:
+            return self._bus.call(*names, signature, values, returns=returns, timeout=timeout, meanwhile=meanwhile,
+                                  interactive=interactive)
+
+        try:
+            try:
+                results = once(meanwhile)
+            except BusError as error:
+                # Nobody has it, so nothing has been done.
+                if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
+                    raise
+                results = once(None)
         except BusError as error:
-            raise self._error(error) from error
+            raise self._error(error, member) from error
         except TimeoutError as error:
             raise RuntimeFailure(f"{self._who} did not answer {member} within {timeout:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
 
-    def _error(self, error: BusError) -> CageError:
-        if error.name in _NEEDS_ROOT and self._needs_root and os.geteuid() != 0:
-            return NotAuthorized(f"{self._needs_root} needs root on this host; use sudo")
+    def _error(self, error: BusError, member: str) -> CageError:
         if error.name.startswith(BUS_ERROR_PREFIX):
-            return from_bus(error.name, error.sentence)
-        if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
+            found = from_bus(error.name, error.sentence)
+            if isinstance(found, NotAuthorized) and self._verb and found.sentence.startswith(member + " "):
+                # In the words that were typed.
+                return type(found)(self._verb + found.sentence.removeprefix(member))
+            return found
+        if _is_absent(error):
             return NotRunning(self._absent())
+        if error.name == _LATE:
+            return NotRunning(f"{self._who} was started and has not come up in time; see its journal")
         if error.name in _ENDED:
             return CutOff(f"{self._who} ended before it answered; see its journal, and try again")
         if error.name in _FORBIDDEN:
@@ -102,17 +153,23 @@ class Peer:
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        who, absent, needs_root = self._who, self._absent, self._needs_root
-        return Peer(self._bus, self._name, path, interface, who=who, absent=absent, needs_root=needs_root)
+        return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent, verb=self._verb,
+                    asks=self._asks, returning=self._returning)
 
     def close(self) -> None:
         self._bus.close()
 
 
-def core(verb: str) -> Peer:
-    """caged's manager on the system bus, for `verb`, a sub-command of cagectl."""
+def _is_absent(error: BusError) -> bool:
+    return error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX)
+
+
+def core(verb: str, asks: bool = False) -> Peer:
+    """caged's manager on the system bus, for `verb`, a sub-command of cagectl; see Peer for `asks`."""
     manager = CORE_NAME + ".Manager"
-    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, needs_root=verb)
+    asks = asks and os.geteuid() != 0  # for root nobody is asked
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, verb=verb, asks=asks,
+                returning=lambda: _held(STANDALONE_LOCK))
 
 
 def _no_core() -> str:

@@ -34,6 +34,7 @@ Common options, before or after the command:
   --color=WHEN            auto, always or never; NO_COLOR is heeded
   --version               show the version
 """
+_NOT_TO_ASK = "--no-ask-password"
 
 
 class Program:
@@ -41,7 +42,9 @@ class Program:
 
     `verbs` has for each sub-command (one or two words) the module of this package that does it and a summary.  The
     module's VERBS has for it a pair: a function that adds arguments to a parser, and one that does the work.
-    `later` names those that the interface promises and this version does not have.
+    `later` names those that the interface promises and this version does not have.  With `asks` a person may be asked
+    for a password, and may say not to be.  One that `completes` gives shells the names that
+    there are, for `--complete` and what they want.
     """
 
     def __init__(
@@ -52,8 +55,12 @@ class Program:
         verbs: Mapping[str, tuple[str, str]],
         closing: str,
         later: tuple[str, ...] = (),
+        asks: bool = False,
+        completes: bool = False,
     ) -> None:
         self.name, self.purpose, self.verbs, self.closing, self.later = name, purpose, verbs, closing, later
+        self._flags = (*_FLAGS, _NOT_TO_ASK) if asks else _FLAGS
+        self.asks, self.completes = asks, completes
         self.groups = {verb.partition(" ")[0] for verb in verbs if " " in verb}
 
     def help(self, group: str = "") -> str:
@@ -62,7 +69,8 @@ class Program:
         width = max(len(verb) for verb in listed) + 2
         lines = [f"usage: {self.name} [OPTION…] {first}COMMAND …", "", self.purpose, "", "Commands:"]
         lines += [f"  {verb:<{width}}{summary}" for verb, summary in listed.items()]
-        return "\n".join(lines) + "\n" + _COMMON + f"\n{self.closing}\n"
+        asking = f"  {_NOT_TO_ASK}       ask nobody for a password\n" if self.asks else ""
+        return "\n".join(lines) + "\n" + _COMMON + asking + f"\n{self.closing}\n"
 
     def main(self, argv: list[str] | None) -> int:
         """Does what `argv` (default: the process's) says; the status with which the process should exit."""
@@ -92,6 +100,11 @@ class Program:
         return 1
 
     def _dispatch(self, argv: list[str]) -> int:
+        if argv[:1] == ["--complete"] and self.completes:
+            from cage_runtime.cli.complete import names
+
+            sys.stdout.writelines(f"{name}\n" for name in names(argv[1:]))
+            return 0
         flags, words, rest = self._separate(argv)
         if "--version" in flags:
             sys.stdout.write(f"{self.name} {VERSION}\n")
@@ -118,7 +131,7 @@ class Program:
         while position < len(argv):
             argument = argv[position]
             position += 1
-            if argument in _FLAGS or argument == "--version" or argument.startswith(("--json=", "--color=")):
+            if argument in self._flags or argument == "--version" or argument.startswith(("--json=", "--color=")):
                 flags.append(argument)
             elif argument in _FLAGS_WITH_VALUE:
                 flags += argv[position - 1 : position + 1]
@@ -140,7 +153,8 @@ class Program:
         add_arguments, perform = module.VERBS[verb]
         own, separator, command = _at_separator(arguments)
         end = "" if summary.endswith("?") else "."
-        parser = Parser(prog=f"{self.name} {verb}", description=summary[:1].upper() + summary[1:] + end)
+        description = summary[:1].upper() + summary[1:] + end
+        parser = Parser(prog=f"{self.name} {verb}", description=description, asks=self.asks)
         add_arguments(parser)
         takes_command = parser.get_default("takes_command")
         try:
@@ -150,6 +164,7 @@ class Program:
         args.command = command
         args.has_command = bool(separator)
         args.program, args.verb = self.name, verb
+        args.asks = self.asks and not args.no_ask_password
         return int(perform(args, Screen(args)))
 
 

@@ -28,7 +28,7 @@ class _Formatter(argparse.RawDescriptionHelpFormatter):
 class Parser(argparse.ArgumentParser):
     """The parser of one sub-command, with the common flags."""
 
-    def __init__(self, *, prog: str, description: str, epilog: str = "") -> None:
+    def __init__(self, *, prog: str, description: str, epilog: str = "", asks: bool = False) -> None:
         super().__init__(
             prog=prog,
             description=description,
@@ -48,6 +48,8 @@ class Parser(argparse.ArgumentParser):
         add("--no-legend", action="store_true", help="no headings and no count in tables")
         add("--no-pager", action="store_true", help="accepted; there is no pager")
         add("--color", choices=COLOR_CHOICES, default="auto", metavar="WHEN", help="auto, always or never")
+        if asks:
+            add("--no-ask-password", action="store_true", help="ask nobody for a password")
 
     def error(self, message: str) -> NoReturn:
         raise UsageError(f"{self.prog.partition(' ')[2]}: {message}; see {self.prog} --help")

@@ -31,7 +31,7 @@ def _remote_add(args: argparse.Namespace, screen: Screen) -> int:
         key = file.read(KEY_BYTES_MAX + 1)
     if not 0 < len(key) <= KEY_BYTES_MAX:
         raise UsageError(f"{args.gpg_key} is not an OpenPGP public key: it has {len(key) or 'no'} bytes")
-    core(args.verb).call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {}, timeout=REMOTE_SECONDS)
+    core(args.verb, args.asks).call("AddRemote", "ssaya{sv}", args.remote, args.url, key, {}, timeout=REMOTE_SECONDS)
     _report(screen, {"name": args.remote, "url": args.url}, f"{args.remote}: added")
     return 0
 
@@ -41,7 +41,7 @@ def _remote_remove_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _remote_remove(args: argparse.Namespace, screen: Screen) -> int:
-    core(args.verb).call("RemoveRemote", "sa{sv}", args.remote, {})
+    core(args.verb, args.asks).call("RemoveRemote", "sa{sv}", args.remote, {})
     _report(screen, {"name": args.remote}, f"{args.remote}: removed")
     return 0
 
@@ -51,7 +51,8 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _remotes(args: argparse.Namespace, screen: Screen) -> int:
-    _show(screen, core(args.verb).call("ListRemotes", "a{sv}", {}, returns="aa{sv}"), ("name", "url", "key"), "remote")
+    remotes = core(args.verb, args.asks).call("ListRemotes", "a{sv}", {}, returns="aa{sv}")
+    _show(screen, remotes, ("name", "url", "key"), "remote")
     return 0
 
 
@@ -97,14 +98,14 @@ def _remove(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _list(args: argparse.Namespace, screen: Screen) -> int:
-    rows = core(args.verb).call("ListApplications", "sa{sv}", args.cage, {}, returns="aa{sv}")
+    rows = core(args.verb, args.asks).call("ListApplications", "sa{sv}", args.cage, {}, returns="aa{sv}")
     _show(screen, rows, ("application", "commit", "runtime", "remote"), "application")
     return 0
 
 
 def _job(args: argparse.Namespace, member: str, signature: str, *values: object) -> dict[str, Any]:
     """The results of the job that `member` starts; Ctrl-C cancels it."""
-    manager = core(args.verb)
+    manager = core(args.verb, args.asks)
     path = manager.call(member, signature, *values, returns="o")
     work: Peer = job(manager, path)
     try:

@@ -52,7 +52,7 @@ def _create(args: argparse.Namespace, screen: Screen) -> int:
     if args.definition:
         options["definition"] = _definition(args.definition)
         options["definition-file"] = args.definition
-    manager = core(args.verb)
+    manager = core(args.verb, args.asks)
     manager.call("Create", "sa{sv}", args.name, options, returns="o")
     if args.quiet and not screen.as_json:
         return 0
@@ -88,7 +88,7 @@ def _destroy_arguments(parser: argparse.ArgumentParser) -> None:
 
 def _each(args: argparse.Namespace, screen: Screen, member: str, became: str, now: dict[str, object]) -> int:
     """Calls `member` for every name; every failure is reported, and the worst decides the status."""
-    manager = core(args.verb)
+    manager = core(args.verb, args.asks)
     worst = 0
     done = []
     for name in dict.fromkeys(args.names):
@@ -120,7 +120,7 @@ def _destroy(args: argparse.Namespace, screen: Screen) -> int:
 
 def _with_documents(args: argparse.Namespace) -> list[str]:
     """Those of the named cages that hold documents; where caged cannot say, a cage may."""
-    manager = core(args.verb)
+    manager = core(args.verb, args.asks)
     found = []
     for name in dict.fromkeys(args.names):
         try:

@@ -20,7 +20,7 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _check(args: argparse.Namespace, screen: Screen) -> int:
-    faults = core(args.verb).call("CheckPolicy", "a{sv}", {}, returns="as")
+    faults = core(args.verb, args.asks).call("CheckPolicy", "a{sv}", {}, returns="as")
     if screen.as_json:
         screen.document(faults)
     else:
@@ -41,7 +41,7 @@ def _explain_arguments(parser: argparse.ArgumentParser) -> None:
 def _explain(args: argparse.Namespace, screen: Screen) -> int:
     service, _, argument = args.service.partition("+")
     asked = (args.source, service, argument, args.target)
-    decision = core(args.verb).call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
+    decision = core(args.verb, args.asks).call("ExplainPolicy", "ssssa{sv}", *asked, {}, returns="a{sv}")
     if screen.as_json:
         screen.document(decision)
         return 0
@@ -53,7 +53,7 @@ def _explain(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _reload(args: argparse.Namespace, screen: Screen) -> int:
-    core(args.verb).call("ReloadPolicy", "a{sv}", {})
+    core(args.verb, args.asks).call("ReloadPolicy", "a{sv}", {})
     if screen.as_json:
         screen.document({"policy": "reloaded"})
     screen.done("policy: reloaded")
@@ -72,7 +72,7 @@ def _tail(args: argparse.Namespace, screen: Screen) -> int:
 
     from cage_runtime.text import quoted
 
-    lines = core(args.verb).call("TailAudit", "a{sv}", {"count": args.count}, returns="as")
+    lines = core(args.verb, args.asks).call("TailAudit", "a{sv}", {"count": args.count}, returns="as")
     records = [json.loads(line) for line in lines]
     if screen.as_json:
         screen.document(records)
@@ -85,7 +85,7 @@ def _tail(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _verify(args: argparse.Namespace, screen: Screen) -> int:
-    fault = core(args.verb).call("VerifyAudit", "a{sv}", {}, returns="s")
+    fault = core(args.verb, args.asks).call("VerifyAudit", "a{sv}", {}, returns="s")
     if screen.as_json:
         screen.document({"fault": fault})
     if fault:

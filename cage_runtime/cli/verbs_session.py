@@ -118,7 +118,7 @@ def _kind_of_terminal() -> str:
 
 def _opened(args: argparse.Namespace, member: str, signature: str, *values: object, terminal: bool) -> Session:
     # The relay is loaded while caged works: 3 ms of ours that nobody waits for.
-    channel = core(args.verb).call(member, signature, *values, returns="h", meanwhile=_session_type)
+    channel = core(args.verb, args.asks).call(member, signature, *values, returns="h", meanwhile=_session_type)
     return _session_type()(channel, terminal=terminal, program=args.program)
 
 

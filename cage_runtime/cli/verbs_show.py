@@ -44,7 +44,7 @@ def _optional_name(parser: argparse.ArgumentParser) -> None:
 
 
 def _list(args: argparse.Namespace, screen: Screen) -> int:
-    cages = core(args.verb).call("List", "a{sv}", {}, returns="aa{sv}")
+    cages = core(args.verb, args.asks).call("List", "a{sv}", {}, returns="aa{sv}")
     if screen.as_json:
         screen.document(cages)
         return 0
@@ -54,7 +54,7 @@ def _list(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _status(args: argparse.Namespace, screen: Screen) -> int:
-    manager = core(args.verb)
+    manager = core(args.verb, args.asks)
     names = [args.name] if args.name else [cage["name"] for cage in manager.call("List", "a{sv}", {}, returns="aa{sv}")]
     found = [manager.call("Status", "sa{sv}", name, {}, returns="a{sv}") for name in names]
     if screen.as_json:
@@ -77,7 +77,7 @@ def _block(status: dict[str, Any], screen: Screen) -> None:
 
 
 def _show(args: argparse.Namespace, screen: Screen) -> int:
-    definition = core(args.verb).call("Show", "sa{sv}", args.name, {}, returns="s")
+    definition = core(args.verb, args.asks).call("Show", "sa{sv}", args.name, {}, returns="s")
     if screen.as_json:
         screen.document({"name": args.name, "definition": definition})
         return 0
@@ -94,7 +94,7 @@ def _logs_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _logs(args: argparse.Namespace, screen: Screen) -> int:
-    lines = core(args.verb).call("Logs", "sa{sv}", args.name, {}, returns="as")
+    lines = core(args.verb, args.asks).call("Logs", "sa{sv}", args.name, {}, returns="as")
     if args.count:
         lines = lines[-args.count :]
     if screen.as_json:
@@ -106,7 +106,7 @@ def _logs(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _doctor(args: argparse.Namespace, screen: Screen) -> int:
-    checks = core(args.verb).call("Doctor", "a{sv}", {}, returns="aa{sv}")
+    checks = core(args.verb, args.asks).call("Doctor", "a{sv}", {}, returns="aa{sv}")
     if screen.as_json:
         screen.document(checks)
     else:

@@ -1,28 +1,106 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Who may ask caged for what.  The caller is who the bus daemon says (law 2); without polkit that must be root."""
+"""Who may ask caged for what.  The caller is who the bus daemon says (law 2), polkit says what that person may.
+
+Root may everything and polkit is not asked; where there is no polkit, root alone may anything.
+"""
 
 from __future__ import annotations
 
-from cage_runtime.bus import Bus
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from cage_runtime.bus import Bus, Call
 from cage_runtime.config import Users, uid_of
-from cage_runtime.errors import NotAuthorized
+from cage_runtime.daemon.polkit import Polkit, Question, Verdict
+from cage_runtime.daemon.rights import RIGHTS, Right
+from cage_runtime.errors import AuthenticationNeeded, NobodyAnswers, NotAuthorized
+from cage_runtime.model import CALLS_AT_ONCE, CALLS_PER_PERSON, ROOT_UID
 
 MEDIATORS = ("files",)
-ADMINISTRATOR = 0
+ADMINISTRATOR = ROOT_UID
 """Root, and nobody else; tests that are not root put themselves here."""
+
+Details = Mapping[str, str]
+"""What polkit and its rules are told of what is asked for: `cage`, `level` and `owner` (a uid), as far as is known."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Caller:
+    """Whoever makes a call: the person, the connection, what was called, and whether somebody may be asked."""
+
+    uid: int
+    sender: str
+    member: str
+    interactive: bool
+
+    @property
+    def is_root(self) -> bool:
+        return self.uid == ADMINISTRATOR
 
 
 class Authorization:
     def __init__(self, bus: Bus, users: Users) -> None:
-        self._bus = bus
+        self._bus, self._polkit = bus, Polkit(bus)
         self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
+        bus.share = self.share
 
-    async def person(self, sender: str, member: str) -> int:
-        """The uid of the person who calls `member`; NotAuthorized unless that is root."""
-        uid = await self._bus.uid_of(sender)
-        if uid != ADMINISTRATOR:
-            raise NotAuthorized(f"{member} needs root on this host; use sudo")
-        return uid
+    def share(self, uid: int) -> int:
+        """How many calls of this uid's may be being answered at once."""
+        return CALLS_AT_ONCE if uid == ADMINISTRATOR or uid in self._mediators else CALLS_PER_PERSON
+
+    async def caller(self, call: Call) -> Caller:
+        uid = await self._bus.uid_of(call.sender)
+        return Caller(uid=uid, sender=call.sender, member=call.member, interactive=call.interactive)
+
+    async def require(self, caller: Caller, right: Right, details: Details) -> None:
+        """NotAuthorized, saying why, unless the caller may do it to what is his own or the host's."""
+        if caller.is_root:
+            return
+        verdict = await self._verdict(caller, right.action, details, asking=caller.interactive)
+        if verdict is not Verdict.YES:
+            raise _refusal(caller, right.action, verdict)
+
+    async def may_any(self, caller: Caller, right: Right, details: Details, unknown: Details) -> bool:
+        """Whether the caller may do it to what is not his own.
+
+        `details` are those of what is asked for, `unknown` those of the same request where there is no such thing: who
+        may not, is asked the same questions in both cases, and cannot tell the one from the other.
+        """
+        if caller.is_root:
+            return True
+        verdict = await self._verdict(caller, right.any_action, details)
+        if verdict is Verdict.YES or not caller.interactive:
+            return verdict is Verdict.YES
+        # A rule's plain no for this cage must not be seen from the question that does not come.
+        asked_about = unknown if verdict is Verdict.NO else details
+        answer = await self._verdict(caller, right.any_action, asked_about, asking=True)
+        return answer is Verdict.YES and verdict is Verdict.CHALLENGE
+
+    async def sees_all(self, caller: Caller, right: Right) -> bool:
+        """Whether the caller gets to see other people's too; nobody is asked for what is only left out otherwise."""
+        return caller.is_root or await self._verdict(caller, right.any_action, {}) is Verdict.YES
+
+    async def _verdict(self, caller: Caller, action: str, details: Details, *, asking: bool = False) -> Verdict:
+        question = Question(sender=caller.sender, uid=caller.uid, action=action, details=details)
+        try:
+            return await (self._polkit.check_asking(question) if asking else self._polkit.check(question))
+        except NobodyAnswers as error:
+            raise NotAuthorized(f"{caller.member} needs root on this host; use sudo") from error
+        except NotAuthorized as error:
+            raise NotAuthorized(f"{caller.member} is not authorised: {error.sentence}") from error
+
+    async def health(self) -> tuple[bool, str]:
+        """Whether persons who are not root can use cages, and why they can or cannot."""
+        try:
+            known = await self._polkit.actions()
+        except NobodyAnswers:
+            return False, "there is no polkit"
+        except NotAuthorized as error:
+            return False, error.sentence
+        missing = {action for right in RIGHTS.values() for action in right.actions} - known
+        if missing:
+            return False, f"polkit does not know {len(missing)} of this runtime's actions, such as {min(missing)}"
+        return True, "polkit decides what each person may"
 
     async def mediator(self, sender: str) -> str:
         """The name of the mediator whose core half calls; NotAuthorized for anybody else."""
@@ -31,3 +109,16 @@ class Authorization:
         if name is None:
             raise NotAuthorized(f"uid {uid} is not a mediator's")
         return name
+
+
+def _refusal(caller: Caller, action: str, verdict: Verdict) -> NotAuthorized:
+    needed = "it needs a password"
+    if verdict is Verdict.CHALLENGE and not caller.interactive:
+        why = f"{needed}, and this call does not allow to ask for one"
+        return AuthenticationNeeded(f"{caller.member} is not authorised: {why} ({action})")
+    why = {
+        Verdict.CHALLENGE: f"{needed}, and nobody is there to ask for one; on a terminal pkttyagent does",
+        Verdict.DISMISSED: f"{needed}, and none was given",
+    }.get(verdict, "polkit says no, or the password was not the right one; who runs this host can allow it by a rule"
+          if caller.interactive else "polkit says no; who runs this host can allow it by a rule")
+    return NotAuthorized(f"{caller.member} is not authorised: {why} ({action})")

@@ -40,24 +40,31 @@ class Check:
 
 
 def examine(
-    host: Host, *, polkit: bool, policy_fault: str | None, policy_faults: int, labels: int,
+    host: Host, *, authorisation: tuple[bool, str], policy_fault: str | None, policy_faults: int, labels: int,
     unenforced: Mapping[str, tuple[str, ...]],
-    orphans: tuple[str, ...] = (), faults: tuple[str, ...] = (),
+    orphans: tuple[str, ...] = (), faults: tuple[str, ...] = (), counted: bool = True,
 ) -> list[Check]:
-    """Every check, in the order in which a person would go through them; `unenforced` is by cage."""
+    """Every check, in the order in which a person would go through them; `unenforced` is by cage.  `authorisation` is
+    whether others than root can use cages, and why; unless `counted`, nothing tells how many cages there are."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
-        _authorisation(polkit=polkit),
+        _authorisation(*authorisation),
         Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
-        Check(check="id ranges", state=Health.OK if host.ranges_free else Health.MISSING,
-              detail=f"{host.ranges_free} of {host.ranges} free",
-              help="" if host.ranges_free else "destroy cages that are not needed"),
+        _id_ranges(host, counted=counted),
         *_cages(unenforced),
         *(Check(check="storage", state=Health.LIMITED, detail=f"{uuid} belongs to no cage that is known, and is kept",
                 help="restore its definition, or look through it as root and remove it") for uuid in orphans),
         *(Check(check="state", state=Health.LIMITED, detail=fault, help="mend it, then start the core again")
           for fault in faults),
     ]
+
+
+def _id_ranges(host: Host, *, counted: bool) -> Check:
+    detail = f"{host.ranges_free} of {host.ranges} free" if counted else "some are free"
+    if host.ranges_free:
+        return Check(check="id ranges", state=Health.OK, detail=detail)
+    help_ = "destroy cages that are not needed"
+    return Check(check="id ranges", state=Health.MISSING, detail=detail if counted else "none is free", help=help_)
 
 
 def _kernel(host: Host) -> Iterator[Check]:
@@ -117,8 +124,8 @@ def _policy(fault: str | None, faults: int) -> Check:
     return Check(check="policy", state=Health.MISSING, detail=fault, help="mend the line, then cagectl policy reload")
 
 
-def _authorisation(*, polkit: bool) -> Check:
-    # Asking polkit comes with the packaged system; until then its presence changes nothing.
-    return Check(check="authorisation", state=Health.LIMITED,
-                 detail=f"only root may use cages ({'polkit is not asked yet' if polkit else 'there is no polkit'})",
-                 help="use sudo")
+def _authorisation(persons: bool, why: str) -> Check:
+    if persons:
+        return Check(check="authorisation", state=Health.OK, detail=why)
+    return Check(check="authorisation", state=Health.LIMITED, detail=f"only root may use cages ({why})",
+                 help="use sudo; or install polkitd, and this runtime's actions in /usr/share/polkit-1/actions")

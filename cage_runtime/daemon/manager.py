@@ -15,6 +15,7 @@ import logging
 import uuid as uuids
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from contextlib import asynccontextmanager
+from contextvars import ContextVar
 
 import msgspec
 
@@ -31,7 +32,7 @@ from cage_runtime.daemon.define import (
     home_bounds,
 )
 from cage_runtime.daemon.gateway import Gateways
-from cage_runtime.daemon.spawner import SpawnerClient
+from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import (
     CageError,
@@ -46,7 +47,10 @@ from cage_runtime.errors import (
 from cage_runtime.model import (
     AUDIT_TAIL_MAX,
     CAGES_MAX,
+    CAGES_PER_PERSON,
     DEFAULT_TASKS,
+    REPEATS_MAX,
+    ROOT_UID,
     STOP_SECONDS,
     CageState,
     Levels,
@@ -56,6 +60,8 @@ from cage_runtime.spawner import spec
 from cage_runtime.text import escape, quoted
 
 LOG = logging.getLogger(__name__)
+ACTING: ContextVar[int | None] = ContextVar("acting", default=None)
+"""The uid of whoever's call is being carried out, a job that it began included; None where nobody asked for it."""
 
 
 class Manager:
@@ -68,10 +74,10 @@ class Manager:
         self.started: Callable[[Cage], Awaitable[None]] | None = None
         """Called under the lock of a cage that has just started or been adopted from nothing."""
         self._cages: dict[str, Cage] = {}
-        self._coming: set[str] = set()
-        """Names that are being created."""
+        self._coming: dict[str, int] = {}
+        """Names that are being created, and the uids of whom for."""
         self._in_hand: set[str] = set()
-        """Uuids of cages that are being created or destroyed: `look` leaves them to whoever does that."""
+        """Uuids of cages that are being created, started or destroyed: `look` leaves them to whoever does that."""
         self.orphans: tuple[str, ...] = ()
         """Storage that is kept and belongs to no cage."""
         self._finishing: set[asyncio.Task[None]] = set()
@@ -83,21 +89,28 @@ class Manager:
     def cages(self) -> list[Cage]:
         return [self._cages[name] for name in sorted(self._cages)]
 
+    def get(self, untrusted_name: str) -> Cage | None:
+        return self._cages.get(untrusted_name)
+
     def find(self, untrusted_name: str) -> Cage:
         """The cage of that name; NoSuchCage where there is none."""
-        cage = self._cages.get(untrusted_name)
+        cage = self.get(untrusted_name)
         if cage is None:
-            shown = escape(untrusted_name, limit=40)
-            raise NoSuchCage(f'there is no cage "{shown}"; cagectl list shows those there are')
+            raise no_such_cage(untrusted_name)
         return cage
 
     def by_uuid(self, uuid: str) -> Cage | None:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
     def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain; of an ephemeral cage, its comings and goings need not be durable."""
+        """Append to the audit chain, and whose call it was.
+
+        Of an ephemeral cage, its comings and goings need not be durable.
+        """
+        by = ACTING.get()
+        whose = {} if by is None else {"by": str(by)}
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
-        self.chain.append(kind, {**about, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
+        self.chain.append(kind, {**about, **whose, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
 
     # --- restart ---------------------------------------------------------------------------------------------
     async def recover(self) -> None:
@@ -206,16 +219,14 @@ class Manager:
 
     def _adopt(self, cage: Cage, standings: spec.Standings) -> None:
         state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
+        try:
+            self._gateways.settle(cage.name, cage.uuid, runs=cage.uuid in standings.gateways)
+        except OSError as error:
+            LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
+            self._ended(cage)
+            return
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
-            if not self._gateways.is_open(cage.uuid):
-                # A second bus beside the one that the core halves are on would be one that nobody answers on.
-                try:
-                    self._gateways.open(cage.name, cage.uuid)
-                except OSError as error:
-                    LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
-                    self._ended(cage)
-                    return
             self._set(cage, state, since=moment(standings.running[cage.uuid]))
             self.record(Kind.CAGE_ADOPTED, cage)
 
@@ -245,30 +256,42 @@ class Manager:
         self.record(Kind.RECOVERED, None, {"uuid": uuid, "what": "removed what was left of a cage"})
 
     # --- life ------------------------------------------------------------------------------------------------
-    async def create(self, untrusted_name: str, options: CreateOptions, owner: int) -> Cage:
-        """Define a cage, give it storage and start it; after an error nothing of it is there."""
-        name = check_cage_name(untrusted_name)
-        if name in self._cages or name in self._coming:
-            raise NameTaken(f'there is a cage "{name}" already; choose another name, or cagectl destroy {name}')
-        if len(self._cages) + len(self._coming) >= CAGES_MAX:
-            raise RuntimeFailure(f"this host has {CAGES_MAX} cages already; destroy one that is not needed")
+    def define(self, options: CreateOptions) -> Definition:
+        """The definition that `options` ask for, if this host can have a cage like that."""
         definition = compose(options, self._paths)
         check_label(definition, options, self.levels)
         check_session(definition, options)
         birth_limits(definition, self.controllers)
+        return definition
+
+    async def create(self, untrusted_name: str, definition: Definition, *, owner: int, start: bool) -> Cage:
+        """Give the cage storage and start it; after an error nothing of it is there."""
+        name = check_cage_name(untrusted_name)
+        if name in self._cages or name in self._coming:
+            raise NameTaken(f'there is a cage "{name}" already; choose another name, or cagectl destroy {name}')
+        self._check_room(owner)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
-        self._coming.add(name)
+        self._coming[name] = owner
         self._in_hand.add(record.uuid)
         try:
-            return await self._make(record, start=options.start)
+            return await self._make(record, start=start)
         finally:
-            self._coming.discard(name)
+            del self._coming[name]
             self._in_hand.discard(record.uuid)
+
+    def _check_room(self, owner: int) -> None:
+        """RuntimeFailure where there are as many cages as there may be, on the host or of `owner`."""
+        owners = [*self._coming.values(), *(cage.record.owner for name, cage in self._cages.items()
+                                            if name not in self._coming)]
+        if len(owners) >= CAGES_MAX:
+            raise RuntimeFailure(f"this host has {CAGES_MAX} cages already; destroy one that is not needed")
+        if owner != ROOT_UID and owners.count(owner) >= CAGES_PER_PERSON:
+            raise RuntimeFailure(f"you have {CAGES_PER_PERSON} cages already; destroy one that you do not need")
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:
-            request = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
-            await self.spawner.ask(request)
+            make = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
+            await self._once(make, spec.Remove(id=self.spawner.number(), uuid=record.uuid))
             self._registry.add(record)
         except (CageError, OSError) as error:
             await self._clear(record.uuid)
@@ -293,6 +316,16 @@ class Manager:
             raise
         return cage
 
+    async def _once(self, request: spec.MakeStorage | spec.Birth, undoing: spec.Remove | spec.Stop) -> None:
+        """Ask for what may not be done twice: where the spawner ends at it, it is undone before it is asked again."""
+        for _ in range(REPEATS_MAX):
+            with contextlib.suppress(SpawnerEnded):
+                await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+                return
+            LOG.warning("%s is undone and done again for %s", type(request).__name__, request.uuid)
+            await self.spawner.ask(msgspec.structs.replace(undoing, id=self.spawner.number()))
+        await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+
     @asynccontextmanager
     async def held(self, cage: Cage) -> AsyncIterator[None]:
         """The cage's lock; NoSuchCage where it was destroyed meanwhile, also if its name has come again (M17)."""
@@ -307,7 +340,11 @@ class Manager:
             if cage.state is CageState.RUNNING:
                 return
             cage.require(CageState.STOPPED, CageState.FAILED)
-            await self._start(cage)
+            self._in_hand.add(cage.uuid)
+            try:
+                await self._start(cage)
+            finally:
+                self._in_hand.discard(cage.uuid)
 
     async def _start(self, cage: Cage) -> None:
         definition = cage.record.definition
@@ -317,11 +354,12 @@ class Manager:
         before = cage.state
         self._set(cage, CageState.STARTING)
         try:
-            await self.spawner.ask(spec.Birth(
+            birth = spec.Birth(
                 id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
-            ))
+            )
+            await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self._gateways.open(cage.name, cage.uuid)
         except (CageError, OSError) as error:
             if isinstance(error, OSError):
@@ -461,6 +499,11 @@ class Manager:
         if insight is None:
             raise RuntimeFailure("the spawner does not say what is in the cage")
         return insight
+
+
+def no_such_cage(untrusted_name: str) -> NoSuchCage:
+    shown = escape(untrusted_name, limit=40)
+    return NoSuchCage(f'there is no cage "{shown}"; cagectl list shows those there are')
 
 
 def _shown(record: str) -> str:

@@ -94,12 +94,10 @@ class Mediation:
         except CageError:
             return None
 
-    def explain(self, source: str, service: str, argument: str, target: str) -> Decision:
-        """What would be decided, for the administrator."""
-        instance = self._manager.find(source).instance()
-        self._manager.find(target)
-        request = Request(service=service, argument=argument, source=instance, target_name=target)
-        return self.policy.decide(request, self._target(target), self._manager.levels)
+    def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
+        """What would be decided, for whoever may know of both cages."""
+        request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
+        return self.policy.decide(request, self._target(target.name), self._manager.levels)
 
     def decide(self, mediator: str, source_uuid: str, service: str, argument: str, target: str, again: bool,
                request_id: str) -> Permission:

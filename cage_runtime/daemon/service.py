@@ -1,12 +1,13 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """caged on the system bus: org.cageruntime.Core1, as its XML describes it.
 
-Law of this room: a method checks who calls, turns arguments into types, calls one thing, turns the result back.
+Law of this room: a method begins with what the caller may touch (access.py), which its kind of handler makes sure of;
+then it turns arguments into types, calls one thing, turns the result back.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
 
@@ -16,6 +17,7 @@ from dbus_fast import Variant
 from cage_runtime.bus import Answer, Bus, Call, Handler, Service, described
 from cage_runtime.config import convert
 from cage_runtime.daemon import doctor
+from cage_runtime.daemon.access import CAGES_PATH, Access, View
 from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
@@ -25,7 +27,8 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import RuntimeFailure, UsageError
-from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH
+from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
+from cage_runtime.policy.engine import NO_POLICY
 from cage_runtime.spawner import spec
 
 RESOURCE = "org.cageruntime.Core1.xml"
@@ -53,7 +56,7 @@ def options(untrusted_options: dict[str, Variant], kind: type[_Options]) -> _Opt
 
 def cage_path(name: str) -> str:
     """A cage's object path; `-` may not stand in one."""
-    return f"{CORE_PATH}/cage/{name.replace('-', '_2d')}"
+    return CAGES_PATH + name.replace("-", "_2d")
 
 
 def _text(values: dict[str, str]) -> dict[str, Variant]:
@@ -66,6 +69,7 @@ class Parts:
 
     bus: Bus
     authorization: Authorization
+    access: Access
     manager: Manager
     sessions: Sessions
     applications: Applications
@@ -73,36 +77,55 @@ class Parts:
     jobs: Jobs
 
 
+_OfCage = Callable[[Call, Cage], Awaitable[Answer]]
+_OfView = Callable[[Call, View], Awaitable[Answer]]
+
+
 class CoreService:
     def __init__(self, parts: Parts) -> None:
         self._parts = parts
         self._cage_interface = described(RESOURCE, CAGE)
-        handlers: dict[str, Handler] = {
-            "Create": self._create, "Destroy": self._destroy, "Start": self._start, "Stop": self._stop,
-            "Enable": self._enable, "Disable": self._disable, "Pause": self._pause, "Resume": self._resume,
-            "Kill": self._kill, "Enter": self._enter, "Run": self._run,
-            "List": self._list, "Status": self._status, "Show": self._show, "Logs": self._logs,
-            "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
+        of_cage: dict[str, _OfCage] = {
+            "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Enable": self._enable,
+            "Disable": self._disable, "Pause": self._pause, "Resume": self._resume, "Kill": self._kill,
+            "Enter": self._enter, "Run": self._run, "Status": self._status, "Show": self._show, "Logs": self._logs,
             "InstallApplication": self._install, "UpdateApplications": self._update,
             "RemoveApplication": self._remove, "ListApplications": self._list_applications,
-            "CheckPolicy": self._check_policy, "ExplainPolicy": self._explain, "ReloadPolicy": self._reload,
-            "TailAudit": self._tail, "VerifyAudit": self._verify, "Doctor": self._doctor,
         }
-        guarded = {member: self._guarded(handler) for member, handler in handlers.items()}
-        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=guarded))
+        of_all: dict[str, _OfView] = {"List": self._list, "Doctor": self._doctor}
+        of_host: dict[str, Handler] = {
+            "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
+            "CheckPolicy": self._check_policy, "ReloadPolicy": self._reload, "TailAudit": self._tail,
+            "VerifyAudit": self._verify,
+        }
+        handlers: dict[str, Handler] = {
+            "Create": self._create, "ExplainPolicy": self._explain,
+            **{member: self._for_cage(handler) for member, handler in of_cage.items()},
+            **{member: self._for_all(handler) for member, handler in of_all.items()},
+            **{member: self._for_host(handler) for member, handler in of_host.items()},
+        }
+        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, MANAGER), handlers=handlers))
         parts.bus.manage(CORE_PATH)
-        parts.bus.guard = self._may_look
+        parts.bus.see_by(parts.access.sight)
 
-    def _guarded(self, handler: Handler) -> Handler:
+    def _for_cage(self, handler: _OfCage) -> Handler:
         async def guarded(call: Call) -> Answer:
-            await self._parts.authorization.person(call.sender, call.member)
-            return await handler(call)
+            return await handler(call, await self._parts.access.to_cage(call))
 
         return guarded
 
-    async def _may_look(self, call: Call) -> None:
-        """Names and levels of cages are for the administrator alone, however they are asked for."""
-        await self._parts.authorization.person(call.sender, call.member)
+    def _for_all(self, handler: _OfView) -> Handler:
+        async def guarded(call: Call) -> Answer:
+            return await handler(call, await self._parts.access.to_all(call))
+
+        return guarded
+
+    def _for_host(self, handler: Handler) -> Handler:
+        async def guarded(call: Call) -> Answer:
+            await self._parts.access.to_host(call)
+            return await handler(call)
+
+        return guarded
 
     def changed(self, cage: Cage, present: bool) -> None:
         """Keep the cage's object in step with it."""
@@ -112,7 +135,7 @@ class CoreService:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageRemoved", "so", (cage.name, path))
             return
         new = self._parts.bus.serve(path, Service(
-            interface=self._cage_interface, properties=lambda: _properties(cage)))
+            interface=self._cage_interface, properties=lambda: _properties(cage)), owner=cage.record.owner)
         if new:
             self._parts.bus.emit(CORE_PATH, MANAGER, "CageAdded", "so", (cage.name, path))
         else:
@@ -121,68 +144,66 @@ class CoreService:
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
-        owner = await self._parts.bus.uid_of(call.sender)
-        wanted = options(call.arguments[1], CreateOptions)
-        cage = await self._parts.manager.create(call.arguments[0], wanted, owner)
+        wanted, name = options(call.arguments[1], CreateOptions), check_cage_name(call.arguments[0])
+        definition = self._parts.manager.define(wanted)
+        owner = await self._parts.access.to_new(call, definition.level)
+        cage = await self._parts.manager.create(name, definition, owner=owner, start=wanted.start)
         return Answer(values=(cage_path(cage.name),))
 
-    def _find(self, call: Call, kind: type[_Options]) -> tuple[Cage, _Options]:
-        return self._parts.manager.find(call.arguments[0]), options(call.arguments[-1], kind)
-
-    async def _destroy(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _destroy(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.destroy(cage)
         self._parts.applications.forget(cage)
         return Answer()
 
-    async def _start(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _start(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.start(cage)
         return Answer()
 
-    async def _stop(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _stop(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.stop(cage)
         return Answer()
 
-    async def _kill(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _kill(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.stop(cage, seconds=0)
         return Answer()
 
-    async def _enable(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _enable(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.enable(cage, enabled=True)
         return Answer()
 
-    async def _disable(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _disable(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.enable(cage, enabled=False)
         return Answer()
 
-    async def _pause(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _pause(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.freeze(cage, frozen=True)
         return Answer()
 
-    async def _resume(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _resume(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         await self._parts.manager.freeze(cage, frozen=False)
         return Answer()
 
     # --- commands --------------------------------------------------------------------------------------------
-    async def _enter(self, call: Call) -> Answer:
-        cage, wanted = self._find(call, SessionOptions)
+    async def _enter(self, call: Call, cage: Cage) -> Answer:
+        wanted = options(call.arguments[-1], SessionOptions)
         return _channel(await self._parts.sessions.enter(cage, call.arguments[1], wanted))
 
-    async def _run(self, call: Call) -> Answer:
-        cage, wanted = self._find(call, SessionOptions)
+    async def _run(self, call: Call, cage: Cage) -> Answer:
+        wanted = options(call.arguments[-1], SessionOptions)
         return _channel(await self._parts.sessions.run(cage, call.arguments[1], call.arguments[2], wanted))
 
     # --- showing ---------------------------------------------------------------------------------------------
-    async def _list(self, call: Call) -> Answer:
+    async def _list(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
-        return Answer(values=([await self._summary(cage) for cage in self._parts.manager.cages()],))
+        return Answer(values=([await self._summary(cage) for cage in view.cages],))
 
     async def _summary(self, cage: Cage) -> dict[str, Variant]:
         definition = cage.record.definition
@@ -191,13 +212,14 @@ class CoreService:
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
+            "owner": Variant("u", cage.record.owner),
             "autostart": Variant("b", cage.enabled),
             "processes": Variant("u", insight.processes),
             "documents": Variant("b", insight.documents),
         }
 
-    async def _status(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _status(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         definition = cage.record.definition
         more = {"description": definition.description, "created": cage.record.created, "since": cage.since,
                 "home": "in memory" if cage.record.ephemeral else "persistent"}
@@ -207,12 +229,12 @@ class CoreService:
             "unenforced": Variant("as", list(cage.unenforced)),
         },))
 
-    async def _show(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _show(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         return Answer(values=(self._parts.manager.shown(cage),))
 
-    async def _logs(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _logs(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         return Answer(values=(await self._parts.manager.logs(cage),))
 
     # --- applications ----------------------------------------------------------------------------------------
@@ -233,29 +255,34 @@ class CoreService:
         remotes = await self._parts.applications.remotes()
         return Answer(values=([_text({"name": name, "url": url, "key": key}) for name, url, key in remotes],))
 
-    async def _install(self, call: Call) -> Answer:
-        cage, wanted = self._find(call, InstallOptions)
+    async def _install(self, call: Call, cage: Cage) -> Answer:
+        wanted = options(call.arguments[-1], InstallOptions)
         application = call.arguments[1]
-        work = self._parts.applications.install(cage, application, wanted.remote)
-        return Answer(values=(self._parts.jobs.start(f"install {application} in {cage.name}", work),))
+        return await self._job(call, f"install {application} in {cage.name}",
+                               lambda: self._parts.applications.install(cage, application, wanted.remote))
 
-    async def _update(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
-        work = self._parts.applications.update(cage)
-        return Answer(values=(self._parts.jobs.start(f"update the applications of {cage.name}", work),))
+    async def _update(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
+        return await self._job(call, f"update the applications of {cage.name}",
+                               lambda: self._parts.applications.update(cage))
 
-    async def _remove(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _remove(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         application = call.arguments[1]
 
         async def work() -> dict[str, str]:
             await self._parts.applications.remove(cage, application)
             return {"application": application}
 
-        return Answer(values=(self._parts.jobs.start(f"remove {application} from {cage.name}", work()),))
+        return await self._job(call, f"remove {application} from {cage.name}", work)
 
-    async def _list_applications(self, call: Call) -> Answer:
-        cage, _ = self._find(call, NoOptions)
+    async def _job(self, call: Call, description: str,
+                   work: Callable[[], Coroutine[None, None, dict[str, str]]]) -> Answer:
+        caller = await self._parts.authorization.caller(call)
+        return Answer(values=(self._parts.jobs.start(description, work(), caller.uid),))
+
+    async def _list_applications(self, call: Call, cage: Cage) -> Answer:
+        options(call.arguments[-1], NoOptions)
         installed = await self._parts.applications.installed()
         entries = [installed.get(name, {"application": name, "commit": "", "runtime": "", "remote": ""})
                    for name in cage.record.definition.apps.allow]
@@ -268,7 +295,8 @@ class CoreService:
         return Answer(values=(self._parts.mediation.check(),))
 
     async def _explain(self, call: Call) -> Answer:
-        source, service, argument, target, given = call.arguments
+        _, service, argument, _, given = call.arguments
+        source, target = await self._parts.access.to_pair(call)
         options(given, NoOptions)
         decision = self._parts.mediation.explain(source, service, argument, target)
         shown = {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
@@ -290,19 +318,21 @@ class CoreService:
         options(call.arguments[0], NoOptions)
         return Answer(values=(self._parts.manager.chain.verify() or "",))
 
-    async def _doctor(self, call: Call) -> Answer:
+    async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
-        spawner = self._parts.manager.spawner
-        host = (await spawner.ask(spec.Describe(id=spawner.number()))).host
+        manager, mediation = self._parts.manager, self._parts.mediation
+        host = (await manager.spawner.ask(spec.Describe(id=manager.spawner.number()))).host
         if host is None:
             raise RuntimeFailure("the spawner does not describe this host")
-        polkit = await self._parts.bus.has_owner("org.freedesktop.PolicyKit1")
-        checks = doctor.examine(host, polkit=polkit, policy_fault=self._parts.mediation.policy.fault,
-                                policy_faults=len(self._parts.mediation.check()),
-                                labels=len(self._parts.manager.levels.names),
-                                unenforced={c.name: c.unenforced for c in self._parts.manager.cages()},
-                                orphans=self._parts.manager.orphans,
-                                faults=(*self._parts.manager.faults, *self._parts.applications.faults))
+        fault = mediation.policy.fault
+        checks = doctor.examine(
+            host, authorisation=await self._parts.authorization.health(), labels=len(manager.levels.names),
+            # The text of the policy, records, storage and menus may name cages.
+            policy_fault=fault if view.whole or fault is None else NO_POLICY,
+            policy_faults=len(mediation.check()) if view.whole else 0,
+            unenforced={cage.name: cage.unenforced for cage in view.cages},
+            orphans=manager.orphans if view.whole else (),
+            faults=(*manager.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 
@@ -316,7 +346,8 @@ def _properties(cage: Cage) -> dict[str, Variant]:
     return {
         "Name": Variant("s", cage.name), "Uuid": Variant("s", cage.uuid), "State": Variant("s", cage.state.value),
         "Level": Variant("s", cage.level), "Compartments": Variant("as", sorted(definition.compartments)),
-        "Ephemeral": Variant("b", cage.record.ephemeral), "Autostart": Variant("b", cage.enabled),
+        "Ephemeral": Variant("b", cage.record.ephemeral), "Owner": Variant("u", cage.record.owner),
+        "Autostart": Variant("b", cage.enabled),
     }
 
 

@@ -3,12 +3,15 @@
 
 What a cage hears of a refusal must not tell it whether the target exists.  So there are two verdicts: `decide` is the
 truth, for the record and for the administrator; `public_refusal` is worked out from the request alone.
+
+A rule that allows is narrowed to one person's cages, unless it names the target: `*` and labels say nothing of whose
+documents go to whom.  A rule that denies is never narrowed.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 from cage_runtime.errors import PolicySyntaxError
 from cage_runtime.model import Action, Decision, Flow, Instance, Label, Levels, Request
@@ -17,6 +20,7 @@ from cage_runtime.text import escape
 
 _ServiceKey = tuple[str, str]
 _PairKey = tuple[str, str]
+_Index = dict[_ServiceKey, dict[_PairKey, int]]
 
 NO_RULE = "no rule matches it, and only a rule that allows it would change that"
 DENIED = "the rule denies it, and only an allowing rule before that one would change it"
@@ -25,6 +29,7 @@ TO_ITSELF = "a cage and its target must be two different cages"
 NO_SUCH_CAGE = "there is no cage of that name"
 NOT_REACHABLE = "no cage of that name can be reached from here"
 NO_POLICY = "the policy of this host cannot be read and refuses everything until the administrator mends it"
+OTHER_PERSON = "it allows within one person's cages alone, the target is another's, and no rule names it as the target"
 NEEDS_DECLASSIFY = 'the rule allows it, but for this flow would need "declassify"'
 
 
@@ -34,13 +39,16 @@ class Policy:
 
     rules: tuple[Rule, ...] = ()
     fault: str | None = None
-    _index: dict[_ServiceKey, dict[_PairKey, int]] = field(init=False, repr=False, compare=False, default_factory=dict)
+    _index: _Index = field(init=False, repr=False, compare=False, default_factory=dict)
+    _index_across: _Index = field(init=False, repr=False, compare=False, default_factory=dict)
+    """The rules that there are between cages of different persons."""
 
     def __post_init__(self) -> None:
         for number, rule in enumerate(self.rules):
-            pairs = self._index.setdefault(_service_key(rule), {})
-            # Of two rules that match the same requests only the first can ever decide.
-            pairs.setdefault((_token_key(rule.source), _token_key(rule.target)), number)
+            for index in (self._index,) if _is_narrow(rule) else (self._index, self._index_across):
+                pairs = index.setdefault(_service_key(rule), {})
+                # Of two rules that match the same requests only the first can ever decide.
+                pairs.setdefault((_token_key(rule.source), _token_key(rule.target)), number)
 
     @classmethod
     def refusing(cls, error: PolicySyntaxError) -> Policy:
@@ -62,11 +70,20 @@ class Policy:
                 return _deny("", f'the label of cage "{instance.name}" is none of this host\'s levels.toml', flow)
         if target and target.name != request.target_name:
             return _deny("", f'the target "{target.name}" is not the one that was asked for', flow)
-        rule = self._first(request, target)
-        verdict = _verdict(rule, flow, _needs_declassify(request.source, target))
+        needs_declassify = _needs_declassify(request.source, target)
+        verdict = _verdict(self._first(request, target), flow, needs_declassify)
         if target is None and verdict.action is Action.ALLOW:
             return _deny(verdict.rule, NO_SUCH_CAGE, None)
+        if verdict.action is not Action.ALLOW and target and target.owner != request.source.owner:
+            return self._across(request, target, verdict)
         return verdict
+
+    def _across(self, request: Request, target: Instance, verdict: Decision) -> Decision:
+        """`verdict`, with the reason why no rule before the one that decided has allowed it, where one would have."""
+        within = self._first(request, replace(target, owner=request.source.owner))
+        if within is None or not _is_narrow(within):
+            return verdict
+        return replace(verdict, reason=f"{verdict.reason} (not by {within.place}: {OTHER_PERSON})")
 
     def public_refusal(self, request: Request) -> Decision:
         """What the source may hear when `decide` did not allow `request`: the verdict as for an unknown target."""
@@ -82,9 +99,11 @@ class Policy:
         source or the target is looked up, and the earliest of the at most 45 rules found is the one."""
         sources = (ANY, _name_key(request.source.name), _level_key(request.source.label.level))
         targets = _target_keys(request, target)
+        across = target is not None and target.owner != request.source.owner
+        index = self._index_across if across else self._index
         first = len(self.rules)
         for service in ((request.service, f"+{request.argument}"), (request.service, ANY), (ANY, ANY)):
-            pairs = self._index.get(service)
+            pairs = index.get(service)
             if pairs is None:
                 continue
             for source_key in sources:
@@ -120,11 +139,18 @@ def mismatch(rule: Rule, request: Request, target: Instance | None) -> str:
         return f"it is about the argument +{rule.service.argument}"
     if not _stands_for(rule.source, request.source.name, request.source.label):
         return f"the source is not {rule.source}"
+    if _is_narrow(rule) and target is not None and target.owner != request.source.owner:
+        return "the target is another person's, and the rule does not name it"
     if isinstance(rule.target, Relation):
         related = target is not None and _related(rule.target, request.source.label, target.label)
         return "" if related else f"the target is not {rule.target} of the source"
     label = target.label if target else None
     return "" if _stands_for(rule.target, request.target_name, label) else f"the target is not {rule.target}"
+
+
+def _is_narrow(rule: Rule) -> bool:
+    """Whether the rule is about cages of one person alone."""
+    return rule.action is Action.ALLOW and not isinstance(rule.target, Named)
 
 
 def _stands_for(token: Anyone | Named | AtLevel, name: str, label: Label | None) -> bool:

@@ -20,7 +20,8 @@ from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import STOP_SECONDS
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.birth import Cradle
-from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.cgroup import Cgroup, is_populated
+from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
 
@@ -32,6 +33,8 @@ ANSWER_SECONDS = 10.0
 """What a cage-init has for an answer; it waits for nothing that a cage can hold up, but it may stand still."""
 RETRY_SECONDS = 1.0
 """Before a step of a teardown that the host refused is tried again."""
+LOOK_SECONDS = 0.1
+"""Before a cgroup is looked at again whose last process has not been told of."""
 RECONNECT_SECONDS = 0.5
 """Between attempts to reach a cage-init that takes no connection."""
 
@@ -39,9 +42,12 @@ Answered = Callable[[Reply], None]
 
 
 class Cage:
-    def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None]) -> None:
+    def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
+                 gateway_ended: Callable[[Cage], None] = lambda _cage: None) -> None:
         self.uuid = uuid
         self.cgroup = cgroup
+        self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
+        self._gateway_ended = gateway_ended
         self._loop = loop
         self._cradle = cradle
         self._ended = ended
@@ -177,9 +183,10 @@ class Cage:
         if self._gone:
             return
         try:
-            if self._events < 0 and self.cgroup.path.is_dir():
+            if self._events < 0:
                 self._events = self.cgroup.open_events()
-                self._loop.watch(self._events, self._emptied, PRIORITY)
+                if self._events >= 0:
+                    self._loop.watch(self._events, self._emptied, PRIORITY)
             if self._events >= 0:
                 self.cgroup.kill()
         except OSError as error:
@@ -204,10 +211,10 @@ class Cage:
                 self.end()
 
     def _emptied(self) -> None:
-        if self._events >= 0:
-            os.pread(self._events, 4096, 0)
-            if self.cgroup.populated():
-                return
+        if self._events >= 0 and is_populated(self._events):
+            # The kernel tells of that within 10 ms, unless systemd, which is told as well, has removed it by then.
+            self._loop.after(LOOK_SECONDS, self._look_again)
+            return
         if self._pid:
             return
         if self._events >= 0:
@@ -216,12 +223,23 @@ class Cage:
             self._events = -1
         self._remove()
 
+    def _look_again(self) -> None:
+        if self._events >= 0 and not is_populated(self._events):
+            self._emptied()
+
+    def _on_gateway_end(self) -> None:
+        if self.ending:
+            self._emptied()
+        else:
+            self._gateway_ended(self)
+
     def _remove(self) -> None:
         if self._gone:  # and what is there by now is of its next life
             return
         try:
-            if self.cgroup.path.is_dir():
-                self.cgroup.remove()
+            if not self.gateway.end():
+                return
+            self.cgroup.remove()
             remove_cradle(self._cradle)
         except OSError as error:
             self._again(self._remove, error)

@@ -221,8 +221,9 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
     """In the child: never returns; tells `trouble` the errno and the step that failed."""
     step = "set-up"
     try:
-        # Signals need nothing: cage-init ignores none, and what it handles exec makes default again.
+        # Signals need no more: cage-init ignores none, and what it handles exec makes default again.
         signal.set_wakeup_fd(-1)
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
         os.setsid()
         profile.restrict_files()
         trouble = _place(streams.inner, command.activation, trouble)

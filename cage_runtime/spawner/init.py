@@ -13,6 +13,7 @@ import fcntl
 import os
 import signal
 import socket
+import struct
 import time
 from collections import deque
 from collections.abc import Callable
@@ -20,7 +21,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
-from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, USER_UID
+from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
 from cage_runtime.spawner import syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
@@ -45,8 +46,13 @@ SYSTEM_BUS = "/run/dbus/system_bus_socket"
 SESSION_BUS = f"/run/user/{USER_UID}/bus"
 START_SECONDS = 10.0
 """A command takes some milliseconds to execute; one that something in the cage keeps from it this long is killed."""
+ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
+"""What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
 """What is given to a delivery half, whose core half is gone, before it is killed."""
+SIGINFO_BYTES = 128
+"""Of one struct signalfd_siginfo (signalfd(2))."""
+SI_USER = 0
 BUS_STARTS, BUS_SECONDS = 5, 60.0
 """A bus that ends is started again on the next connection, this often in this time; then the cage goes without."""
 
@@ -93,6 +99,9 @@ class Init:
         self._starting: dict[int, Starting] = {}
         self._log = bytearray()
         self._stopping = False
+        # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
+        signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
+        self._signals = syscall.signalfd(ASKED_TO_END)
         self._log_read, self._log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
         os.fchown(self._log_write, USER_UID, USER_UID)
         os.set_blocking(self._log_write, True)
@@ -115,6 +124,7 @@ class Init:
         self._loop.watch(wake_read.fileno(), lambda: self._reap(wake_read))
         self._loop.watch(self._listener.fileno(), self._accept)
         self._loop.watch(self._log_read, self._collect)
+        self._loop.watch(self._signals, self._signalled)
         for bus in self._buses:
             self._await_first(bus)
         while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
@@ -172,12 +182,23 @@ class Init:
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))
             case Stop():
-                self._stopping = True
-                signal_all(signal.SIGTERM)
-                signal_all(signal.SIGCONT)
+                self._stop()
                 return Reply(id=request.id)
             case _:
                 return Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence="not a request for cage-init"))
+
+    def _stop(self) -> None:
+        self._stopping = True
+        signal_all(signal.SIGTERM)
+        signal_all(signal.SIGCONT)
+
+    def _signalled(self) -> None:
+        """End the cage where a process outside of it sends the signal; whoever is in it has no say in that."""
+        if not from_outside(os.read(self._signals, SIGINFO_BYTES)) or self._stopping:
+            return
+        self._stop()
+        # The spawner, which would see to that, may not run.
+        self._loop.after(STOP_SECONDS, lambda: signal_all(signal.SIGKILL))
 
     # --- processes -------------------------------------------------------------------------------------------
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Reply:
@@ -398,6 +419,16 @@ def _signal_group(pid: int, number: int) -> None:
             os.killpg(pid, number)
         except (ProcessLookupError, PermissionError):
             return
+
+
+def from_outside(siginfo: bytes) -> bool:
+    """Whether a struct signalfd_siginfo is of a signal by kill(2) from outside of our pid namespace.
+
+    The kernel gives such a sender the pid 0, which a process inside can only write for itself where it says that it
+    queues the signal (rt_sigqueueinfo(2)): then the code is another one.
+    """
+    _number, _errno, code, pid = struct.unpack_from("=IiiI", siginfo)
+    return bool(code == SI_USER and pid == 0)
 
 
 def signal_all(number: signal.Signals) -> None:

@@ -7,19 +7,25 @@ cage that exists.  Nothing else is remembered, so nothing can disagree with the 
 
 from __future__ import annotations
 
+import logging
 import os
 import pwd
-from collections.abc import Callable
+import socket
+import stat
+from collections.abc import Callable, Collection
 from pathlib import Path
 
 from cage_runtime import folders
-from cage_runtime.config import RuntimeConfig, gid_of, uid_of
+from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
-from cage_runtime.spawner import birth, root, seccomp, syscall
+from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall
 from cage_runtime.spawner.cage import Cage, remove_cradle
-from cage_runtime.spawner.cgroup import Cgroup, Subtree
+from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
+from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.profile import Filters
+from cage_runtime.spawner.scopes import Scopes
+from cage_runtime.spawner.slice import Slice
 from cage_runtime.spawner.spec import (
     AnyRequest,
     Birth,
@@ -27,16 +33,18 @@ from cage_runtime.spawner.spec import (
     Condemn,
     Describe,
     Ended,
+    Event,
     Expose,
     Fault,
     Freeze,
+    GatewayEnded,
     Host,
     Insight,
     Inspect,
     Keep,
-    Limits,
     Logs,
     MakeStorage,
+    OpenGateway,
     Remove,
     Reply,
     Spawn,
@@ -46,11 +54,15 @@ from cage_runtime.spawner.spec import (
 )
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 
+LOG = logging.getLogger(__name__)
+
 Respond = Callable[[Reply], None]
 
 
 class Service:
-    def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Ended], None]) -> None:
+    def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
+                 scopes: tuple[str, ...] = ()) -> None:
+        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups."""
         paths = config.paths
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
@@ -60,24 +72,31 @@ class Service:
         self._installation = Path(paths.state, "flatpak")
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
         self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
-        self._subtree = Subtree(run / "cgroup", paths.cgroup)
-        profiles = _profiles(config)
+        self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes, self._leaving))
+        profiles = profiles_of(paths)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
             filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
                             mediator=seccomp.build(profiles, "mediator")),
         )
+        caged = pwd.getpwuid(caged_uid)
+        self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
+                               filter=seccomp.build(profiles, "gateway"))
         self._cages: dict[str, Cage] = {}
+        self._births: dict[str, list[Callable[[], None]]] = {}
+        """Cages whose cgroup is being made, and what waits for the outcome of their birth."""
         self._adopt()
 
     # --- finding again ---------------------------------------------------------------------------------------
     def _adopt(self) -> None:
         """Take over what an earlier spawner left: running cages are adopted, half-dead ones ended."""
         found = {entry.name for place in (self._cradles, self._gateways) for entry in place.iterdir()}
-        found.update(self._subtree.existing())
-        for uuid in sorted(found):
-            cage = self._cage(uuid)
+        cgroups = self._cgroups.existing()
+        for uuid in sorted(found | cgroups.keys()):
+            # One without a cgroup has nothing left in it: a path that is not there stands for that.
+            cage = self._cage(uuid, cgroups.get(uuid, Cgroup(self._cgroups.path / uuid)))
             self._cages[uuid] = cage
+            cage.gateway.adopt()
             try:
                 cage.adopt()
             except OSError:
@@ -86,8 +105,9 @@ class Service:
     def _cradle(self, uuid: str) -> birth.Cradle:
         return birth.Cradle(directory=self._cradles / uuid, gateway=self._gateways / uuid)
 
-    def _cage(self, uuid: str) -> Cage:
-        return Cage(uuid, self._loop, self._cradle(uuid), Cgroup(self._subtree.path / uuid), self._gone)
+    def _cage(self, uuid: str, cgroup: Cgroup) -> Cage:
+        return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone,
+                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)))
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
@@ -95,6 +115,21 @@ class Service:
             tell()
         # Whoever asked for it may be gone: it is told as an end by itself too, after the answer.
         self._tell(Ended(uuid=cage.uuid))
+
+    def _leaving(self, unit: str) -> None:
+        """systemd stops a scope: a paused cage is let go on, or it would not hear of it before it is killed."""
+        for cage in self._cages.values():
+            if cage.cgroup.path.parent.name == unit and not cage.ending:
+                try:
+                    cage.cgroup.freeze(frozen=False)
+                except OSError as error:
+                    LOG.warning("the cage %s is not told that it is to end: %s", cage.uuid, error)
+
+    def _open_gateway(self, uuid: str, descriptors: list[int]) -> None:
+        cage = self._running(uuid)
+        if len(descriptors) != 1 or not _listens(descriptors[0]):
+            raise RuntimeFailure("the bus of a gateway takes one listening socket")
+        cage.gateway.start(descriptors[0], self._gateway)
 
     def _running(self, uuid: str) -> Cage:
         cage = self._cages.get(uuid)
@@ -104,7 +139,7 @@ class Service:
 
     def close(self) -> None:
         """Leave nothing of our own behind; what cages need stays while they run."""
-        self._subtree.close()
+        self._cgroups.close()
 
     # --- requests --------------------------------------------------------------------------------------------
     def obey(self, request: AnyRequest, descriptors: list[int], respond: Respond) -> None:
@@ -113,7 +148,7 @@ class Service:
             case Describe():
                 respond(Reply(id=request.id, host=self._describe()))
             case Standing():
-                respond(Reply(id=request.id, standings=self._standing()))
+                self._after_births(self._births, lambda: respond(Reply(id=request.id, standings=self._standing())))
             case MakeStorage():
                 self._storage.make(request.uuid, ephemeral=request.ephemeral)
                 respond(Reply(id=request.id))
@@ -124,10 +159,12 @@ class Service:
                 self._storage.condemn(request.uuid)
                 respond(Reply(id=request.id))
             case Birth():
-                self._bear(request)
-                respond(Reply(id=request.id))
+                self._bear(request, respond)
             case Expose():
                 self._expose(request, respond)
+            case OpenGateway():
+                self._open_gateway(request.uuid, descriptors)
+                respond(Reply(id=request.id))
             case Inspect():
                 respond(Reply(id=request.id, insight=self._inspect(request.uuid)))
             case Spawn() | Conceal() | Logs():
@@ -136,13 +173,13 @@ class Service:
                 self._running(request.uuid).cgroup.freeze(frozen=request.frozen)
                 respond(Reply(id=request.id))
             case Stop():
-                self._stop(request, respond)
+                self._after_births([request.uuid], lambda: self._stop(request, respond))
             case Remove():
                 self._remove(request, respond)
 
     def _describe(self) -> Host:
         return Host(
-            kernel=os.uname().release, cgroup=str(self._subtree.path), controllers=sorted(self._subtree.controllers),
+            kernel=os.uname().release, cgroup=str(self._cgroups.path), controllers=sorted(self._cgroups.controllers),
             landlock_abi=syscall.landlock_abi(),
             user_namespaces=birth.user_namespaces(),
             memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
@@ -153,7 +190,8 @@ class Service:
         running = [cage for cage in self._cages.values() if not cage.ending]
         paused = [cage.uuid for cage in running if cage.cgroup.frozen()]
         return Standings(
-            running={cage.uuid: cage.since for cage in running}, paused=paused, new=self._storage.listed(Stage.NEW),
+            running={cage.uuid: cage.since for cage in running}, paused=paused,
+            gateways=[cage.uuid for cage in running if cage.gateway.runs], new=self._storage.listed(Stage.NEW),
             stored=self._storage.listed(Stage.KEPT), ephemeral=self._storage.listed(Stage.KEPT, ephemeral=True),
             condemned=self._storage.listed(Stage.GONE),
         )
@@ -171,8 +209,16 @@ class Service:
             documents = True
         return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents)
 
-    def _bear(self, request: Birth) -> None:
-        if request.uuid in self._cages:
+    def _after_births(self, uuids: Collection[str], do: Callable[[], None]) -> None:
+        """`do` when none of those cages is being born any more: what stands is known then, and can be stopped."""
+        pending = next((self._births[uuid] for uuid in uuids if uuid in self._births), None)
+        if pending is None:
+            do()
+        else:
+            pending.append(lambda: self._after_births(list(uuids), do))
+
+    def _bear(self, request: Birth, respond: Respond) -> None:
+        if request.uuid in self._cages or request.uuid in self._births:
             raise WrongState(f"the cage {request.name} runs already or is still stopping")
         try:
             base = self._storage.base(request.uuid)
@@ -186,29 +232,41 @@ class Service:
         try:
             cradle.gateway.mkdir(mode=0o755)
             os.chown(cradle.gateway, self._caged, self._caged)
-            cgroup = self._limited(request.uuid, request.limits)
+            spec = birth.root_spec(request, base, self._storage.home(request.uuid), self._place, cradle)
         except (OSError, CageError):
             remove_cradle(cradle)
             raise
-        spec = birth.root_spec(request, base, self._storage.home(request.uuid), self._place, cradle)
+        self._births[request.uuid] = []
+
+        def made(outcome: Cgroup | CageError) -> None:
+            try:
+                self._bear_in(request, spec, cradle, outcome)
+            except (OSError, CageError) as error:
+                respond(failed(request, error))
+            else:
+                respond(Reply(id=request.id))
+            for do in self._births.pop(request.uuid):
+                do()
+
+        self._cgroups.make(request.name, request.uuid, request.limits, made)
+
+    def _bear_in(self, request: Birth, spec: root.RootSpec, cradle: birth.Cradle, outcome: Cgroup | CageError) -> None:
+        if isinstance(outcome, CageError):
+            remove_cradle(cradle)
+            raise outcome
         try:
-            pid, pidfd = birth.bear(request, spec, self._place, cradle, cgroup)
+            pid, pidfd = birth.bear(request, spec, self._place, cradle, outcome)
         except (OSError, CageError):
-            cgroup.remove()
+            self._cgroups.unmake(request.uuid)
             remove_cradle(cradle)
             raise
-        cage = self._cages[request.uuid] = self._cage(request.uuid)
+        self._cgroups.born(request.name, request.uuid, pid)
+        cage = self._cages[request.uuid] = self._cage(request.uuid, outcome)
         try:
             cage.born(pid, pidfd)
         except OSError as error:
             cage.end()
             raise RuntimeFailure(f"the cage {request.name} could not be reached: {error}") from error
-
-    def _limited(self, uuid: str, limits: Limits) -> Cgroup:
-        try:
-            return self._subtree.create(uuid, limits)
-        except OSError as error:
-            raise RuntimeFailure(f"the cage's limits cannot be put in force: {error}") from error
 
     def _expose(self, request: Expose, respond: Respond) -> None:
         cage = self._running(request.uuid)
@@ -230,7 +288,7 @@ class Service:
         cage.stop(request.seconds)
 
     def _remove(self, request: Remove, respond: Respond) -> None:
-        if request.uuid in self._cages:
+        if request.uuid in self._cages or request.uuid in self._births:
             raise WrongState("the cage still runs")
         deleting = self._storage.remove(request.uuid)
         if deleting is None:
@@ -249,6 +307,18 @@ class Service:
             respond(Reply(id=request.id, fault=fault))
 
         self._loop.watch(pidfd, deleted)
+
+
+def failed(request: AnyRequest, error: OSError | CageError) -> Reply:
+    """The answer to what could not be done."""
+    if isinstance(error, CageError):
+        return Reply(id=request.id, fault=Fault(kind=error.bus_name, sentence=error.sentence))
+    sentence = f"the spawner failed in {type(request).__name__}: {error}"
+    return Reply(id=request.id, fault=Fault(kind="RuntimeFailure", sentence=sentence))
+
+
+def _cgroups(hierarchy: Path, name: str, scopes: Scopes) -> Cgroups:
+    return Slice(hierarchy, name, scopes) if cgroup.is_systemds(hierarchy) else Subtree(hierarchy, name)
 
 
 def _own_proc(directory: Path) -> str:
@@ -287,6 +357,14 @@ def _make_directories(config: RuntimeConfig) -> None:
     gateways.chmod(0o710)
 
 
+def _listens(descriptor: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        return (listener.family == socket.AF_UNIX
+                and bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
+
+
 def _detached(installation: Path, tree: str) -> int:
     """The directory `tree` of the applications as a read-only mount of its own, not attached anywhere.
 
@@ -312,7 +390,3 @@ def _detached(installation: Path, tree: str) -> int:
         raise
     return mount
 
-
-def _profiles(config: RuntimeConfig) -> Path:
-    masked = Path(config.paths.administrator, "seccomp.d")
-    return masked if masked.is_dir() else Path(config.paths.shipped, "seccomp.d")

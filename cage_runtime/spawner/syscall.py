@@ -11,6 +11,7 @@ import ctypes
 import os
 import platform
 import signal
+from collections.abc import Iterable
 
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _SYSCALL = _LIBC.syscall
@@ -108,6 +109,12 @@ def umount2(target: str, flags: int) -> None:
 
 def pivot_root(new: str, old: str) -> None:
     _check(_SYSCALL(NUMBERS["pivot_root"], _bytes(new), _bytes(old)), new)
+
+
+def signalfd(signals: Iterable[int]) -> int:
+    """A descriptor from which those of `signals` that are blocked are read, each as a struct signalfd_siginfo."""
+    mask = sum(1 << (number - 1) for number in signals).to_bytes(128, "little")  # sigset_t
+    return _check(_LIBC.signalfd(-1, mask, os.O_CLOEXEC | os.O_NONBLOCK), "signalfd")
 
 
 class _MountAttr(ctypes.Structure):

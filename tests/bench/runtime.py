@@ -20,6 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime.cli.client import Peer, core
+from cage_runtime.scopes.spec import runtime_of, slice_of
 from tests import system_bus
 
 TOP = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def running(prefix: Path, name: str) -> Iterator[Runtime]:
     """A runtime whose files are on the disk, where a host has them, and whose sockets are in /run."""
     state = Path(tempfile.mkdtemp(prefix="cage-bench-", dir="/var/tmp"))
     run = Path(tempfile.mkdtemp(prefix="cage-bench-", dir="/run"))
-    cgroup = _cgroups() / name
+    cgroup = _cgroup(name)
     try:
         for folder in (state, run):
             folder.chmod(0o755)
@@ -66,10 +67,10 @@ def running(prefix: Path, name: str) -> Iterator[Runtime]:
             shutil.rmtree(folder)
 
 
-def _cgroups() -> Path:
+def _cgroup(name: str) -> Path:
     """Where the spawner makes cages' cgroups, as this mount namespace shows it."""
-    scope = Path("/sys/fs/cgroup/cages.slice/cages.scope")
-    return scope if Path("/run/systemd/system").is_dir() else Path("/sys/fs/cgroup")
+    parts = slice_of(runtime_of(name)) if Path("/run/systemd/system").is_dir() else (name,)
+    return Path("/sys/fs/cgroup").joinpath(*parts)
 
 
 @contextlib.contextmanager

@@ -109,7 +109,7 @@ class Nursery:
         return hosts[0]
 
     def ask(self, request: Any) -> None:
-        """Until the answer is there; its fault is raised."""
+        """Until the answer is there; its fault is raised as a CageError."""
         replies: list[Reply] = []
 
         def respond(reply: Reply) -> None:
@@ -120,7 +120,8 @@ class Nursery:
         self.service.obey(request, [], respond)
         if not replies:
             self.loop.run()
-        assert replies[0].fault is None, replies[0].fault
+        if replies[0].fault is not None:
+            raise CageError(replies[0].fault.sentence)
 
     def bear(self) -> None:
         self.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False,

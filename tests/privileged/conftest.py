@@ -86,7 +86,7 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     runtime.start()
     yield runtime
     assert runtime.json("list") == []
-    assert [entry.name for entry in runtime.subtree().iterdir() if entry.is_dir()] == []
+    assert runtime.cgroups() == {}
     assert _left_of_cages(runtime) == []
     runtime.stop()
     bus_only = [line for line in _processes_of(runtime) if "dbus-daemon --config-file" not in line]

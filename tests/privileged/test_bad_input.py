@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import os
 import re
 import subprocess
 from collections.abc import Callable, Iterator
@@ -34,7 +33,7 @@ def everything(runtime: Runtime) -> object:
     cages = [{**cage, "processes": 0, "documents": True} for cage in runtime.json("list")]
     places = ("state/cages", "state/storage", "state/staging", "run/cages", "run/gateways", "run/storage")
     files = sorted(str(file) for place in places for file in (runtime.top / place).glob("*/*"))
-    return cages, files, runtime.json("app", "remotes"), sorted(os.listdir(runtime.subtree()))
+    return cages, files, runtime.json("app", "remotes"), sorted(runtime.cgroups())
 
 
 @pytest.fixture

@@ -9,9 +9,10 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from xml.etree import ElementTree as ET
 
 import pytest
-from jeepney import DBusAddress, MessageType, new_method_call, new_signal
+from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call, new_signal
 from jeepney.io.blocking import open_dbus_connection
 
 from tests import system_bus
@@ -31,8 +32,7 @@ with open_dbus_connection(sys.argv[1]) as connection:
     while reply.header.message_type is MessageType.method_return:
         message = connection.receive()
         if message.header.message_type is MessageType.method_call:
-            fields = message.header.fields
-            if fields[HeaderFields.member] == "Speak":
+            if message.body:
                 interface, _, member = message.body[0].rpartition(".")
                 signal = new_signal(DBusAddress("/x", interface=interface), member)
                 if message.body[1]:
@@ -41,7 +41,7 @@ with open_dbus_connection(sys.argv[1]) as connection:
             connection.send(new_method_return(message))
 """
 """Takes the user's id only once its modules are loaded: this tree may lie where that user cannot read.  Says the
-signal that it is told to."""
+signal that it is told to by whatever call."""
 LISTENER = """
 import os, sys
 from jeepney import HeaderFields, MatchRule, message_bus, new_method_call, DBusAddress, MessageType
@@ -132,24 +132,54 @@ def test_nobody_else_may_own_a_name(bus: str, user: str, name: str) -> None:
     assert answer == "error"
 
 
-MANAGER, CAGE, JOB, MEDIATION = (f"{CORE}.{interface}.M" for interface in ("Manager", "Cage", "Job", "Mediation"))
-PROPERTIES, PING = "org.freedesktop.DBus.Properties.GetAll", "org.freedesktop.DBus.Peer.Ping"
+DESCRIPTION = ET.parse(TOP / f"cage_runtime/resources/{CORE}.xml")
+STANDARD = [f"org.freedesktop.DBus.{member}" for member in (
+    "Introspectable.Introspect", "ObjectManager.GetManagedObjects", "Peer.Ping", "Properties.Get", "Properties.GetAll")]
 
 
-@pytest.mark.parametrize("member", [MANAGER, CAGE, JOB, PROPERTIES, PING])
-def test_root_may_call_the_daemon(owned: str, member: str) -> None:
-    assert arrives(owned, "root", CORE, member)
+def members(*interfaces: str) -> list[str]:
+    return [f"{CORE}.{interface}.{method.attrib['name']}" for interface in interfaces
+            for method in DESCRIPTION.findall(f"interface[@name='{CORE}.{interface}']/method")]
+
+
+@pytest.mark.parametrize("user", ["root", "nobody", "games"])
+def test_everybody_may_call_what_the_daemon_decides_again(owned: str, user: str) -> None:
+    assert [member for member in members("Manager", "Job") + STANDARD if not arrives(owned, user, CORE, member)] == []
 
 
 @pytest.mark.parametrize("user", ["nobody", "cage-apps", "cage-files"])
-@pytest.mark.parametrize("member", [MANAGER, CAGE, JOB, PROPERTIES, PING])
-def test_nobody_else_may_call_the_daemon(owned: str, user: str, member: str) -> None:
+@pytest.mark.parametrize("member", [f"{CORE}.Manager.Later", f"{CORE}.Cage.Later", f"{CORE}.Job.Later",
+                                    f"{CORE}.Mediation.Later", "org.example.Another.Create",
+                                    "org.freedesktop.DBus.Properties.Set", "org.freedesktop.DBus.Peer.GetMachineId"])
+def test_a_member_that_is_not_named_arrives_from_no_person(owned: str, user: str, member: str) -> None:
     assert not arrives(owned, user, CORE, member)
+
+
+def test_root_hears_from_the_daemon_what_is_not_there(owned: str) -> None:
+    assert arrives(owned, "root", CORE, f"{CORE}.Manager.Later")
+    assert not arrives(owned, "root", CORE, f"{CORE}.Mediation.Decide")
+    assert not arrives(owned, "root", CORE, "org.example.Another.Create")
+
+
+@pytest.mark.parametrize("user", ["cage-apps", "cage-files"])
+def test_programs_of_the_core_are_no_persons(owned: str, user: str) -> None:
+    assert [member for member in members("Manager", "Job") + STANDARD if arrives(owned, user, CORE, member)] == []
+
+
+def test_a_call_that_names_no_interface_arrives_from_nobody(owned: str) -> None:
+    """The bus could not tell which of the members it is."""
+    with open_dbus_connection(owned) as connection:
+        for member in ("Create", "List", "Decide"):
+            call = new_method_call(DBusAddress("/x", CORE), member)
+            assert HeaderFields.interface not in call.header.fields
+            reply = connection.send_and_get_reply(call)
+            assert reply.header.fields[HeaderFields.error_name] == "org.freedesktop.DBus.Error.AccessDenied"
 
 
 @pytest.mark.parametrize("user", ["cage-files", "root", "nobody", "cage-apps"])
 def test_mediation_is_for_mediators(owned: str, user: str) -> None:
-    assert arrives(owned, user, CORE, MEDIATION) is (user == "cage-files")
+    reached = [member for member in members("Mediation") if arrives(owned, user, CORE, member)]
+    assert reached == (members("Mediation") if user == "cage-files" else [])
 
 
 @pytest.mark.parametrize("user", ["caged", "root", "nobody", "cage-files"])
@@ -171,7 +201,7 @@ def test_what_the_daemon_says_is_heard_by_whom_it_concerns(owned: str, user: str
     name = listener.stdout.readline().strip()
     with open_dbus_connection(owned) as connection:
         for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS):
-            speak = new_method_call(DBusAddress("/x", CORE, f"{CORE}.Manager"), "Speak", "ss",
+            speak = new_method_call(DBusAddress("/x", CORE, f"{CORE}.Manager"), "Create", "ss",
                                     (signal, name if addressed else ""))
             assert connection.send_and_get_reply(speak).header.message_type is MessageType.method_return
         connection.send(new_signal(DBusAddress("/x", interface="org.example.Test"), "Last"))

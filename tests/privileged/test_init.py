@@ -17,6 +17,7 @@ import tempfile
 import uuid as uuids
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Literal
 
 import msgspec
 import pytest
@@ -99,13 +100,13 @@ class Cage:
         assert reply.fault is None, reply.fault
 
     def spawn(self, *argv: str, terminal: Terminal | None = None, detached: bool = False,
-              delivery: int | None = None) -> socket.socket:
+              delivery: int | None = None, user: Literal["user", "root"] = "user") -> socket.socket:
         """The near end of the command's channel; with `delivery`, as a delivery half with that as standard input."""
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         near.settimeout(SECONDS)
         with far:
             own_input = delivery is not None
-            request = Spawn(id=0, uuid=self.uuid, argv=list(argv), terminal=terminal, detached=detached,
+            request = Spawn(id=0, uuid=self.uuid, argv=list(argv), terminal=terminal, detached=detached, user=user,
                             own_input=own_input, profile="delivery" if own_input else "session")
             reply = self.spawner.ask(request, far.fileno(), *([] if delivery is None else [delivery]))
             assert reply.fault is None, reply.fault
@@ -259,6 +260,61 @@ def test_a_command_that_is_kept_from_starting_is_refused_in_time(cage: Cage) -> 
     refused = [entry for entry in told if entry["event"] == "refused"]
     assert {(entry["status"], entry["sentence"]) for entry in refused} == {
         (125, "something in the cage keeps the command from starting")}
+
+
+SIGNALLER = """
+import ctypes, os, signal, struct
+libc = ctypes.CDLL(None, use_errno=True)
+for number in (signal.SIGTERM, signal.SIGRTMIN + 4):
+    os.kill(1, number)
+    with os.fdopen(os.pidfd_open(1)) as init:
+        signal.pidfd_send_signal(init.fileno(), number)
+    # struct siginfo: what is queued says of itself that it comes from pid 0, and with which code
+    for code in (-1, -6, -60, 0, 0x80):
+        siginfo = struct.pack("=iiiiiI", number, 0, code, 0, 0, 0).ljust(128, b"\\0")
+        print(libc.syscall(129, 1, number, siginfo), end=" ")
+"""
+"""rt_sigqueueinfo(2) of x86-64."""
+
+
+def test_root_in_a_cage_cannot_have_it_ended_in_the_host_s_name(cage: Cage) -> None:
+    """The fixture sees to it that the cage goes on."""
+    with cage.spawn("python3", "-c", SIGNALLER, user="root") as channel:
+        received = wire.receive(channel)
+        assert received is not None
+        assert json.loads(received[0]) == {"event": "started"}
+        standard = received[1]
+        with open(standard[1]) as output, open(standard[2]) as errors:
+            assert (output.read(), errors.read()) == ("0 -1 0 -1 -1 " * 2, "")
+        os.close(standard[0])
+        assert event(channel) == {"event": "exit", "status": 0}
+
+
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGRTMIN + 4])
+def test_the_host_s_administrator_ends_a_cage_by_a_signal(spawner: Spawner, number: int) -> None:
+    """As systemd does, which sends it to the others as well: what they do on their end is done."""
+    cage = Cage(spawner)
+    with cage.spawn("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1 & wait; done") as channel:
+        assert event(channel)["event"] == "started"
+        init = cage.init()
+        while not catches(cage, signal.SIGTERM):
+            assert not select.select([channel], [], [], 0)[0], "it has ended"
+        os.kill(init, number)
+        assert event(channel) == {"event": "exit", "status": 3}
+    wait_gone(init)
+    received = wire.receive(spawner.connection)
+    assert received is not None
+    assert decode_reply(received[0]) == Ended(uuid=cage.uuid)
+    cage.destroy()
+
+
+def catches(cage: Cage, number: signal.Signals) -> bool:
+    """Whether a command of the cage, which is a shell, has its trap set."""
+    for pid in processes():
+        if _is_of(pid, cage.uuid) and arguments_of(pid)[:1] == ["sh"]:
+            words = Path(f"/proc/{pid}/status").read_text().split()
+            return bool(int(words[words.index("SigCgt:") + 1], 16) >> (number - 1) & 1)
+    return False
 
 
 STUBBORN = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nwhile True: signal.pause()"

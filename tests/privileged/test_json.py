@@ -11,7 +11,7 @@ import pytest
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Runtime
 
-LIST = {"name", "uuid", "state", "level", "compartments", "ephemeral", "processes", "documents"}
+LIST = {"name", "uuid", "state", "level", "compartments", "ephemeral", "owner", "autostart", "processes", "documents"}
 STATUS = LIST | {"description", "created", "applications", "home", "unenforced", "since"}
 RECORD = {"sequence", "time", "kind", "fields", "previous", "hash"}
 KEYS: list[tuple[str, type, set[str]]] = [

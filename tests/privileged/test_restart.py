@@ -40,7 +40,7 @@ def all_is_well(runtime: Runtime, standing: Cage) -> None:
     assert runtime.cagectl("audit", "verify").returncode == 0
     listed = runtime.json("list")
     assert runtime.ranges().keys() == {cage["uuid"] for cage in listed}
-    groups = {entry.name for entry in runtime.subtree().iterdir() if entry.is_dir()}
+    groups = set(runtime.cgroups())
     assert groups == {cage["uuid"] for cage in listed if cage["state"] in ("running", "paused")}
     assert {entry.name for entry in (runtime.run / "cages").iterdir()} == groups
     runtime.ok("create", "another")
@@ -99,7 +99,7 @@ def test_a_stop_whose_caged_is_killed_is_not_another_cage_s(runtime: Runtime, ca
         runtime.kill_and_wait("caged")
         stopping.wait(SECONDS)
         assert runtime.ok("stop", "other") == "other: stopped\n"
-        assert not (runtime.subtree() / other.uuid).exists()
+        assert other.uuid not in runtime.cgroups()
     with Changes(runtime.state / "audit") as changes:
         changes.until(lambda: runtime.state_of("stubborn") == "stopped", "the end of what the first was asked for")
 

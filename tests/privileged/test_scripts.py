@@ -152,21 +152,66 @@ mkdir "$work/cgroup2" /opt/cage-runtime
 mount -t cgroup2 none "$work/cgroup2"
 top=$work/cgroup2/cage-scripts-$$
 mkdir -p "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" /var/lib/cage-runtime/cages/work
-echo '{"uuid":"of-work"}' >/var/lib/cage-runtime/cages/work/instance.json
+echo '{{"uuid":"of-work"}}' >/var/lib/cage-runtime/cages/work/instance.json
 mkfifo "$work/fifo"
 cat "$work/fifo" &
 echo $! >"$top/cage-runtime/of-work/cgroup.procs"
-sh -c 'echo $$ >"$1/cgroup.procs" && exec unshare --cgroup scripts/uninstall' sh "$top" || status=$?
+sh -c 'echo $$ >"$1/cgroup.procs" && exec unshare --cgroup {command}' sh "$top" || status=$?
 : >"$work/fifo"
 wait $!
 rmdir "$top/cage-runtime/of-work" "$top/cage-runtime/of-vault" "$top/cage-runtime" "$top"
 test -d /opt/cage-runtime
-exit ${status:-0}
+exit ${{status:-0}}
 """
 """In a cgroup namespace, whose top has the cgroups of a running cage and of one that has stopped."""
 
 
 def test_uninstall_ends_where_a_cage_goes_on(tmp_path: Path) -> None:
-    ended = apart(tmp_path, GOING_ON)
+    ended = apart(tmp_path, GOING_ON.format(command="scripts/uninstall"))
     assert (ended.returncode, ended.stderr) == (1, "uninstall: these cages go on, and what could stop them is not "
                                                    "installed: work; run scripts/install first\n")  # fmt: skip
+
+
+# --- the package, and it and a source install ------------------------------------------------------------------------
+PREINST, PRERM = "sh scripts/debian/cage-runtime.preinst install", "sh scripts/debian/cage-runtime.prerm remove"
+HAS_PACKAGE = r"""
+mkdir "$work/bin"
+printf '#!/bin/sh\n[ "$4" = cage-runtime ] && echo installed\n' >"$work/bin/dpkg-query"
+chmod 755 "$work/bin/dpkg-query"
+PATH="$work/bin:$PATH" scripts/install || status=$?
+ls /opt
+exit ${status:-0}
+"""
+RUNS = ("cage-runtime: caged or cages still run; end them with cagectl stop, then caged, "
+        "and remove the package again\n")
+
+
+def test_a_source_install_is_refused_where_the_package_is(tmp_path: Path) -> None:
+    ended = apart(tmp_path, HAS_PACKAGE)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (
+        1, "", "install: the package cage-runtime is installed here; apt remove it first, cages and documents stay\n"
+    )  # fmt: skip
+
+
+def test_the_package_is_refused_where_a_source_install_is(tmp_path: Path) -> None:
+    ended = apart(tmp_path, f"mkdir -p /opt/cage-runtime/bin; touch /opt/cage-runtime/bin/caged; {PREINST}")
+    assert (ended.returncode, ended.stderr) == (
+        1, "cage-runtime: what scripts/install put in /opt/cage-runtime is still there; run scripts/uninstall first, "
+           "cages and documents stay\n")  # fmt: skip
+    assert apart(tmp_path, PREINST).returncode == 0
+
+
+def test_without_systemd_the_package_is_not_removed_while_a_core_runs(tmp_path: Path) -> None:
+    ended = apart(tmp_path, f"mkdir /run/cage-runtime; flock /run/cage-runtime/spawner.lock {PRERM}")
+    assert (ended.returncode, ended.stderr) == (1, RUNS)
+
+
+def test_without_systemd_the_package_is_not_removed_while_a_cage_goes_on(tmp_path: Path) -> None:
+    ended = apart(tmp_path, GOING_ON.format(command=PRERM))
+    assert (ended.returncode, ended.stderr) == (1, RUNS)
+
+
+def test_without_systemd_the_package_is_removed_where_nothing_runs(tmp_path: Path) -> None:
+    script = f"mkdir /run/cage-runtime; touch /run/cage-runtime/spawner.lock; unshare --cgroup {PRERM}"
+    ended = apart(tmp_path, script)
+    assert (ended.returncode, ended.stderr) == (0, "")

@@ -15,8 +15,9 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"}
-BUS = {"cage_runtime.bus", "cage_runtime.resources"}
-PROGRAM = {"cage_runtime.arguments", "cage_runtime.folders", "cage_runtime.log", "cage_runtime.notify"}
+BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources"}
+PROGRAM = {"cage_runtime.arguments", "cage_runtime.folders", "cage_runtime.log", "cage_runtime.notify",
+           "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
 SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
 """What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
@@ -27,22 +28,29 @@ ALLOWED = {
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.bus": FOUNDATION | BUS,
+    "cage_runtime.objects": FOUNDATION | {"cage_runtime.resources"},
+    "cage_runtime.sdbus": {"cage_runtime.errors"},
     "cage_runtime.arguments": {"cage_runtime.errors", "cage_runtime.log"},
     "cage_runtime.folders": {"cage_runtime.config", "cage_runtime.errors"},
     "cage_runtime.log": set(),
     "cage_runtime.notify": set(),
+    "cage_runtime.watchdog": BUS | {"cage_runtime.errors", "cage_runtime.notify"},
     "cage_runtime.resources": set(),
     "cage_runtime.policy": FOUNDATION,
     "cage_runtime.trust": FOUNDATION,
     "cage_runtime.audit": FOUNDATION,
     "cage_runtime.flatpak": FOUNDATION | BUS | PROGRAM,
-    "cage_runtime.spawner": FOUNDATION | PROGRAM,
+    "cage_runtime.scopes": FOUNDATION
+    | PROGRAM
+    | {"cage_runtime.sdbus"}
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp", "syscall", "wire")},
+    "cage_runtime.spawner": FOUNDATION | PROGRAM | {"cage_runtime.scopes.spec"},
     "cage_runtime.daemon": FOUNDATION
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
-    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.spawner.channel"},
+    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
@@ -52,6 +60,7 @@ FORBIDDEN = {
     "cage_runtime.trust": {"asyncio", "ctypes", "socket", "subprocess", "dbus_fast", "pyroute2"},
     "cage_runtime.daemon": {"ctypes", "prctl", "pyseccomp", "pyroute2"},
     "cage_runtime.spawner": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
+    "cage_runtime.scopes": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.cli": {"asyncio", "dbus_fast", "pyroute2", "cryptography"},
 }
 """Room → outside modules that it must not import: pure rooms have no system, caged makes no system calls of its own,

@@ -22,7 +22,7 @@ USERS = set(msgspec.structs.asdict(Users()).values())
 def unit(name: str) -> configparser.ConfigParser:
     parser = configparser.ConfigParser(strict=False, interpolation=None)
     parser.optionxform = str  # type: ignore[assignment,method-assign]
-    parser.read(UNITS[name])
+    parser.read(TOP / "systemd" / name)
     return parser
 
 
@@ -59,10 +59,30 @@ def test_units_start_installed_programs_as_the_configured_users(name: str) -> No
     assert user in USERS | set(expected.values())
 
 
-def test_cages_survive_a_restart_of_the_spawner() -> None:
-    service = unit("cage-spawner.service")["Service"]
-    assert (service["KillMode"], service["Delegate"]) == ("process", "yes")
-    assert not any("cage-spawner" in unit(name)["Unit"].get("BindsTo", "") for name in UNITS)
+def test_a_restart_of_one_process_is_a_restart_of_no_other() -> None:
+    for name in UNITS:
+        tied = {word for key in ("Requires", "BindsTo", "PartOf") for word in unit(name)["Unit"].get(key, "").split()}
+        assert tied <= {"dbus.socket", "cage-spawner.socket"}
+
+
+def test_what_runs_for_caged_runs_as_long_as_caged() -> None:
+    wanted = unit("caged.service")["Unit"]["Wants"].split()
+    files = {name.replace("@files", "@") for name in wanted}
+    assert files == UNITS.keys() - {"caged.service"} | {"cage-spawner.socket"}
+    assert {unit(name)["Unit"]["StopWhenUnneeded"] for name in files} == {"yes"}
+
+
+def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> None:
+    listener = unit("cage-spawner.socket")["Socket"]
+    assert listener["ListenSequentialPacket"] == f"{Paths().run}/spawner.sock"
+    assert (listener["SocketUser"], listener["SocketMode"]) == (Users().caged, "0600")
+
+
+def test_the_preset_enables_what_can_be_enabled() -> None:
+    preset = (TOP / "systemd/90-cage-runtime.preset").read_text().splitlines()
+    enabled = {line.removeprefix("enable ") for line in preset if line.startswith("enable ")}
+    units = [path.name for kind in ("service", "socket", "slice") for path in (TOP / "systemd").glob(f"*.{kind}")]
+    assert enabled == {name for name in units if unit(name).has_section("Install")}
 
 
 @pytest.mark.parametrize("name", UNITS)
@@ -73,18 +93,22 @@ def test_a_failed_process_comes_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "owner", "callers"),
     [
-        ("org.cageruntime.Core1", Users().caged, {"root", Users().files}),
+        ("org.cageruntime.Core1", Users().caged, {None, "root", Users().files}),
         ("org.cageruntime.Apps1", Users().apps, {Users().caged}),
     ],
 )
-def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str]) -> None:
+def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str | None]) -> None:
+    """What is allowed to everybody (no user) comes after, each member by its name; test_rights.py knows which."""
     policy = bus_policy(name)
     default = policy.findall("policy[@context='default']/*")
-    signals = {("deny", ("receive_sender", name), ("receive_type", "signal"))}
-    assert {(rule.tag, *rule.attrib.items()) for rule in default} - signals == {
+    denied = [(rule.tag, *rule.attrib.items()) for rule in default if rule.tag == "deny"]
+    assert [rule.tag for rule in default] == sorted((rule.tag for rule in default), reverse=True)
+    assert set(denied) - {("deny", ("receive_sender", name), ("receive_type", "signal"))} == {
         ("deny", ("own", name)),
         ("deny", ("send_destination", name)),
     }
+    for rule in policy.findall("policy[@context='default']/allow"):
+        assert set(rule.attrib) == {"send_destination", "send_interface", "send_member"}
     owners = {each.get("user") for each in policy.findall("policy") if each.find(f"allow[@own='{name}']") is not None}
     assert owners == {owner}
     allowed = {

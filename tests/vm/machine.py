@@ -9,8 +9,11 @@ from __future__ import annotations
 
 import subprocess
 from collections.abc import Sequence
+from pathlib import Path
 
 SECONDS = 300
+CONSOLE = Path("/sys/class/tty/tty0/active")
+"""Which virtual console is seen, on a machine that has any; logind knows whether this one has."""
 
 
 def run(*command: str, given: str = "") -> subprocess.CompletedProcess[str]:
@@ -26,9 +29,23 @@ def ok(*command: str, given: str = "") -> str:
 
 
 def as_person(name: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
-    """The command as the user `name`, in a session of logind's (so that polkit sees an active, local person)."""
-    return run("systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={name}",
-               "--property=PAMName=login", "--", *command, given=given)
+    """The command as the user `name`, in a session of logind's on the machine's seat, so that polkit sees an active,
+    local person (pam_systemd(8); where the machine has consoles, a session of the seat needs the one that is seen)."""
+    return run(*in_session(name, *command), given=given)
+
+
+def in_session(name: str, *command: str) -> list[str]:
+    """What as_person runs."""
+    environment = ["--setenv=XDG_SEAT=seat0"]
+    if "CanTTY=yes" in ok("loginctl", "show-seat", "seat0"):
+        environment.append(f"--setenv=XDG_VTNR={CONSOLE.read_text().strip().removeprefix('tty')}")
+    return ["systemd-run", "--quiet", "--wait", "--pipe", "--collect", f"--uid={name}", *environment,
+            "--property=PAMName=login", "--", *command]
+
+
+def from_afar(name: str, *command: str, given: str = "") -> subprocess.CompletedProcess[str]:
+    """The command as the user `name` without a session, which is what polkit takes one from afar for."""
+    return run("setpriv", "--reuid", name, "--regid", name, "--init-groups", "--reset-env", "--", *command, given=given)
 
 
 def properties(unit: str, *names: str) -> dict[str, str]:

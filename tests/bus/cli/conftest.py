@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from jeepney import MessageType, new_error, new_method_return
+from jeepney import MessageFlag, MessageType, new_error, new_method_return
 from jeepney.bus_messages import message_bus
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import HeaderFields, Message
@@ -52,6 +52,10 @@ class FakeService:
         self._connection.send_and_get_reply(message_bus.RequestName(name))
         self.answers: dict[str, Callable[..., Answer]] = {}
         self.calls: list[tuple[Any, ...]] = []
+        self.interactive: list[bool] = []
+        """Of each call, whether it allows interactive authorisation."""
+        self.flags: list[MessageFlag] = []
+        """Of each call in `calls`."""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
 
@@ -76,6 +80,8 @@ class FakeService:
         fields = message.header.fields
         member = fields[HeaderFields.member]
         self.calls.append((member, *message.body))
+        self.interactive.append(bool(message.header.flags & MessageFlag.allow_interactive_authorization))
+        self.flags.append(message.header.flags)
         answer = self.answers.get(member)
         if answer is None:
             return new_error(message, "org.freedesktop.DBus.Error.UnknownMethod", "s", (f"no {member}",))
@@ -125,6 +131,11 @@ def mediator(system_bus: str) -> Iterator[FakeService]:
     service = FakeService(system_bus, "org.cageruntime.Files1")
     yield service
     service.close()
+
+
+@pytest.fixture
+def fake_service() -> type[FakeService]:
+    return FakeService
 
 
 @pytest.fixture

@@ -13,9 +13,11 @@ from typing import Any
 
 import pytest
 
+from cage_runtime import model
+from cage_runtime.cli import agent, client
 from cage_runtime.cli.client import Peer, core, files, job
-from cage_runtime.cli.sdbus import BusError, Connection
 from cage_runtime.errors import (
+    CageError,
     NameTaken,
     NoSystemBus,
     NotAuthorized,
@@ -23,6 +25,8 @@ from cage_runtime.errors import (
     RuntimeFailure,
     UsageError,
 )
+from cage_runtime.sdbus import BusError, Connection
+from tests.bus.cli.conftest import FakeError
 
 CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
 
@@ -218,21 +222,128 @@ def test_a_member_that_is_not_there_says_what_the_peer_said() -> None:
     bus.close()
 
 
-@pytest.mark.parametrize("member", ["ForbiddenByTheBus", "ForbiddenByCaged"])
-def test_what_is_forbidden_needs_root_in_the_words_that_were_typed(
-    caged: Any, member: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    caged.fail("ForbiddenByCaged", "org.cageruntime.Error.NotAuthorized", "ForbiddenByCaged needs root")
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+def test_what_is_forbidden_is_told_in_the_words_that_were_typed(caged: Any) -> None:
+    caged.fail("Forbidden", "org.cageruntime.Error.NotAuthorized", "Forbidden needs root on this host; use sudo")
     with pytest.raises(NotAuthorized, match=r"^app install needs root on this host; use sudo$"):
-        core("app install").call(member)
+        core("app install").call("Forbidden")
 
 
 @pytest.mark.usefixtures("caged")
-def test_what_the_bus_forbids_root_is_a_refusal(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "geteuid", lambda: 0)
+def test_what_the_bus_forbids_is_a_refusal() -> None:
     with pytest.raises(NotAuthorized, match=r"^the bus does not let this user ask that of caged: "):
         core("list").call("ForbiddenByTheBus")
+
+
+def test_a_caged_that_is_just_being_started_again_is_waited_for(
+    system_bus: str, fake_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the bus has said that nobody has its name, and the bus says so of its own accord."""
+    came: list[Any] = []
+    ask = Connection.call
+
+    def call(bus: Connection, *words: Any, **options: Any) -> tuple[Any, ...]:
+        answer = ask(bus, *words, **options)
+        if words[3] == "NameHasOwner" and not answer[0]:
+            came.append(fake_service(system_bus, "org.cageruntime.Core1"))
+            came[-1].answers["Quick"] = lambda: ("s", ("back",))
+        return answer
+
+    monkeypatch.setattr(client, "_held", lambda _lock: True)
+    monkeypatch.setattr(Connection, "call", call)
+    assert core("list").call("Quick", returns="s") == "back"
+    (service,) = came
+    service.close()
+
+
+# --- passwords -------------------------------------------------------------------------------------------------------
+AGENT = """#!/bin/bash
+echo "$*" >{folder}/agent
+[ "$*" = "--notify-fd=${{1#--notify-fd=}} --fallback" ] || exit 1
+trap 'echo ended >>{folder}/agent; exit' TERM
+echo "$PPID" >>{folder}/agent
+eval "exec ${{1#--notify-fd=}}>&-"
+while :; do read -r line <{folder}/never || :; done
+"""
+"""What pkttyagent is to us: it closes the descriptor that it is told of once it is there, and stays until SIGTERM."""
+PASSWORD_WOULD_DO = (("AuthenticationNeeded", True), ("NoSuchCage", True), ("NotAuthorized", False),
+                     ("NameTaken", False))
+
+
+def agent_in(folder: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """A terminal as standard input, and an agent beside it; the file in which it tells what it was asked."""
+    program = folder / "pkttyagent"
+    program.write_text(AGENT.format(folder=folder))
+    program.chmod(0o755)
+    os.mkfifo(folder / "never")
+    monkeypatch.setattr(agent, "PROGRAM", str(program))
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "isatty", lambda descriptor: descriptor == 0)
+    return folder / "agent"
+
+
+def willing(caged: Any, error: str) -> None:
+    """Stop is refused with `error` unless somebody may be asked."""
+
+    def stop(*_: object) -> tuple[str, tuple[Any, ...]]:
+        if not caged.interactive[-1]:
+            raise FakeError(f"org.cageruntime.Error.{error}", "Stop is not to be")
+        return "", ()
+
+    caged.answers["Stop"] = stop
+
+
+@pytest.mark.parametrize(("error", "asked"), PASSWORD_WOULD_DO)
+def test_a_password_is_asked_for_where_one_may_help(
+    caged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, error: str, asked: bool
+) -> None:
+    told = agent_in(tmp_path, monkeypatch)
+    willing(caged, error)
+    if not asked:
+        with pytest.raises(CageError):
+            core("stop", True).call("Stop", "s", "work")
+        assert (caged.interactive, told.exists()) == ([False], False)
+        return
+    core("stop", True).call("Stop", "s", "work")
+    assert caged.calls == [("Stop", "work")] * 2
+    assert caged.interactive == [False, True]
+    # It was there by then, as a child of ours, and is not any more.
+    assert told.read_text().splitlines()[1:] == [str(os.getpid()), "ended"]
+
+
+def test_nobody_is_asked_who_does_not_want_to_be_and_root_never(
+    caged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = agent_in(tmp_path, monkeypatch)
+    willing(caged, "AuthenticationNeeded")
+    for euid, asks in ((1000, False), (0, True)):
+        monkeypatch.setattr(os, "geteuid", lambda euid=euid: euid)
+        with pytest.raises(NotAuthorized, match=r"^stop is not to be$"):
+            core("stop", asks).call("Stop")
+    assert (caged.interactive, told.exists()) == ([False, False], False)
+
+
+def test_without_a_terminal_an_agent_of_the_desktop_may_ask(
+    caged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    told = agent_in(tmp_path, monkeypatch)
+    monkeypatch.setattr(os, "isatty", lambda _descriptor: False)
+    willing(caged, "AuthenticationNeeded")
+    core("stop", True).call("Stop")
+    assert (caged.interactive, told.exists()) == ([False, True], False)
+
+
+def test_an_agent_that_cannot_start_holds_nobody_up(
+    caged: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    agent_in(tmp_path, monkeypatch)
+    (tmp_path / "pkttyagent").write_text("#!/bin/sh\nexit 127\n")
+    willing(caged, "AuthenticationNeeded")
+    core("stop", True).call("Stop")
+    assert caged.interactive == [False, True]
+
+
+def test_a_question_has_the_time_that_caged_gives_it() -> None:
+    assert client.QUESTION_SECONDS == model.QUESTION_SECONDS
 
 
 def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:

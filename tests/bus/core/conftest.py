@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -23,7 +24,7 @@ from typing import Any
 import pytest
 from jeepney import DBusAddress, MatchRule, Message, MessageType, message_bus, new_error, new_method_call
 from jeepney.io.blocking import DBusConnection, open_dbus_connection
-from jeepney.low_level import HeaderFields
+from jeepney.low_level import HeaderFields, MessageFlag
 from jeepney.wrappers import new_method_return
 
 from tests.bus.core.spawner import FakeSpawner
@@ -39,6 +40,7 @@ CAGED = """
 import sys
 from cage_runtime.daemon import authorization, main
 authorization.ADMINISTRATOR = int(sys.argv.pop(1))
+main.ENDING_SECONDS = float(sys.argv.pop(1))
 sys.exit(main.main())
 """
 CONFIGURATION = """[paths]
@@ -65,8 +67,12 @@ class Refusal(Exception):
 class Client:
     """A connection that calls caged."""
 
+    interactive = False
+    """Whether its calls let a person be asked for a password."""
+
     def __init__(self, address: str) -> None:
         self._connection: DBusConnection = open_dbus_connection(address, enable_fds=True)
+        self.name: str = self._connection.unique_name
 
     def close(self) -> None:
         self._connection.close()
@@ -74,13 +80,19 @@ class Client:
     def call(self, member: str, signature: str = "", *arguments: Any, interface: str = f"{CORE}.Manager",
              path: str = PATH) -> Any:
         """The one value of the answer, the tuple of them, or None; Refusal for an error."""
-        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        message = self._message(member, signature, arguments, interface, path)
         return self._result(self._connection.send_and_get_reply(message, timeout=SECONDS))
+
+    def _message(self, member: str, signature: str, arguments: tuple[Any, ...], interface: str, path: str) -> Message:
+        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        if self.interactive:
+            message.header.flags = MessageFlag.allow_interactive_authorization
+        return message
 
     def send(self, member: str, signature: str = "", *arguments: Any, interface: str = f"{CORE}.Manager",
              path: str = PATH) -> int:
         """Call and do not wait; `answer` does."""
-        message = new_method_call(DBusAddress(path, CORE, interface), member, signature, arguments)
+        message = self._message(member, signature, arguments, interface, path)
         serial = next(self._connection.outgoing_serial)
         self._connection.send(message, serial=serial)
         return serial
@@ -90,6 +102,12 @@ class Client:
             message = self._connection.receive(timeout=SECONDS)
             if message.header.fields.get(HeaderFields.reply_serial) == serial:
                 return self._result(message)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Until what caged answers fits; each answer is another turn of its loop."""
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "it has not come about"
 
     def _result(self, reply: Message) -> Any:
         if reply.header.message_type is MessageType.error:
@@ -159,18 +177,34 @@ class Core:
         assert bus.stdout.readline().startswith(b"unix:path=")
         return bus
 
-    def start(self, administrator: int | None = None) -> None:
-        """Start caged and wait until it answers to its name."""
+    def popen(self, administrator: int | None = None, ending: float = 15.0, **options: Any) -> subprocess.Popen[bytes]:
+        """A caged, which has `ending` seconds for the calls in hand when it is told to end."""
         uid = os.geteuid() if administrator is None else administrator
-        command = [*self._as_user, sys.executable, "-c", CAGED, str(uid), "--config", str(self.top / "caged.conf")]
+        command = [*self._as_user, sys.executable, "-c", CAGED, str(uid), str(ending),
+                   "--config", str(self.top / "caged.conf")]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(TOP),
                        "DBUS_SYSTEM_BUS_ADDRESS": self.address, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **options)
+
+    def start(self, administrator: int | None = None, ending: float = 15.0) -> None:
+        """Start caged and wait until it answers to its name."""
         with contextlib.closing(open_dbus_connection(self.address)) as connection, self.log.open("ab") as log:
             rule = MatchRule(type="signal", interface="org.freedesktop.DBus", member="NameOwnerChanged")
             rule.add_arg_condition(0, CORE)
             connection.send_and_get_reply(message_bus.AddMatch(rule))
             with connection.filter(rule) as queue:
-                self._caged = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log)
+                self._caged = self.popen(administrator, ending, stderr=log)
+                connection.recv_until_filtered(queue, timeout=SECONDS)
+
+    def tell(self) -> None:
+        """Tell caged to end; returns when it has given up its name."""
+        assert self._caged is not None
+        with contextlib.closing(open_dbus_connection(self.address)) as connection:
+            rule = MatchRule(type="signal", interface="org.freedesktop.DBus", member="NameOwnerChanged")
+            rule.add_arg_condition(0, CORE)
+            connection.send_and_get_reply(message_bus.AddMatch(rule))
+            with connection.filter(rule) as queue:
+                self._caged.terminate()
                 connection.recv_until_filtered(queue, timeout=SECONDS)
 
     def stop(self, *, kill: bool = False) -> int:
@@ -178,6 +212,11 @@ class Core:
         if self._caged is None:
             return 0
         (self._caged.kill if kill else self._caged.terminate)()
+        return self.ended()
+
+    def ended(self) -> int:
+        """The status of a caged that has been told to end."""
+        assert self._caged is not None
         status = self._caged.wait(SECONDS)
         self._caged = None
         return status
@@ -198,6 +237,14 @@ class Core:
 
     def client(self) -> Client:
         return Client(self.address)
+
+    def client_of(self, person: str) -> Client:
+        """A connection of somebody else's, which the kernel vouches for; for tests as root."""
+        os.seteuid(pwd.getpwnam(person).pw_uid)
+        try:
+            return Client(self.address)
+        finally:
+            os.seteuid(0)
 
 
 @pytest.fixture

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import msgspec
@@ -10,7 +11,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cage_runtime import config
 from cage_runtime.config import (
+    CONFIG_PLACES,
     Apps,
     Definition,
     Limits,
@@ -22,6 +25,7 @@ from cage_runtime.config import (
     load_runtime,
     masked_file,
     parse_definition,
+    parse_table,
     read_text,
     render_definition,
 )
@@ -323,6 +327,33 @@ def test_the_administrators_file_masks_the_shipped_one(paths: Paths) -> None:
     assert masked_file(paths, "x") == Path(paths.shipped, "x")
     Path(paths.administrator, "x").touch()
     assert masked_file(paths, "x") == Path(paths.administrator, "x")
+
+
+def test_the_first_configuration_there_is_counts(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    places = tuple(tmp_path / name for name in ("etc", "run", "lib"))
+    monkeypatch.setattr(config, "CONFIG_PLACES", places)
+    assert load_runtime(None) == RuntimeConfig()
+    for place in reversed(places):
+        place.mkdir()
+        (place / "caged.conf").write_text(f'[paths]\nrun = "/{place.name}"\n')
+        assert load_runtime(None).paths.run == f"/{place.name}"
+    (places[0] / "caged.conf").unlink()
+    (places[0] / "caged.conf").symlink_to("/dev/null")
+    assert load_runtime(None) == RuntimeConfig()
+
+
+def test_the_places_are_those_of_the_manual() -> None:
+    assert [str(place) for place in CONFIG_PLACES] == [
+        "/etc/cage-runtime", "/run/cage-runtime", "/usr/lib/cage-runtime"]  # fmt: skip
+
+
+def test_the_delivered_configuration_is_the_default() -> None:
+    text = (SHIPPED / "caged.conf").read_text()
+    assert parse_table(text, RuntimeConfig, "caged.conf") == RuntimeConfig()
+    meant = "\n".join(line.removeprefix("#") for line in text.splitlines() if not line.startswith("# "))
+    table = tomllib.loads(meant)
+    table["paths"] |= {name: getattr(Paths(), name) for name in ("shipped", "runtime")}
+    assert table == msgspec.to_builtins(RuntimeConfig())
 
 
 def test_a_runtime_of_its_own(tmp_path: Path) -> None:

@@ -52,7 +52,7 @@ def test_the_entries_are_looked_for(way: object, before: str | None, after: str)
 def test_they_are_installed_where_they_are_looked_for(tmp_path: Path, base: str) -> None:
     (tmp_path / "wheels").mkdir()
     subprocess.run([SYSTEMD.parent / "scripts/stage", "--prefix=/opt/x", f"--wheels={tmp_path}/wheels",
-                    f"--base={base}", tmp_path / "root"], check=True)
+                    f"--tools={SYSTEMD.parent}/.build/tools", f"--base={base}", tmp_path / "root"], check=True)
     generator = tmp_path / f"root{base}/lib/systemd/user-environment-generators/60-cage-runtime"
     assert os.access(generator, os.X_OK)
     assert generator.read_text() == GENERATOR.read_text()

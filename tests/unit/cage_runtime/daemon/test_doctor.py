@@ -16,9 +16,10 @@ GOOD = Host(
 )
 
 
-def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0, polkit: bool = False,
+def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0,
+           authorisation: tuple[bool, str] = (True, "polkit decides"),
            unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = ()) -> dict[str, Check]:
-    found = examine(host, polkit=polkit, policy_fault=fault, policy_faults=faults, labels=3,
+    found = examine(host, authorisation=authorisation, policy_fault=fault, policy_faults=faults, labels=3,
                     unenforced=unenforced or {}, orphans=orphans)
     return {check.check: check for check in found}
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import statistics
 import time
+from dataclasses import replace
 
 import pytest
 from hypothesis import given
@@ -12,14 +13,17 @@ from hypothesis import strategies as st
 
 from cage_runtime.errors import PolicySyntaxError
 from cage_runtime.model import Action, Decision, Flow, Instance, Levels, Request
-from cage_runtime.policy.engine import NO_POLICY, NO_RULE, Policy, mismatch, refusal_sentence
+from cage_runtime.policy.engine import DENIED, NO_POLICY, NO_RULE, Policy, mismatch, refusal_sentence
 from cage_runtime.policy.parser import parse
 
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "medical"}))
 
 
+ALICE, BOB = 1000, 1001
+
+
 def cage(name: str, level: str, *compartments: str) -> Instance:
-    return Instance(name=name, uuid=f"uuid-of-{name}", label=LEVELS.label(level, compartments))
+    return Instance(name=name, uuid=f"uuid-of-{name}", label=LEVELS.label(level, compartments), owner=ALICE)
 
 
 CAGES = {
@@ -40,8 +44,8 @@ def policy(*lines: str) -> Policy:
     return Policy(rules=parse("\n".join(lines).encode(), file="p", levels=LEVELS))
 
 
-def ask(source: str, target: str, service: str = "files.Send", argument: str = "") -> Request:
-    return Request(service=service, argument=argument, source=CAGES[source], target_name=target)
+def ask(source: str, target: str, service: str = "files.Send", argument: str = "", owner: int = ALICE) -> Request:
+    return Request(service=service, argument=argument, source=replace(CAGES[source], owner=owner), target_name=target)
 
 
 def decide(rules: Policy, request: Request) -> Decision:
@@ -89,6 +93,43 @@ def test_table(
 ) -> None:
     found = decide(policy(*lines), ask(source, target))
     assert (found.action, found.rule, found.flow) == (action, f"p:{line}" if line else "", flow)
+
+
+ACROSS = [
+    # Bob's cage asks for one of Alice's: rules, source, target: action, line of the rule that decided or 0
+    (SHIPPED, "work", "vault", Action.DENY, 3),
+    (SHIPPED, "work", "mail", Action.DENY, 3),
+    (("* * * * allow declassify",), "work", "vault", Action.DENY, 0),
+    (("* * * @level:secret allow",), "work", "vault", Action.DENY, 0),
+    (("* * * @dominates allow", "* * work @same-label allow"), "work", "mail", Action.DENY, 0),
+    # One that names the target is meant, whoever the source is.
+    (("* * * vault allow",), "work", "vault", Action.ALLOW, 1),
+    (("* * @level:internal vault allow",), "work", "vault", Action.ALLOW, 1),
+    (("* * * * allow", "* * work vault allow"), "work", "vault", Action.ALLOW, 2),
+    (("* * vault work allow",), "vault", "work", Action.DENY, 1),
+    (("* * vault work allow declassify",), "vault", "work", Action.ALLOW, 1),
+    # Rules that deny are for everybody, and one behind an allowing one of the same words still decides.
+    (("* * * * deny", "* * * vault allow"), "work", "vault", Action.DENY, 1),
+    (("* * * @dominates deny", "* * * vault allow"), "work", "vault", Action.DENY, 1),
+    (("* * * * allow", "* * * * deny", "* * * vault allow"), "work", "vault", Action.DENY, 2),
+]
+
+
+@pytest.mark.parametrize(("lines", "source", "target", "action", "line"), ACROSS)
+def test_between_persons_a_rule_that_allows_has_to_name_the_target(
+    lines: tuple[str, ...], source: str, target: str, action: Action, line: int
+) -> None:
+    found = decide(policy(*lines), ask(source, target, owner=BOB))
+    assert (found.action, found.rule) == (action, f"p:{line}" if line else "")
+
+
+def test_whoever_may_know_of_both_cages_is_told_what_keeps_them_apart() -> None:
+    found = decide(policy(*SHIPPED), ask("work", "vault", owner=BOB))
+    assert found.reason == (
+        "the rule denies it, and only an allowing rule before that one would change it (not by p:2: it allows within "
+        "one person's cages alone, the target is another's, and no rule names it as the target)"
+    )
+    assert decide(policy("* * * * deny"), ask("work", "vault", owner=BOB)).reason == DENIED
 
 
 @pytest.mark.parametrize(("argument", "line"), [("sign", 1), ("list", 2), ("", 2), ("*", 2), ("+sign", 2), ("sig", 2)])
@@ -145,7 +186,7 @@ def test_another_target_than_the_one_asked_for_is_refused() -> None:
 
 
 def test_the_same_instance_under_another_name_is_itself() -> None:
-    twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label)
+    twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label, owner=1000)
     assert policy("* * * * allow").decide(ask("work", "other"), twin, LEVELS).action is Action.DENY
 
 
@@ -158,10 +199,11 @@ PUBLIC = [
 ]
 
 
+@pytest.mark.parametrize("owner", [ALICE, BOB])
 @pytest.mark.parametrize(("lines", "reason", "rule"), PUBLIC)
-def test_forbidden_and_unknown_read_alike(lines: tuple[str, ...], reason: str, rule: str) -> None:
+def test_forbidden_and_unknown_read_alike(lines: tuple[str, ...], reason: str, rule: str, owner: int) -> None:
     """M3: the sentence is the same, byte for byte, whether the cage that may not be reached exists or not."""
-    rules, request = policy(*lines), ask("vault", "work")
+    rules, request = policy(*lines), ask("vault", "work", owner=owner)
     forbidden = rules.decide(request, CAGES["work"], LEVELS)
     unknown = rules.decide(request, None, LEVELS)
     assert forbidden.action is unknown.action is Action.DENY
@@ -211,11 +253,14 @@ REQUESTS = st.builds(
     st.sampled_from(NAMES),
     st.sampled_from(SERVICES[1:]),
     st.sampled_from(["", "a", "b"]),
+    st.sampled_from([ALICE, BOB]),
 )
 
 
 def naive_matches(line: str, request: Request, target: Instance | None) -> bool:
-    service, argument, source, wanted = line.split()[:4]
+    service, argument, source, wanted, action = line.split()[:5]
+    if target and target.owner != request.source.owner and action == "allow" and wanted != target.name:
+        return False
     ours = request.source.label
     cages = {"*": True, request.source.name: True, f"@level:{ours.level}": True}
     targets = {"*": True, request.target_name: True}
@@ -236,7 +281,7 @@ def naive(lines: list[str], request: Request, target: Instance | None) -> tuple[
     """Whether it is allowed, and the number of the line that decided; 0 where none matched."""
     for number, line in enumerate(lines, start=1):
         if naive_matches(line, request, target):
-            safe = target is not None and naive_matches("* * * @dominates", request, target)
+            safe = target is not None and naive_matches("* * * @dominates deny", request, target)
             allowed = "allow" in line and target is not None and (safe or "declassify" in line)
             return allowed, number
     return False, 0

@@ -5,7 +5,7 @@ from __future__ import annotations
 
 import pytest
 
-from cage_runtime.cli.sdbus import complete_types, variant
+from cage_runtime.sdbus import complete_types, variant
 
 
 @pytest.mark.parametrize(

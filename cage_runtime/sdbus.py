@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""One D-Bus connection of a short-lived program, by sd-bus of libsystemd.so.0.
+"""One D-Bus connection of a small program, by sd-bus of libsystemd.so.0: of the commands, and of cage-scopes.
 
-Law of this room: this is the only file of the commands that calls the C library.  Values go in by a signature and
-come out as plain Python values; every descriptor that comes out is our own duplicate, close-on-exec.
+Law of this room: this is the only file that calls that library.  Values go in by a signature and come out as plain
+Python values; every descriptor that comes out is our own duplicate, close-on-exec.
 
 Why sd-bus: a Python D-Bus library costs 20 to 60 ms to import, this 3; sd_bus_process(3) and its kin are the source
 of what is done here.  The library needs neither systemd running nor anything else of it installed.
@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
 DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 """Where sd-bus looks for the system bus when DBUS_SYSTEM_BUS_ADDRESS is not set."""
+
+_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
 
 _INTEGERS: dict[str, tuple[Any, int, int]] = {
     "y": (ctypes.c_uint8, 0, 2**8 - 1),
@@ -71,11 +73,13 @@ def _load() -> ctypes.CDLL:
         "flush": (handle,),
         "message_new_method_call": (handle, handle, c_char_p, c_char_p, c_char_p, c_char_p),
         "message_set_allow_interactive_authorization": (handle, c_int),
+        "message_set_auto_start": (handle, c_int),
         "message_append_basic": (handle, c_char, handle),
         "message_append_array": (handle, c_char, c_char_p, c_size_t),
         "message_open_container": (handle, c_char, c_char_p),
         "message_close_container": (handle,),
         "message_get_reply_cookie": (handle, handle),
+        "message_is_signal": (handle, c_char_p, c_char_p),
         "message_has_signature": (handle, c_char_p),
         "message_peek_type": (handle, handle, handle),
         "message_enter_container": (handle, c_char, c_char_p),
@@ -85,6 +89,8 @@ def _load() -> ctypes.CDLL:
     }
     for name, arguments in prototypes.items():
         getattr(library, "sd_bus_" + name).argtypes = arguments
+    library.sd_bus_message_get_sender.argtypes = (handle,)
+    library.sd_bus_message_get_sender.restype = c_char_p
     library.sd_bus_message_get_error.argtypes = (handle,)
     library.sd_bus_message_get_error.restype = ctypes.POINTER(_CError)
     for name in ("message_unref", "flush_close_unref"):
@@ -106,6 +112,7 @@ class Connection:
         self.address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or DEFAULT_ADDRESS
         self._c = _load()
         self._bus = c_void_p()
+        self._in_hand: Incoming | None = None
         try:
             _done(self._c.sd_bus_open_system(byref(self._bus)))
         except OSError as error:
@@ -116,6 +123,7 @@ class Connection:
         return NoSystemBus(f"no system bus at {self.address} ({error.strerror}); {start}")
 
     def close(self) -> None:
+        self._let_go()
         if self._bus:
             self._c.sd_bus_flush_close_unref(self._bus)
             self._bus = c_void_p()
@@ -132,32 +140,95 @@ class Connection:
         returns: str = "",
         timeout: float | None = None,
         meanwhile: Callable[[], object] | None = None,
+        interactive: bool = False,
+        quietly: bool = False,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
-        peer works.
+        peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is
+        started for it.
         """
-        message = c_void_p()
-        names = (destination.encode(), path.encode(), interface.encode(), member.encode())
-        _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *names))
+        names = (destination, path, interface, member)
+        cookie = self._call(names, signature, values, flush=meanwhile is not None, interactive=interactive,
+                            quietly=quietly)
+        if meanwhile:
+            meanwhile()
+        reply = self._reply(cookie, None if timeout is None else time.monotonic() + timeout)
         try:
-            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, 1))
+            return _body(self._c, reply, member, returns)
+        finally:
+            self._c.sd_bus_message_unref(reply)
+
+    def post(self, destination: str, path: str, interface: str, member: str, signature: str = "",
+             values: tuple[object, ...] = ()) -> int:
+        """Calls a method without waiting: `take` gives the reply, whose cookie this is; NoSystemBus, UsageError."""
+        return self._call((destination, path, interface, member), signature, values, flush=False)
+
+    def _call(self, names: tuple[str, ...], signature: str, values: tuple[object, ...], *, flush: bool,
+              interactive: bool = False, quietly: bool = False) -> int:
+        message = c_void_p()
+        _done(self._c.sd_bus_message_new_method_call(self._bus, byref(message), *(name.encode() for name in names)))
+        try:
+            _done(self._c.sd_bus_message_set_allow_interactive_authorization(message, interactive))
+            _done(self._c.sd_bus_message_set_auto_start(message, not quietly))
             writer = _Writer(self._c, message)
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)
             cookie = c_uint64()
-            self._send(message, cookie, flush=meanwhile is not None)
+            self._send(message, cookie, flush=flush)
         finally:
             self._c.sd_bus_message_unref(message)
-        if meanwhile:
-            meanwhile()
-        reply = self._reply(cookie.value, None if timeout is None else time.monotonic() + timeout)
+        return cookie.value
+
+    # --- for a loop of one's own: wait as `waits_for` says, then take until there is nothing -----------------------
+    def fileno(self) -> int:
+        return _done(self._c.sd_bus_get_fd(self._bus))
+
+    def waits_for(self) -> tuple[int, float | None]:
+        """The events of poll(2) for `fileno`, and the moment of time.monotonic() at which to `take` all the same."""
+        due = c_uint64()
+        _done(self._c.sd_bus_get_timeout(self._bus, byref(due)))
+        events = _done(self._c.sd_bus_get_events(self._bus))
+        return events, None if due.value == _FOREVER else due.value / 1e6
+
+    def take(self) -> Incoming | None:
+        """The next message that has come, good until the next call of this; None where there is none.
+
+        NoSystemBus when the bus goes away.
+        """
+        self._let_go()
+        while True:
+            message = c_void_p()
+            try:
+                progress = _done(self._c.sd_bus_process(self._bus, byref(message)))
+            except OSError as error:
+                raise self._no_bus(error) from error
+            if message:
+                self._in_hand = Incoming(self._c, message)
+                return self._in_hand
+            if not progress:
+                return None
+
+    def _let_go(self) -> None:
+        if self._in_hand is not None:
+            self._c.sd_bus_message_unref(self._in_hand.message)
+            self._in_hand = None
+
+    def wait_for(self, name: str, seconds: float) -> bool:
+        """Whether somebody owns `name`, at the latest after `seconds`; the bus says when that changes."""
+        deadline = time.monotonic() + seconds
+        rule = f"type='signal',sender='{_BUS[0]}',member='NameOwnerChanged',arg0='{name}'"
+        self.call(*_BUS, "AddMatch", "s", (rule,))
         try:
-            return self._read(reply, member, returns)
+            while not self.call(*_BUS, "NameHasOwner", "s", (name,), returns="b")[0]:
+                self._c.sd_bus_message_unref(self._next(deadline))
+        except TimeoutError:
+            return False
         finally:
-            self._c.sd_bus_message_unref(reply)
+            self.call(*_BUS, "RemoveMatch", "s", (rule,))
+        return True
 
     def _send(self, message: c_void_p, cookie: c_uint64, *, flush: bool) -> None:
         try:
@@ -175,38 +246,71 @@ class Connection:
         """
         answered = c_uint64()
         while True:
+            message = self._next(deadline)
+            got = self._c.sd_bus_message_get_reply_cookie(message, byref(answered))
+            if got >= 0 and answered.value == cookie:
+                return message
+            self._c.sd_bus_message_unref(message)
+
+    def _next(self, deadline: float | None) -> c_void_p:
+        """The next message that arrives, of whatever kind; TimeoutError where none does."""
+        while True:
             message = c_void_p()
             try:
                 progress = _done(self._c.sd_bus_process(self._bus, byref(message)))
             except OSError as error:
                 raise self._no_bus(error) from error
             if message:
-                got = self._c.sd_bus_message_get_reply_cookie(message, byref(answered))
-                if got >= 0 and answered.value == cookie:
-                    return message
-                self._c.sd_bus_message_unref(message)
+                return message
             if not progress:
                 self._wait(deadline)
 
     def _wait(self, deadline: float | None) -> None:
-        due = c_uint64()
-        _done(self._c.sd_bus_get_timeout(self._bus, byref(due)))
+        events, due = self.waits_for()
         now = time.monotonic()
         if deadline is not None and now >= deadline:
             raise TimeoutError
-        ends = [end for end in (deadline, None if due.value == _FOREVER else due.value / 1e6) if end is not None]
+        ends = [end for end in (deadline, due) if end is not None]
         poll = select.poll()
-        poll.register(_done(self._c.sd_bus_get_fd(self._bus)), _done(self._c.sd_bus_get_events(self._bus)))
+        poll.register(self.fileno(), events)
         poll.poll(max(0, int((min(ends) - now) * 1000) + 1) if ends else None)
 
-    def _read(self, reply: c_void_p, member: str, returns: str) -> tuple[Any, ...]:
-        failure = self._c.sd_bus_message_get_error(reply)
-        if failure:
-            name, sentence = failure.contents.name, failure.contents.message
-            raise BusError((name or b"").decode(), (sentence or b"").decode("utf-8", "replace"))
-        if self._c.sd_bus_message_has_signature(reply, returns.encode()) <= 0:
-            raise RuntimeFailure(f"the answer to {member} has an unknown shape; are both sides of the same version?")
-        return _Reader(self._c, reply).all()
+
+class Incoming:
+    """A message that came by itself: a signal, or the reply to a call that was posted."""
+
+    __slots__ = ("_c", "message")
+
+    def __init__(self, library: ctypes.CDLL, message: c_void_p) -> None:
+        self._c, self.message = library, message
+
+    @property
+    def cookie(self) -> int:
+        """Of the call that this answers; 0 where it answers none."""
+        answered = c_uint64()
+        return answered.value if self._c.sd_bus_message_get_reply_cookie(self.message, byref(answered)) >= 0 else 0
+
+    @property
+    def sender(self) -> str:
+        """The unique name that the bus gives its sender; anybody may send a signal to us alone."""
+        return (self._c.sd_bus_message_get_sender(self.message) or b"").decode()
+
+    def is_signal(self, interface: str, member: str) -> bool:
+        return bool(self._c.sd_bus_message_is_signal(self.message, interface.encode(), member.encode()) > 0)
+
+    def body(self, signature: str) -> tuple[Any, ...]:
+        """Its values; BusError where it is an error, RuntimeFailure where they have another signature."""
+        return _body(self._c, self.message, "a call", signature)
+
+
+def _body(library: ctypes.CDLL, message: c_void_p, member: str, signature: str) -> tuple[Any, ...]:
+    failure = library.sd_bus_message_get_error(message)
+    if failure:
+        name, sentence = failure.contents.name, failure.contents.message
+        raise BusError((name or b"").decode(), (sentence or b"").decode("utf-8", "replace"))
+    if library.sd_bus_message_has_signature(message, signature.encode()) <= 0:
+        raise RuntimeFailure(f"the answer to {member} has an unknown shape; are both sides of the same version?")
+    return _Reader(library, message).all()
 
 
 class _Writer:

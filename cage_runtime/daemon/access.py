@@ -1,0 +1,116 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""From a call to what it may touch: the cage, the cages, or an error.
+
+Law of this room: a cage that the caller may not touch and one that is not there are answered alike, in words, in the
+error's name and in what polkit is asked meanwhile.  What was permitted is an instance: a cage that has gone while
+somebody was asked is not there any more, whatever has its name now (M17).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from cage_runtime.bus import Call
+from cage_runtime.daemon.authorization import Authorization, Caller, Details
+from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.manager import ACTING, Manager, no_such_cage
+from cage_runtime.daemon.rights import RIGHTS
+from cage_runtime.errors import InvalidName
+from cage_runtime.model import CORE_PATH, check_cage_name
+
+CAGES_PATH, JOBS_PATH = f"{CORE_PATH}/cage/", f"{CORE_PATH}/job/"
+"""Where the objects of cages and of jobs are."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class View:
+    """The cages that there are for a caller; `whole` where these are all of the host."""
+
+    cages: tuple[Cage, ...]
+    whole: bool
+
+
+class Access:
+    def __init__(self, authorization: Authorization, manager: Manager) -> None:
+        self._authorization, self._manager = authorization, manager
+
+    async def to_new(self, call: Call, level: str) -> int:
+        """The uid to which a new cage of that level may belong."""
+        caller = await self._caller(call)
+        about = _about(str(call.arguments[0]), caller.uid, level)
+        await self._authorization.require(caller, RIGHTS[call.member], about)
+        return caller.uid
+
+    async def to_host(self, call: Call) -> None:
+        await self._authorization.require(await self._caller(call), RIGHTS[call.member], {})
+
+    async def to_cage(self, call: Call) -> Cage:
+        """The cage that the first argument names, for whoever may do with it what is called."""
+        caller = await self._caller(call)
+        return await self._permitted(caller, str(call.arguments[0]))
+
+    async def to_pair(self, call: Call) -> tuple[Cage, Cage]:
+        """The cages that the first and the fourth argument name, for whoever may do what is called with each."""
+        caller = await self._caller(call)
+        names = str(call.arguments[0]), str(call.arguments[3])
+        source = await self._permitted(caller, names[0])
+        target = await self._permitted(caller, names[1])
+        return self._still(names[0], source), target
+
+    async def to_all(self, call: Call) -> View:
+        """The caller's cages, and everybody's for whom they are there."""
+        caller, right = await self._caller(call), RIGHTS[call.member]
+        await self._authorization.require(caller, right, {})
+        whole = await self._authorization.sees_all(caller, right)
+        cages = (cage for cage in self._manager.cages() if whole or cage.record.owner == caller.uid)
+        return View(cages=tuple(cages), whole=whole)
+
+    async def sight(self, call: Call) -> Callable[[str, int], bool]:
+        """Which objects are there for the caller: of cages those that List has, of jobs the caller's own."""
+        caller, right = await self._caller(call), RIGHTS["List"]
+        if caller.is_root:
+            return lambda _path, _owner: True
+        if call.path.startswith(JOBS_PATH):
+            return lambda _path, owner: owner == caller.uid
+        await self._authorization.require(caller, right, {})
+        whole = await self._authorization.sees_all(caller, right)
+        return lambda path, owner: owner == caller.uid or (whole and path.startswith(CAGES_PATH))
+
+    async def _caller(self, call: Call) -> Caller:
+        """Whoever calls, whose doing it is from here on in the record."""
+        caller = await self._authorization.caller(call)
+        ACTING.set(caller.uid)
+        return caller
+
+    async def _permitted(self, caller: Caller, untrusted_name: str) -> Cage:
+        cage, right = self._manager.get(untrusted_name), RIGHTS[caller.member]
+        if cage is not None and cage.record.owner == caller.uid:
+            await self._authorization.require(caller, right, _about(cage.name, caller.uid, cage.level))
+            return self._still(untrusted_name, cage)
+        if not caller.is_root:
+            if not _is_name(untrusted_name):  # which is no cage's, and nothing to show to an administrator
+                raise no_such_cage(untrusted_name)
+            unknown = {"cage": untrusted_name}
+            details = unknown if cage is None else _about(cage.name, cage.record.owner, cage.level)
+            if not await self._authorization.may_any(caller, right, details, unknown):
+                raise no_such_cage(untrusted_name)
+        return self._still(untrusted_name, cage)
+
+    def _still(self, untrusted_name: str, cage: Cage | None) -> Cage:
+        """`cage`, if it is there and still the one of that name."""
+        if cage is None or self._manager.get(untrusted_name) is not cage:
+            raise no_such_cage(untrusted_name)
+        return cage
+
+
+def _is_name(untrusted_name: str) -> bool:
+    try:
+        check_cage_name(untrusted_name)
+    except InvalidName:
+        return False
+    return True
+
+
+def _about(name: str, owner: int, level: str) -> Details:
+    return {"cage": name, "level": level, "owner": str(owner)}

@@ -1,0 +1,69 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Which action of polkit each method of the manager needs: the one table, which the tests hold against the description
+of the bus interface and against the actions that are installed.
+
+An action is called as its method: of InstallApplication it is org.cageruntime.Core1.install-application for a cage of
+one's own, and the same with `-any` behind it for other people's.
+"""
+
+from __future__ import annotations
+
+import re
+from dataclasses import dataclass
+from enum import StrEnum
+
+from cage_runtime.model import CORE_BUS_NAME
+
+
+class About(StrEnum):
+    """What a method touches, and so whose it is."""
+
+    NEW = "new"
+    """A cage that there shall be: it will be the caller's."""
+    CAGE = "cage"
+    """The one cage that the first argument names."""
+    PAIR = "pair"
+    """Two cages: the first argument names the one, the fourth the other."""
+    ALL = "all"
+    """Every cage of the caller's; other people's too where `-any` is granted without a question."""
+    HOST = "host"
+    """Nobody's cage: what belongs to the whole host."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Right:
+    """What a method needs."""
+
+    member: str
+    about: About
+
+    @property
+    def action(self) -> str:
+        """The action of polkit for what is the caller's own, or the host's."""
+        return f"{CORE_BUS_NAME}.{re.sub('(?<=[a-z])(?=[A-Z])', '-', self.member).lower()}"
+
+    @property
+    def any_action(self) -> str:
+        """That for what is somebody else's; KeyError where nothing can be."""
+        if self.about in (About.NEW, About.HOST):
+            raise KeyError(self.member)
+        return f"{self.action}-any"
+
+    @property
+    def actions(self) -> tuple[str, ...]:
+        return (self.action,) if self.about in (About.NEW, About.HOST) else (self.action, self.any_action)
+
+
+_MEMBERS = {
+    About.NEW: ("Create",),
+    About.CAGE: (
+        "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run", "Status", "Show",
+        "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
+    ),
+    About.PAIR: ("ExplainPolicy",),
+    About.ALL: ("List", "Doctor"),
+    About.HOST: (
+        "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
+    ),
+}
+RIGHTS = {member: Right(member=member, about=about) for about, members in _MEMBERS.items() for member in members}

@@ -1,0 +1,102 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""cage-scopes: started by cage-spawner, with the one socket over which it is asked; it ends with the spawner.
+
+systemd takes such requests from uid 0, which this process is, with nothing of what that can do: no capability, no file
+that it could write, none that it could execute.
+"""
+
+from __future__ import annotations
+
+import gc
+import logging
+import os
+import select
+import socket
+import stat
+import sys
+import time
+
+import msgspec
+
+from cage_runtime import log
+from cage_runtime.arguments import Parser
+from cage_runtime.config import load_runtime, profiles_of
+from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
+from cage_runtime.scopes.spec import decode_asked, encode
+from cage_runtime.scopes.systemd import Systemd
+from cage_runtime.spawner import capability, landlock, seccomp, syscall, wire
+
+LOG = logging.getLogger("cage-scopes")
+DESCRIPTOR = 3
+"""Where the spawner leaves our end of its socket pair."""
+
+
+def seal(filter_: seccomp.Filter) -> None:
+    """Only lose rights from here on."""
+    capability.drop_bounding_set()
+    capability.lock_securebits()
+    capability.hold(frozenset())
+    capability.one_way()
+    landlock.enter_scope()
+    rules = landlock.file_rules(())
+    if rules is not None:
+        syscall.landlock_restrict_self(rules)
+        os.close(rules)
+    filter_.load()
+
+
+def serve(spawner: socket.socket) -> None:
+    """Until the spawner ends."""
+    systemd = Systemd(lambda told: wire.send(spawner, encode(told)))
+    systemd.begin()
+    while True:
+        poll = select.poll()
+        poll.register(spawner, select.POLLIN)
+        if systemd.connection is not None:
+            poll.register(systemd.connection.fileno(), systemd.connection.waits_for()[0])
+        until = systemd.waits_until()
+        ready = poll.poll(None if until is None else max(0, int((until - time.monotonic()) * 1000) + 1))
+        if any(descriptor == spawner.fileno() for descriptor, _ in ready):
+            received = wire.receive(spawner)
+            if received is None:
+                return
+            message, descriptors = received
+            wire.close_all(descriptors)
+            systemd.ask(decode_asked(message))
+        # Also what came while a call was waited for.
+        systemd.turn()
+
+
+def _spawner() -> socket.socket:
+    try:
+        there = stat.S_ISSOCK(os.fstat(DESCRIPTOR).st_mode)
+    except OSError:
+        there = False
+    if not there:
+        raise HostUnsupported("cage-scopes is for cage-spawner to start, which gives it its socket")
+    os.set_inheritable(DESCRIPTOR, False)
+    return socket.socket(fileno=DESCRIPTOR)
+
+
+def main() -> int:
+    options = Parser("cage-scopes", "asks systemd for cages' scopes, for cage-spawner alone").parse_args()
+    log.set_up("%(name)s: %(message)s")
+    try:
+        spawner = _spawner()
+        seal(seccomp.build(profiles_of(load_runtime(options.config).paths), "scopes"))
+        gc.collect()
+        gc.freeze()
+        serve(spawner)
+    except CageError as error:
+        LOG.critical("%s", error.sentence)
+        return error.exit_status
+    except ConnectionError:
+        return 0  # the spawner has just ended
+    except (OSError, wire.PeerError, msgspec.DecodeError) as error:
+        LOG.critical("%s", error)
+        return RuntimeFailure.exit_status
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,248 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The conversation of cage-scopes with a systemd and a machined that answer as each test tells them to.
+
+The real ones are talked to in tests/vm; here is what they say seldom, and what somebody else says in their place.
+"""
+
+from __future__ import annotations
+
+import select
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from jeepney import DBusAddress, MessageFlag, new_signal
+from jeepney.bus_messages import message_bus
+from jeepney.io.blocking import open_dbus_connection
+from jeepney.low_level import HeaderFields
+
+from cage_runtime.scopes import systemd as module
+from cage_runtime.scopes.spec import Close, Leaving, Open, Opened, Register
+from cage_runtime.scopes.systemd import Systemd
+from tests.bus.cli.conftest import FakeError, FakeService, bus_address, system_bus
+
+__all__ = ["bus_address", "system_bus"]
+
+SECONDS = 10.0
+MANAGER = DBusAddress("/org/freedesktop/systemd1", interface="org.freedesktop.systemd1.Manager")
+MACHINES = DBusAddress("/org/freedesktop/machine1", interface="org.freedesktop.machine1.Manager")
+JOB, UNIT = "/org/freedesktop/systemd1/job/7", "cage-work.scope"
+
+
+class Host:
+    """systemd and machined on a bus, and cage-scopes' end of it."""
+
+    def __init__(self, address: str) -> None:
+        self.address = address
+        self.systemd = FakeService(address, "org.freedesktop.systemd1")
+        self.machined = FakeService(address, "org.freedesktop.machine1")
+        self.systemd.answers["Subscribe"] = lambda: ("", ())
+        self.systemd.answers["ListJobs"] = lambda: ("a(usssoo)", ([],))
+        self.systemd.answers["StartTransientUnit"] = lambda *_: ("o", (JOB,))
+        self.machined.answers["RegisterMachine"] = lambda *_: ("o", ("/org/freedesktop/machine1/machine/work",))
+        before = self._names()
+        self.told: list[Opened | Leaving] = []
+        self.scopes = Systemd(self.told.append)
+        self.scopes.begin()
+        (self.name,) = self._names() - before
+
+    def _names(self) -> set[str]:
+        with open_dbus_connection(self.address) as connection:
+            names = connection.send_and_get_reply(message_bus.ListNames()).body[0]
+            return set(names) - {connection.unique_name}
+
+    def says(self, who: FakeService, about: DBusAddress, member: str, signature: str, *body: Any) -> None:
+        who._connection.send(new_signal(about, member, signature, body))
+
+    def job_ends(self, result: str) -> None:
+        self.says(self.systemd, MANAGER, "JobRemoved", "uoss", 7, JOB, UNIT, result)
+
+    def until(self, done: Callable[[], object]) -> None:
+        """Take turns until `done`, or nothing comes for far too long."""
+        end = time.monotonic() + SECONDS
+        self.scopes.turn()
+        while not done():
+            connection = self.scopes.connection
+            assert connection is not None
+            poll = select.poll()
+            poll.register(connection.fileno(), connection.waits_for()[0])
+            due = min(end, self.scopes.waits_until() or end)
+            poll.poll(max(0, int((due - time.monotonic()) * 1000) + 1))
+            assert time.monotonic() < end, f"only this was told: {self.told}"
+            self.scopes.turn()
+
+    def asked(self, who: FakeService, member: str) -> list[tuple[Any, ...]]:
+        return [call[1:] for call in who.calls if call[0] == member]
+
+    def close(self) -> None:
+        for number in range(1, 4):
+            self.scopes.ask(Close(number=number))
+        if self.scopes.connection is not None:
+            self.scopes.connection.close()
+        self.systemd.close()
+        self.machined.close()
+
+
+@pytest.fixture
+def host(system_bus: str) -> Iterator[Host]:
+    host = Host(system_bus)
+    yield host
+    host.close()
+
+
+def lives(pid: int) -> bool:
+    return Path(f"/proc/{pid}").exists()
+
+
+OPEN = Open(number=1, name="work", runtime="")
+
+
+def test_a_scope_is_there_when_its_job_is_done(host: Host) -> None:
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    ((unit, mode, properties, _),) = host.asked(host.systemd, "StartTransientUnit")
+    assert (unit, mode) == (UNIT, "ignore-dependencies")
+    given = {name: value for name, (_, value) in properties}
+    assert (given["Slice"], given["Delegate"], given["Description"]) == ("cages.slice", True, "Cage work")
+    (seed,) = given["PIDs"]
+    assert host.told == []
+    host.job_ends("done")
+    host.until(lambda: host.told)
+    assert host.told == [Opened(number=1, seed=seed)]
+    assert lives(seed)
+    host.scopes.ask(Close(number=1))
+    assert not lives(seed)
+
+
+def test_nobody_else_can_say_that_a_job_has_ended(host: Host) -> None:
+    """A signal to one name alone passes no match rule, and any user may send one on the system bus."""
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    with open_dbus_connection(host.address) as stranger:
+        for member, signature, body in (("JobRemoved", "uoss", (7, JOB, UNIT, "failed")), ("JobRemoved", "s", ("",)),
+                                        ("JobNew", "uos", (7, JOB, "cage-vault.scope"))):
+            signal = new_signal(MANAGER, member, signature, body)
+            signal.header.fields[HeaderFields.destination] = host.name
+            signal.header.flags |= MessageFlag.no_reply_expected
+            stranger.send(signal)
+        stranger.send_and_get_reply(message_bus.GetId())
+    host.job_ends("done")
+    host.until(lambda: host.told)
+    assert [type(each) for each in host.told] == [Opened]
+    assert host.told[0].fault == ""  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("result", ["failed", "canceled", "timeout", "dependency"])
+def test_a_job_that_fails_is_told_with_its_result(host: Host, result: str) -> None:
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    host.job_ends(result)
+    host.until(lambda: host.told)
+    assert host.told == [Opened(number=1, fault=f"systemd makes no {UNIT}: its job ended as {result}; see its journal")]
+
+
+def test_what_systemd_refuses_is_told_in_its_words(host: Host) -> None:
+    host.systemd.fail("StartTransientUnit", "org.freedesktop.DBus.Error.AccessDenied", "Permission denied")
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.told)
+    assert host.told == [Opened(number=1, fault=f"systemd makes no {UNIT}: Permission denied")]
+
+
+def test_the_scope_of_a_cage_s_last_life_is_waited_for(host: Host) -> None:
+    answers = [FakeError("org.freedesktop.systemd1.UnitExists", "there"), None]
+
+    def start(*_: object) -> tuple[str, tuple[str]]:
+        answer = answers.pop(0)
+        if answer is not None:
+            raise answer
+        return "o", (JOB,)
+
+    host.systemd.answers["StartTransientUnit"] = start
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.scopes.waits_until())
+    host.says(host.systemd, MANAGER, "UnitRemoved", "so", "other.scope", "/org/freedesktop/systemd1/unit/other")
+    host.says(host.systemd, MANAGER, "UnitRemoved", "so", UNIT, "/org/freedesktop/systemd1/unit/cage_2dwork_2escope")
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    assert len(host.asked(host.systemd, "StartTransientUnit")) == 2
+    host.job_ends("done")
+    host.until(lambda: host.told)
+    assert host.told[0].fault == ""  # type: ignore[union-attr]
+
+
+def test_a_unit_of_somebody_else_s_is_not_waited_for_for_ever(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "GONE_SECONDS", 0.1)
+    host.systemd.fail("StartTransientUnit", "org.freedesktop.systemd1.UnitExists", "there")
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.told)
+    assert host.told == [Opened(number=1, fault=f"there is a unit {UNIT} already, which is none of this runtime's; "
+                                                f"see systemctl status {UNIT}")]  # fmt: skip
+
+
+def test_a_scope_that_nobody_waits_for_any_more_is_not_told_of(host: Host) -> None:
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    (seed,) = dict(host.asked(host.systemd, "StartTransientUnit")[0][2])["PIDs"][1]
+    host.scopes.ask(Close(number=1))
+    assert not lives(seed)
+    host.job_ends("failed")
+    host.scopes.ask(Open(number=2, name="vault", runtime=""))
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    assert host.told == []
+
+
+def test_no_bus_is_a_sentence(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/nonexistent/bus")
+    told: list[Opened | Leaving] = []
+    scopes = Systemd(told.append)
+    scopes.begin()
+    scopes.ask(OPEN)
+    assert host.told == []
+    assert [each.fault[:41] for each in told if isinstance(each, Opened)] == [
+        "no system bus at unix:path=/nonexistent/b"]
+
+
+def test_the_end_of_a_scope_is_told_before_it_comes(host: Host) -> None:
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    for unit in (UNIT, "session-3.scope", "cage-spawner.service", "cage-vault.scope"):
+        host.says(host.systemd, MANAGER, "JobNew", "uos", 9, "/org/freedesktop/systemd1/job/9", unit)
+    host.until(lambda: host.told)
+    assert host.told == [Leaving(unit="cage-vault.scope")]
+
+
+def test_an_end_that_was_begun_before_is_told_too(host: Host) -> None:
+    host.systemd.answers["ListJobs"] = lambda: ("a(usssoo)", ([
+        (7, "cage-work.scope", "stop", "running", JOB, "/org/freedesktop/systemd1/unit/cage_2dwork_2escope"),
+        (8, "cage-vault.scope", "start", "running", JOB, "/org/freedesktop/systemd1/unit/cage_2dvault_2escope"),
+        (9, "caged.service", "stop", "waiting", JOB, "/org/freedesktop/systemd1/unit/caged_2eservice"),
+    ],))
+    told: list[Opened | Leaving] = []
+    later = Systemd(told.append)
+    later.begin()
+    assert told == [Leaving(unit="cage-work.scope")]
+    assert later.connection is not None
+    later.connection.close()
+
+
+def test_a_cage_is_registered_when_its_last_life_is_forgotten(host: Host) -> None:
+    host.machined.fail("RegisterMachine", "org.freedesktop.machine1.MachineExists", "there")
+    host.scopes.ask(Register(name="work", uuid="a" * 32, leader=4711))
+    host.until(lambda: host.scopes._unregistered)
+    host.machined.answers["RegisterMachine"] = lambda *_: ("o", ("/org/freedesktop/machine1/machine/work",))
+    host.says(host.machined, MACHINES, "MachineRemoved", "so", "other", "/org/freedesktop/machine1/machine/other")
+    host.says(host.machined, MACHINES, "MachineRemoved", "so", "work", "/org/freedesktop/machine1/machine/work")
+    host.until(lambda: not host.scopes._unregistered and not host.scopes._calls)
+    given = ("work", b"\xaa" * 16, "cage-runtime", "container", 4711, "")
+    assert host.asked(host.machined, "RegisterMachine") == [given, given]
+
+
+def test_a_machined_that_is_not_there_is_told_of_once(host: Host, caplog: pytest.LogCaptureFixture) -> None:
+    host.machined.fail("RegisterMachine", "org.freedesktop.DBus.Error.ServiceUnknown", "no such service")
+    for _ in range(3):
+        host.scopes.ask(Register(name="work", uuid="a" * 32, leader=4711))
+    host.until(lambda: not host.scopes._calls)
+    assert [record.getMessage() for record in caplog.records] == [
+        "machinectl does not know of the cage work: no such service"]
