@@ -102,7 +102,10 @@ class Manager:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
     def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain, with whose call it was; of an ephemeral cage, its comings and goings need not be durable."""
+        """Append to the audit chain, and whose call it was.
+
+        Of an ephemeral cage, its comings and goings need not be durable.
+        """
         by = ACTING.get()
         whose = {} if by is None else {"by": str(by)}
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
