@@ -12,9 +12,10 @@ import subprocess
 import sys
 from pathlib import Path
 
-TREES = ("/etc", "/opt", "/usr", "/var/lib", "/var/cache", "/run/cage-runtime")
+TREES = ("/etc", "/opt", "/usr", "/var/lib", "/var/lib/systemd/deb-systemd-helper-enabled", "/var/cache",
+         "/run/cage-runtime")  # fmt: skip
 OTHERS = ("/var/lib/apt", "/var/lib/dpkg", "/var/cache/apt", "/var/cache/debconf", "/var/cache/ldconfig", "/usr/tmp",
-          "/var/cache/man", "/var/lib/private", "/var/lib/systemd/timers", "/var/lib/systemd/linger")  # fmt: skip
+          "/var/cache/man", "/var/lib/private", "/var/lib/systemd")  # fmt: skip
 """Whose business is not the package's, and goes on meanwhile."""
 OURS = "cage"
 """In the name of everything of ours that has a name."""
