@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import select
@@ -42,36 +41,20 @@ def persons() -> Iterator[None]:
         run("loginctl", "terminate-user", name)
         run("userdel", "--remove", name)
     run("groupdel", "cages")
-    RULES.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def granted() -> Iterator[None]:
-    """The example of rules is in force: one's own cages need no password."""
-    with rules(EXAMPLE.read_text()):
-        yield
-
-
-@contextlib.contextmanager
-def rules(text: str) -> Iterator[None]:
-    """These are in force; polkit is restarted, because it says to nobody when it has read them."""
-    before = RULES.read_text() if RULES.exists() else ""
-    RULES.write_text(text)
-    ok("systemctl", "restart", "polkit.service")
-    yield
-    RULES.write_text(before)
-    ok("systemctl", "restart", "polkit.service")
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cages() -> Iterator[None]:
-    """Each has a cage, made while that was granted."""
-    with rules(EXAMPLE.read_text()):
-        for person, name in ((ALICE, HERS), (BOB, HIS)):
-            made = from_afar(person, "cagectl", "create", name, "--level", "public")
-            assert made.returncode == 0, made.stderr
+    """The example of rules is in force: one's own cages need no password; and each has one."""
+    RULES.write_text(EXAMPLE.read_text())
+    # It would read it by itself, and tell nobody when it has.
+    ok("systemctl", "restart", "polkit.service")
+    for person, name in ((ALICE, HERS), (BOB, HIS)):
+        made = from_afar(person, "cagectl", "create", name, "--level", "public")
+        assert made.returncode == 0, made.stderr
     yield
-    ok("cagectl", "destroy", "--yes", *(name for name in (HERS, HIS) if there(name)))
+    RULES.unlink()
+    ok("cagectl", "destroy", "--yes", HERS, HIS)
 
 
 def there(name: str) -> bool:
@@ -92,7 +75,66 @@ def states() -> list[str]:
     return [line for line in ok("cagectl", "list", "--no-legend").splitlines() if HERS in line or HIS in line]
 
 
-@pytest.mark.usefixtures("granted", "cages")
+# --- the default: a password ---------------------------------------------------------------------------------------
+def typed(person: str, password: str, *command: str) -> tuple[int, str]:
+    """The command on a terminal of the person's, who types the password as often as it is asked for; its status, and
+    all that was to be seen.  In a session: without one polkit takes no agent that stands in for a desktop's."""
+    ours, theirs = pty.openpty()
+    ended = subprocess.Popen(in_session(person, *command), stdin=theirs, stdout=theirs, stderr=theirs)
+    os.close(theirs)
+    seen, answered = b"", 0
+    while True:
+        assert select.select([ours], [], [], SECONDS)[0], seen
+        try:
+            seen += os.read(ours, 4096)
+        except OSError:  # EIO: nobody has the terminal any more
+            break
+        if seen.count(b"assword:") > answered:
+            answered += 1
+            # What is typed before the terminal is told not to show it is thrown away, and no event tells when it is.
+            while termios.tcgetattr(ours)[3] & termios.ECHO:
+                select.select([ours], [], [], 0.01)
+            os.write(ours, password.encode() + b"\n")
+    os.close(ours)
+    return ended.wait(SECONDS), seen.decode()
+
+
+def test_a_password_is_asked_for_on_the_terminal() -> None:
+    for ask in (from_afar, as_person):
+        refused = ask(ALICE, "cagectl", "create", HERS)
+        assert refused.returncode == 126
+        assert "create is not authorised: it needs a password" in refused.stderr
+    status, seen = typed(ALICE, "wrong", "cagectl", "create", HERS)
+    assert (status, "Authentication is required to create the cage a-cage" in seen) == (126, True), seen
+    assert not there(HERS)
+    status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "create", HERS)
+    assert (status, "a-cage: running" in seen) == (0, True), seen
+    assert PASSWORDS[ALICE] not in seen
+    try:
+        # Bob's own password opens nothing of hers, and whose it is he does not learn; an administrator's does.
+        none = f'there is no cage "{HERS}"'
+        status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", HERS)
+        assert (status, none in seen) == (1, True), seen
+        assert f"to stop the cage {HERS}, which is not yours or does not exist" in seen
+        status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", HERS)
+        assert (status, "a-cage: stopped" in seen, none in seen) == (0, True, False), seen
+        status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "destroy", HERS, "--yes")
+        assert (status, there(HERS)) == (0, False), seen
+    finally:
+        if there(HERS):
+            ok("cagectl", "destroy", HERS, "--yes")
+
+
+def test_a_person_of_the_tests_sits_at_the_machine() -> None:
+    """Otherwise the tests here, which take turns between near and afar, are all from afar."""
+    shown = as_person(ALICE, "sh", "-c", "loginctl show-session $XDG_SESSION_ID").stdout
+    assert {"Seat=seat0", "Remote=no", "Active=yes", f"Name={ALICE}"} <= set(shown.splitlines())
+    asked = from_afar(ALICE, "sh", "-c", "echo ${XDG_SESSION_ID:-none}")
+    assert asked.stdout == "none\n"
+
+
+# --- the example of rules is in force -----------------------------------------------------------------------------------
+@pytest.mark.usefixtures("cages")
 def test_a_persons_cages_are_the_persons_and_to_others_as_if_they_were_not() -> None:
     before = states()
     none = f'cagectl: there is no cage "{HIS}"; cagectl list shows those there are\n'
@@ -140,76 +182,16 @@ def test_documents_go_to_another_person_by_a_rule_that_names_the_cage() -> None:
     assert ok("cagectl", "enter", HIS, "--", "sh", "-c", "cat Inbox/*/figures") == "figures\n"
 
 
-# --- the default: a password ---------------------------------------------------------------------------------------
-def typed(person: str, password: str, *command: str) -> tuple[int, str]:
-    """The command on a terminal of the person's, who types the password as often as it is asked for; its status, and
-    all that was to be seen.  In a session: without one polkit takes no agent that stands in for a desktop's."""
-    ours, theirs = pty.openpty()
-    ended = subprocess.Popen(in_session(person, *command), stdin=theirs, stdout=theirs, stderr=theirs)
-    os.close(theirs)
-    seen, answered = b"", 0
-    while True:
-        assert select.select([ours], [], [], SECONDS)[0], seen
-        try:
-            seen += os.read(ours, 4096)
-        except OSError:  # EIO: nobody has the terminal any more
-            break
-        if seen.count(b"assword:") > answered:
-            answered += 1
-            # What is typed before the terminal is told not to show it is thrown away, and no event tells when it is.
-            while termios.tcgetattr(ours)[3] & termios.ECHO:
-                select.select([ours], [], [], 0.01)
-            os.write(ours, password.encode() + b"\n")
-    os.close(ours)
-    return ended.wait(SECONDS), seen.decode()
-
-
-def test_a_password_is_asked_for_on_the_terminal() -> None:
-    for ask in (from_afar, as_person):
-        refused = ask(ALICE, "cagectl", "create", HERS)
-        assert refused.returncode == 126
-        assert "create is not authorised: it needs a password" in refused.stderr
-    status, seen = typed(ALICE, "wrong", "cagectl", "create", HERS)
-    assert (status, "Authentication is required to create the cage a-cage" in seen) == (126, True), seen
-    assert not there(HERS)
-    status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "create", HERS)
-    assert (status, "a-cage: running" in seen) == (0, True), seen
-    assert PASSWORDS[ALICE] not in seen
-    try:
-        assert typed(ALICE, PASSWORDS[ALICE], "cagectl", "--no-ask-password", "stop", HERS)[0] == 126
-        # Bob's own password opens nothing of hers, and whose it is he does not learn; an administrator's does.
-        none = f'there is no cage "{HERS}"'
-        for name in (HERS, NOBODYS):
-            status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", name)
-            assert (status, f'there is no cage "{name}"' in seen) == (1, True), seen
-            assert f"to stop the cage {name}, which is not yours or does not exist" in seen
-        status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", HERS)
-        assert (status, "a-cage: stopped" in seen, none in seen) == (0, True, False), seen
-        status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "destroy", HERS, "--yes")
-        assert (status, there(HERS)) == (0, False), seen
-    finally:
-        if there(HERS):
-            ok("cagectl", "destroy", HERS, "--yes")
-
-
-@pytest.mark.usefixtures("granted", "cages")
+@pytest.mark.usefixtures("cages")
 def test_without_an_answer_nobody_but_root_may() -> None:
     """A polkit that cannot be started refuses, and is no reason to think that there is none."""
     ok("systemctl", "mask", "--runtime", "--now", "polkit.service")
     try:
-        for line in ("list", f"status {HERS}", f"stop {HIS}", f"stop {NOBODYS}"):
-            ((status, said),) = tried(ALICE, line)
+        lines = ("list", f"status {HERS}", f"stop {HIS}", f"stop {NOBODYS}")
+        for line, (status, said) in zip(lines, tried(ALICE, *lines), strict=True):
             assert status == 126
             assert said.startswith(f"cagectl: {line.split()[0]} is not authorised: polkit gives no answer: ")
         ok("cagectl", "status", HERS)
     finally:
         ok("systemctl", "unmask", "--runtime", "polkit.service")
     assert tried(ALICE, f"status {HERS}") == [(0, "")]
-
-
-def test_a_person_of_the_tests_sits_at_the_machine() -> None:
-    """Otherwise the tests above, which take turns between near and afar, are all from afar."""
-    shown = as_person(ALICE, "sh", "-c", "loginctl show-session $XDG_SESSION_ID").stdout
-    assert {"Seat=seat0", "Remote=no", "Active=yes", f"Name={ALICE}"} <= set(shown.splitlines())
-    asked = from_afar(ALICE, "sh", "-c", "echo ${XDG_SESSION_ID:-none}")
-    assert asked.stdout == "none\n"
