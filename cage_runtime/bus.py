@@ -33,10 +33,11 @@ from cage_runtime.errors import (
     NobodyAnswers,
     NoSystemBus,
     RuntimeFailure,
+    Unanswered,
     UsageError,
     from_bus,
 )
-from cage_runtime.model import CALLS_AT_ONCE
+from cage_runtime.model import CALLS_AT_ONCE, GIVING_UP_SECONDS
 from cage_runtime.objects import OBJECT_MANAGER, Answer, Call, Handler, Objects, Service, Sight, Value, described
 
 LOG = logging.getLogger(__name__)
@@ -92,6 +93,7 @@ class Bus:
         self._follows_callers = False
         self._listeners: list[Callable[[Message], None]] = []
         self._owns = False
+        self._giving_up = False
         connection.add_message_handler(self._on_message)
         self._end = self._loop.create_task(self._until_end())
 
@@ -116,6 +118,10 @@ class Bus:
 
     def disconnect(self) -> None:
         self._connection.disconnect()
+
+    @property
+    def connected(self) -> bool:
+        return bool(self._connection.connected)
 
     async def closed(self) -> None:
         """Returns when the connection has ended, for whatever reason."""
@@ -145,16 +151,38 @@ class Bus:
             raise RuntimeFailure(f"{name} is owned by another process; only one can run on a bus")
         self._owns = True
 
+    async def release(self, name: str) -> None:
+        """Give the well-known `name` up: what is called by it from now on is for whoever owns it next."""
+        self._owns = False  # what we say of our own accord would be for everybody from now on
+        await self.call(*DBUS, "ReleaseName", "s", (name,))
+
+    async def finish(self, seconds: float) -> None:
+        """Answer what is being asked; what is not answered after `seconds` is cancelled, and told so with CutOff."""
+        deadline = self._loop.time() + seconds
+        while self._tasks and (left := deadline - self._loop.time()) > 0:
+            await asyncio.wait(self._tasks, timeout=left)
+        self._giving_up = True
+        for task in self._tasks:
+            task.cancel()
+        if self._tasks:
+            await asyncio.wait(self._tasks, timeout=GIVING_UP_SECONDS)
+        if self.connected:
+            # In order: once this is answered, whatever went before has gone out.
+            await self.call(*DBUS, "GetId", seconds=GIVING_UP_SECONDS)
+
     # --- calling ---------------------------------------------------------------------------------------------
     async def call(self, destination: str, path: str, interface: str, member: str, signature: str = "",
                    arguments: tuple[Value, ...] = (), descriptors: tuple[int, ...] = (),
-                   seconds: float | None = 60.0) -> Answer:
+                   seconds: float | None = 60.0, start: bool = True) -> Answer:
         """Call a method and return its results; the caller owns the descriptors among them.
 
-        An error reply is raised as the CageError that its name stands for; RuntimeFailure where none comes in time.
+        An error reply is raised as the CageError that its name stands for; Unanswered where none comes in time, CutOff
+        where none can come any more.  Where nobody owns the name, whoever the bus knows for it is started, unless
+        `start` is False.
         """
         message = Message(destination=destination, path=path, interface=interface, member=member, signature=signature,
-                          body=list(arguments), serial=self._connection.next_serial())
+                          body=list(arguments), serial=self._connection.next_serial(),
+                          flags=MessageFlag.NONE if start else MessageFlag.NO_AUTOSTART)
         reply = self._replies[message.serial] = _Reply(arrival=self._loop.create_future())
         try:
             async with asyncio.timeout(seconds):
@@ -164,7 +192,7 @@ class Bus:
                 raise _error(answer, str(arguments[0]) if destination == DBUS[0] and arguments else destination)
             return Answer(values=tuple(answer.body), descriptors=reply.take())
         except TimeoutError as error:
-            raise CutOff(f"{destination} did not answer {member} within {seconds:.0f} s") from error
+            raise Unanswered(f"{destination} did not answer {member} within {seconds:.0f} s") from error
         except EOFError as error:
             raise CutOff(f"the bus went away while {destination} was asked for {member}") from error
         finally:
@@ -397,6 +425,9 @@ class Bus:
 
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
         del self._tasks[task]
+        if task.cancelled() and self._giving_up:
+            self._refuse(message, CutOff(f"{message.member} was cut off: whoever was at it was told to end; see what "
+                                         "came of it, and try again"))
         if not task.cancelled() and (error := task.exception()) is not None:
             LOG.critical("%s.%s failed", message.interface, message.member, exc_info=error)
             self._refuse(message, RuntimeFailure(f"{message.member} failed inside the runtime; see its journal"))

@@ -160,6 +160,12 @@ class CutOff(RuntimeFailure):
     bus_name = "CutOff"
 
 
+class Unanswered(CutOff):
+    """Whoever was asked is there, and has not answered in time."""
+
+    bus_name = "Unanswered"
+
+
 class NobodyAnswers(RuntimeFailure):
     """There is nobody of that name on the bus, nor anybody who could be started."""
 

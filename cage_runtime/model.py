@@ -60,6 +60,17 @@ LOG_BYTES = 64 * 1024
 """Bytes of output of detached programs that a cage keeps for `cagectl logs`."""
 STOP_SECONDS = 5.0
 """Time that `stop` gives a cage's processes after SIGTERM before they are killed."""
+ENDING_SECONDS = 15.0
+"""What caged and the spawner, when they are told to end, give the requests in hand.  Of calls that wait for the next
+caged, the bus daemon keeps none longer than 25 seconds (dbus-daemon(1), service_start_timeout)."""
+GIVING_UP_SECONDS = 3.0
+"""What after that is given to the rest, which is cancelled, to say so."""
+CORE_RETURN_SECONDS = 60.0
+"""How long what was asked of a caged that ended waits for the next one."""
+SPAWNER_RETURN_SECONDS = 30.0
+"""How long what is asked of a spawner that is not there, or is ending, waits for the next one."""
+REPEATS_MAX = 5
+"""Times that a request is made again because whoever was at it ended: a request may be what ends it."""
 TRANSFER_BYTES_MAX = 64 * 1024**3
 """Bytes in one transfer, whatever the policy says."""
 STAGED_BYTES_PER_CAGE = TRANSFER_BYTES_MAX

@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 DEFAULT_ADDRESS = "unix:path=/run/dbus/system_bus_socket"
 """Where sd-bus looks for the system bus when DBUS_SYSTEM_BUS_ADDRESS is not set."""
 
+_BUS = ("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus")
+
 _INTEGERS: dict[str, tuple[Any, int, int]] = {
     "y": (ctypes.c_uint8, 0, 2**8 - 1),
     "n": (ctypes.c_int16, -(2**15), 2**15 - 1),
@@ -214,6 +216,20 @@ class Connection:
             self._c.sd_bus_message_unref(self._in_hand.message)
             self._in_hand = None
 
+    def wait_for(self, name: str, seconds: float) -> bool:
+        """Whether somebody owns `name`, at the latest after `seconds`; the bus says when that changes."""
+        deadline = time.monotonic() + seconds
+        rule = f"type='signal',sender='{_BUS[0]}',member='NameOwnerChanged',arg0='{name}'"
+        self.call(*_BUS, "AddMatch", "s", (rule,))
+        try:
+            while not self.call(*_BUS, "NameHasOwner", "s", (name,), returns="b")[0]:
+                self._c.sd_bus_message_unref(self._next(deadline))
+        except TimeoutError:
+            return False
+        finally:
+            self.call(*_BUS, "RemoveMatch", "s", (rule,))
+        return True
+
     def _send(self, message: c_void_p, cookie: c_uint64, *, flush: bool) -> None:
         try:
             _done(self._c.sd_bus_send(self._bus, message, byref(cookie)))
@@ -230,16 +246,22 @@ class Connection:
         """
         answered = c_uint64()
         while True:
+            message = self._next(deadline)
+            got = self._c.sd_bus_message_get_reply_cookie(message, byref(answered))
+            if got >= 0 and answered.value == cookie:
+                return message
+            self._c.sd_bus_message_unref(message)
+
+    def _next(self, deadline: float | None) -> c_void_p:
+        """The next message that arrives, of whatever kind; TimeoutError where none does."""
+        while True:
             message = c_void_p()
             try:
                 progress = _done(self._c.sd_bus_process(self._bus, byref(message)))
             except OSError as error:
                 raise self._no_bus(error) from error
             if message:
-                got = self._c.sd_bus_message_get_reply_cookie(message, byref(answered))
-                if got >= 0 and answered.value == cookie:
-                    return message
-                self._c.sd_bus_message_unref(message)
+                return message
             if not progress:
                 self._wait(deadline)
 

@@ -13,15 +13,18 @@ import os
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
-from cage_runtime.bus import DBUS, Bus, Call, Value
-from cage_runtime.errors import RuntimeFailure, UsageError
-from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, REQUEST_ID_DIGITS, Flow
+from cage_runtime import watchdog
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
+from cage_runtime.errors import CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
+from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, REQUEST_ID_DIGITS, Flow
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 
 MEDIATION = f"{CORE_BUS_NAME}.Mediation"
+ASK_SECONDS = 60.0
+"""What caged has for an answer that needs nobody else."""
 EVENTS_MAX = 2 * CAGES_MAX
 """Gateway events that wait to be handled; beyond, the whole list is asked for again instead."""
 
@@ -51,52 +54,13 @@ def new_request() -> str:
     return os.urandom(REQUEST_ID_DIGITS // 2).hex()
 
 
-class Caged:
-    """caged, as a core half sees it."""
-
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
-
-    async def gateways(self) -> list[Gateway]:
-        (rows,) = await self._ask("Gateways")
-        return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
-
-    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
-                     again: bool = False) -> Decided:
-        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
-
-        `request` is its `new_request`; `again` makes sure of a permission before what it permits is delivered.
-        """
-        uuid, source_name, max_size, flow = await self._ask(
-            "Decide", "ssssbs", (source, service, argument, target, again, request))
-        return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
-
-    async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
-        """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
-        answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Deliver", "sash",
-                                      (target, arguments, 0), (descriptor,), seconds=seconds)
-        if len(answer.descriptors) != 1:
-            raise RuntimeFailure("caged started a delivery and gave no channel to it")
-        return answer.descriptors[0]
-
-    async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
-        await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
-
-    async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
-        await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
-
-    async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = ()) -> tuple[Value, ...]:
-        answer = await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments)
-        return answer.values
-
-
 class Presence:
     """Whether somebody owns `name` on a bus, followed from the bus daemon's own signals."""
 
     def __init__(self, bus: Bus, name: str) -> None:
         self.owner = ""
         self._bus, self._name = bus, name
-        self._present = asyncio.Event()
+        self._changed = asyncio.Event()
         self._on_change: Callable[[], None] = lambda: None
 
     async def follow(self, on_change: Callable[[], None] | None = None) -> None:
@@ -107,11 +71,13 @@ class Presence:
         if (await self._bus.call(*DBUS, "NameHasOwner", "s", (self._name,))).values[0]:
             self._set((await self._bus.call(*DBUS, "GetNameOwner", "s", (self._name,))).values[0])
 
-    async def wait(self, seconds: float) -> bool:
-        """Whether somebody owns the name, at the latest after `seconds`."""
+    async def wait(self, seconds: float, *, but: str = "") -> bool:
+        """Whether somebody, and somebody else than `but`, owns the name, at the latest after `seconds`."""
         try:
             async with asyncio.timeout(seconds):
-                await self._present.wait()
+                while self.owner in ("", but):
+                    self._changed.clear()
+                    await self._changed.wait()
         except TimeoutError:
             return False
         return True
@@ -122,12 +88,65 @@ class Presence:
 
     def _set(self, owner: str) -> None:
         changed, self.owner = owner != self.owner, owner
-        if not owner:
-            self._present.clear()
-            return
-        self._present.set()
-        if changed:
+        self._changed.set()
+        if owner and changed:
             self._on_change()
+
+
+class Caged:
+    """caged, as a core half sees it.
+
+    One that ended, or is ending, while it was asked is asked again when it is back: to decide, to record and to start
+    a delivery half may each happen twice, because nothing comes of a half whose channel nobody has.  It is waited for
+    and not started: a cage must not bring back a core that was stopped.
+    """
+
+    def __init__(self, bus: Bus) -> None:
+        self._bus = bus
+        self.presence = Presence(bus, CORE_BUS_NAME)
+        """To be followed before anything is asked."""
+
+    async def gateways(self) -> list[Gateway]:
+        (rows,) = (await self._ask("Gateways")).values
+        return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
+
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     again: bool = False) -> Decided:
+        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
+
+        `request` is its `new_request`; `again` makes sure of a permission before what it permits is delivered.
+        """
+        answer = await self._ask("Decide", "ssssbs", (source, service, argument, target, again, request))
+        uuid, source_name, max_size, flow = answer.values
+        return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
+
+    async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
+        """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
+        answer = await self._ask("Deliver", "sash", (target, arguments, 0), (descriptor,), seconds)
+        if len(answer.descriptors) != 1:
+            raise RuntimeFailure("caged started a delivery and gave no channel to it")
+        return answer.descriptors[0]
+
+    async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
+        await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
+
+    async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
+        await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
+
+    async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
+                   descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS) -> Answer:
+        loop, asked = asyncio.get_running_loop(), ""
+        deadline = loop.time() + CORE_RETURN_SECONDS
+        while await self.presence.wait(deadline - loop.time(), but=asked):
+            asked = self.presence.owner
+            try:
+                return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
+                                            descriptors, seconds, start=False)
+            except (CutOff, NobodyAnswers) as error:
+                if isinstance(error, Unanswered) or not self._bus.connected:
+                    raise
+                LOG.info("%s is asked again: %s", member, escape(error.sentence))
+        raise NobodyAnswers(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")
 
 
 class Gateways:
@@ -137,10 +156,9 @@ class Gateways:
     told of what changes, so that no match is needed.
     """
 
-    def __init__(self, bus: Bus, *, name: str, serve: Callable[[Gateway, Bus], Awaitable[None]]) -> None:
-        self._bus, self._name, self._serve = bus, name, serve
-        self._caged = Caged(bus)
-        self._presence = Presence(bus, CORE_BUS_NAME)
+    def __init__(self, bus: Bus, caged: Caged, *, name: str, serve: Callable[[Gateway, Bus], Awaitable[None]]) -> None:
+        self._bus, self._caged, self._name, self._serve = bus, caged, name, serve
+        self._presence = caged.presence
         self._attended: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
         self._events: asyncio.Queue[Gateway | str | None] = asyncio.Queue(EVENTS_MAX)
         self._lost = False
@@ -152,13 +170,14 @@ class Gateways:
         notify("READY=1")
         following = asyncio.ensure_future(self._follow())
         ended = asyncio.ensure_future(self._bus.closed())
+        feeding = asyncio.ensure_future(watchdog.feed(self._bus))
         try:
             await asyncio.wait({following, ended}, return_when=asyncio.FIRST_COMPLETED)
             if following.done():
                 following.result()
         finally:
-            following.cancel()
-            ended.cancel()
+            for work in (following, ended, feeding):
+                work.cancel()
             for _gateway, task in self._attended.values():
                 task.cancel()
         raise RuntimeFailure("the system bus ended; start this mediator again when it is back")

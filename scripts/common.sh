@@ -90,6 +90,7 @@ living_uuids() {
     mount -t tmpfs none /sys/fs/cgroup && mount -t cgroup2 none /sys/fs/cgroup 2>/dev/null || exit 0
     cd /sys/fs/cgroup
     for cgroup in cage-runtime/*/ cages.slice/cage-*.scope/*/; do
+      case $cgroup in *.gateway/) continue ;; esac # beside the cage whose bus it is
       ! grep -qsx "populated 1" "${cgroup}cgroup.events" || basename "$cgroup"
     done'
 }

@@ -27,10 +27,13 @@ _CONFIGURATION = """<!DOCTYPE busconfig PUBLIC "-//freedesktop//DTD D-Bus Bus Co
     <allow send_destination="org.freedesktop.DBus"/>
   </policy>
   <includedir>{policies}</includedir>
+  {more}
 </busconfig>
 """
 
 
-def configuration(socket: Path, policies: Path = POLICIES) -> str:
-    """The text of a dbus-daemon's --config-file for a bus on `socket` with the policy files in `policies`."""
-    return _CONFIGURATION.format(socket=socket, policies=policies)
+def configuration(socket: Path, policies: Path = POLICIES, services: Path | None = None) -> str:
+    """The text of a dbus-daemon's --config-file for a bus on `socket` with the policy files in `policies`, and with
+    `services`, a directory that is there, for what can be started."""
+    more = "" if services is None else f"<servicedir>{services}</servicedir>"
+    return _CONFIGURATION.format(socket=socket, policies=policies, more=more)

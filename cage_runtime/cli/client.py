@@ -30,6 +30,8 @@ CORE_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
 STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
 """Held by caged --standalone for as long as it starts what has ended again."""
+RETURN_SECONDS = 10.0
+"""How long a program that is just being started again is waited for."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
 QUESTION_SECONDS = 180.0
@@ -41,6 +43,8 @@ _ABSENT = {_DBUS + "ServiceUnknown", _DBUS + "NameHasNoOwner"}
 _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
+_LATE = _DBUS + "TimedOut"
+"""Of the bus alone: whoever it has started for this name has not come in time."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
 _WORTH_ASKING = (AuthenticationNeeded, NoSuchCage)
 """What whoever asks nobody is answered where a password may help: of another person's cage, that there is none."""
@@ -54,7 +58,8 @@ class Peer:
     """One object of one program on the bus.
 
     `who` it is to a person, and `absent` gives what to say when nobody is there.  `verb` is what the person typed, and
-    `asks` whether the person, or an administrator, may be asked for a password.
+    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one that is
+    not there is about to be.
     """
 
     def __init__(
@@ -68,7 +73,9 @@ class Peer:
         absent: Callable[[], str],
         verb: str = "",
         asks: bool = False,
+        returning: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._returning = returning
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
         self._who, self._absent, self._verb, self._asks = who, absent, verb, asks
 
@@ -108,16 +115,19 @@ class Peer:
         interactive: bool,
     ) -> Any:
         names = (self._name, self._path, self._interface, member)
+
+        def once(meanwhile: Callable[[], object] | None) -> tuple[Any, ...]:
+            return self._bus.call(*names, signature, values, returns=returns, timeout=timeout, meanwhile=meanwhile,
+                                  interactive=interactive)
+
         try:
-            results = self._bus.call(
-                *names,
-                signature,
-                values,
-                returns=returns,
-                timeout=timeout,
-                meanwhile=meanwhile,
-                interactive=interactive,
-            )
+            try:
+                results = once(meanwhile)
+            except BusError as error:
+                # Nobody has it, so nothing has been done.
+                if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
+                    raise
+                results = once(None)
         except BusError as error:
             raise self._error(error, member) from error
         except TimeoutError as error:
@@ -131,8 +141,10 @@ class Peer:
                 # In the words that were typed.
                 return type(found)(self._verb + found.sentence.removeprefix(member))
             return found
-        if error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX):
+        if _is_absent(error):
             return NotRunning(self._absent())
+        if error.name == _LATE:
+            return NotRunning(f"{self._who} was started and has not come up in time; see its journal")
         if error.name in _ENDED:
             return CutOff(f"{self._who} ended before it answered; see its journal, and try again")
         if error.name in _FORBIDDEN:
@@ -141,18 +153,23 @@ class Peer:
 
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
-        who, absent, verb, asks = self._who, self._absent, self._verb, self._asks
-        return Peer(self._bus, self._name, path, interface, who=who, absent=absent, verb=verb, asks=asks)
+        return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent, verb=self._verb,
+                    asks=self._asks, returning=self._returning)
 
     def close(self) -> None:
         self._bus.close()
+
+
+def _is_absent(error: BusError) -> bool:
+    return error.name in _ABSENT or error.name.startswith(_ABSENT_PREFIX)
 
 
 def core(verb: str, asks: bool = False) -> Peer:
     """caged's manager on the system bus, for `verb`, a sub-command of cagectl; see Peer for `asks`."""
     manager = CORE_NAME + ".Manager"
     asks = asks and os.geteuid() != 0  # for root nobody is asked
-    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, verb=verb, asks=asks)
+    return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, verb=verb, asks=asks,
+                returning=lambda: _held(STANDALONE_LOCK))
 
 
 def _no_core() -> str:

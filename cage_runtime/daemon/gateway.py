@@ -2,8 +2,8 @@
 """Gateways: for each running cage a bus on the core's side, over which its mediators reach their core halves.
 
 The socket is there as long as the cage runs; its dbus-daemon is started by the first connection (nothing is started
-before it is needed), runs as caged's own user and dies with caged, which makes the socket anew when it is back.
-Which gateway a request comes through is who asks (law 2).
+before it is needed), by the spawner, and goes on when caged ends.  A caged that comes back takes over the buses that
+run, and makes the sockets of the others anew.  Which gateway a request comes through is who asks (law 2).
 """
 
 from __future__ import annotations
@@ -11,34 +11,35 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-import signal
 import socket
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from pathlib import Path
+
+from cage_runtime.errors import CageError
 
 LOG = logging.getLogger(__name__)
 STARTS, START_SECONDS = 5, 60.0
 """A gateway's bus that ends is started again on the next connection, this often in this time."""
-SETPRIV, DBUS_DAEMON = "/usr/bin/setpriv", "/usr/bin/dbus-daemon"
 
 
 @dataclass(kw_only=True, slots=True)
 class _Gateway:
     name: str
-    listener: socket.socket
-    pid: int = 0
-    pidfd: int = -1
+    listener: socket.socket | None
+    """None where the bus was started for an earlier caged, and alone has it."""
+    runs: bool = False
+    """There is a bus, as far as the spawner has said."""
+    starting: asyncio.Task[None] | None = None
     starts: deque[float] = field(default_factory=deque)
 
 
 class Gateways:
-    def __init__(self, directory: Path, template: Path, files_user: str, rendered: Path,
+    def __init__(self, directory: Path, start: Callable[[str, int], Awaitable[object]],
                  up: Callable[[str, str, str], None], down: Callable[[str], None]) -> None:
-        self._directory, self._up, self._down = directory, up, down
-        rendered.write_text(template.read_text(encoding="utf-8").replace("@FILES_USER@", files_user), encoding="utf-8")
-        self._configuration = str(rendered)
+        """`start` has the spawner start the bus of a cage on a listening socket, unless it runs."""
+        self._directory, self._start, self._up, self._down = directory, start, up, down
         self._gateways: dict[str, _Gateway] = {}
 
     def _path(self, uuid: str) -> str:
@@ -49,10 +50,19 @@ class Gateways:
 
     def standing(self) -> list[tuple[str, str, str]]:
         """(name, uuid, address) of every gateway whose bus runs."""
-        return [(g.name, uuid, self.address(uuid)) for uuid, g in self._gateways.items() if g.pid]
+        return [(g.name, uuid, self.address(uuid)) for uuid, g in self._gateways.items() if g.runs]
 
-    def is_open(self, uuid: str) -> bool:
-        return uuid in self._gateways
+    def settle(self, name: str, uuid: str, *, runs: bool) -> None:
+        """Have the gateway of the running cage in line with whether the spawner says that its bus `runs`; OSError where
+        there is to be a socket and can be none."""
+        gateway = self._gateways.get(uuid)
+        if gateway is None and runs:
+            self._gateways[uuid] = _Gateway(name=name, listener=None, runs=True)
+            self._up(name, uuid, self.address(uuid))
+        elif gateway is None:
+            self.open(name, uuid)
+        elif gateway.runs and not runs:
+            self.ended(uuid)
 
     def open(self, name: str, uuid: str) -> None:
         """Listen for the cage; its directory was made by the spawner and is caged's.  One of an earlier life ends."""
@@ -66,66 +76,67 @@ class Gateways:
         listener.listen(16)
         listener.setblocking(False)
         self._gateways[uuid] = _Gateway(name=name, listener=listener)
-        asyncio.get_running_loop().add_reader(listener, self._start, uuid)
+        self._await_first(uuid, listener)
 
     def close(self, uuid: str) -> None:
-        """End the cage's gateway; nothing happens where it has none."""
+        """Forget the cage's gateway, whose bus ends with the cage; nothing happens where it has none."""
         gateway = self._gateways.pop(uuid, None)
         if gateway is None:
             return
-        if gateway.listener.fileno() >= 0:
+        if gateway.starting is not None:
+            gateway.starting.cancel()
+        if gateway.listener is not None and gateway.listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(gateway.listener)
             gateway.listener.close()
-        if gateway.pid:
-            asyncio.get_running_loop().remove_reader(gateway.pidfd)
-            signal.pidfd_send_signal(gateway.pidfd, signal.SIGKILL)
-            os.waitpid(gateway.pid, 0)
-            os.close(gateway.pidfd)
+        if gateway.runs:
             self._down(uuid)
 
-    def _start(self, uuid: str) -> None:
-        gateway = self._gateways[uuid]
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(gateway.listener)
+    def ended(self, uuid: str) -> None:
+        """The spawner says that the bus has ended: the next connection starts another."""
+        gateway = self._gateways.get(uuid)
+        if gateway is None or not gateway.runs:
+            return
+        LOG.warning("the gateway bus of %s ended", gateway.name)
+        gateway.runs = False
+        self._down(uuid)
+        if gateway.listener is not None:
+            self._await_first(uuid, gateway.listener)
+            return
+        try:
+            self.open(gateway.name, uuid)
+        except OSError as error:  # the cage has ended meanwhile, and the news of that are on their way
+            LOG.warning("%s has no gateway: %s", gateway.name, error)
+
+    def _await_first(self, uuid: str, listener: socket.socket) -> None:
+        asyncio.get_running_loop().add_reader(listener, self._begin, uuid, listener)
+
+    def _begin(self, uuid: str, listener: socket.socket) -> None:
+        """Somebody connects."""
+        gateway, loop = self._gateways[uuid], asyncio.get_running_loop()
+        loop.remove_reader(listener)
         while gateway.starts and gateway.starts[0] < loop.time() - START_SECONDS:
             gateway.starts.popleft()
         if len(gateway.starts) >= STARTS:
             LOG.error("the gateway bus of %s ends again and again; the cage goes without mediators until it is started "
                       "anew", gateway.name)
-            gateway.listener.close()
+            listener.close()
             return
         gateway.starts.append(loop.time())
-        gateway.pid = _fork_bus(gateway.listener.fileno(), self._configuration)
-        gateway.pidfd = os.pidfd_open(gateway.pid)
-        loop.add_reader(gateway.pidfd, self._ended, uuid)
+        gateway.starting = loop.create_task(self._started(uuid, gateway, listener))
+
+    async def _started(self, uuid: str, gateway: _Gateway, listener: socket.socket) -> None:
+        try:
+            await self._start(uuid, listener.fileno())
+        except CageError as error:
+            LOG.error("the gateway bus of %s: %s", gateway.name, error.sentence)
+            self._await_first(uuid, listener)
+            return
+        gateway.runs = True
         self._up(gateway.name, uuid, self.address(uuid))
 
-    def _ended(self, uuid: str) -> None:
-        """A gateway's bus that ends is started again by the next connection."""
-        gateway = self._gateways[uuid]
-        loop = asyncio.get_running_loop()
-        loop.remove_reader(gateway.pidfd)
-        os.waitpid(gateway.pid, 0)
-        os.close(gateway.pidfd)
-        gateway.pid, gateway.pidfd = 0, -1
-        LOG.warning("the gateway bus of %s ended", gateway.name)
-        self._down(uuid)
-        loop.add_reader(gateway.listener, self._start, uuid)
 
-
-def _fork_bus(listener: int, configuration: str) -> int:
-    """Start a dbus-daemon on `listener` by systemd's protocol, which wants the daemon's own pid in its environment."""
-    pid = os.fork()
-    if pid:
-        return pid
-    try:
-        os.dup2(listener, 3, inheritable=True)
-        os.closerange(4, 65536)
-        environment = {"LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid()), "PATH": "/usr/bin:/bin"}
-        # setpriv(1) has it die with us, and becomes it without a new pid.
-        arguments = [SETPRIV, "--pdeathsig", "KILL", "--", DBUS_DAEMON,
-                     "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
-                     f"--config-file={configuration}"]
-        os.execve(SETPRIV, arguments, environment)  # noqa: S606
-    finally:
-        os._exit(127)
+def write_configuration(template: Path, files_user: str, rendered: Path) -> None:
+    """What every gateway's bus reads at its start; whole at every moment, because one may just be starting."""
+    fresh = rendered.with_suffix(".new")
+    fresh.write_text(template.read_text(encoding="utf-8").replace("@FILES_USER@", files_user), encoding="utf-8")
+    fresh.rename(rendered)

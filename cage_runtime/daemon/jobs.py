@@ -15,7 +15,7 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.errors import CageError, RuntimeFailure, UsageError
-from cage_runtime.model import CORE_PATH, JOBS_MAX, JOBS_PER_PERSON, ROOT_UID
+from cage_runtime.model import CORE_PATH, GIVING_UP_SECONDS, JOBS_MAX, JOBS_PER_PERSON, ROOT_UID
 
 JOB = "org.cageruntime.Core1.Job"
 KEPT_SECONDS = 300.0
@@ -33,6 +33,7 @@ class Jobs:
     def __init__(self, bus: Bus) -> None:
         self._bus = bus
         self._jobs: dict[str, _Job] = {}
+        self._ending = False
         self._interface = described("org.cageruntime.Core1.xml", JOB)
 
     def start(self, description: str, work: Coroutine[None, None, dict[str, str]], owner: int) -> str:
@@ -60,6 +61,18 @@ class Jobs:
         asyncio.get_running_loop().call_later(KEPT_SECONDS, self._drop, path)
         if path in self._jobs:
             self._bus.properties_changed(path, JOB, {"Progress": _progress(self._jobs[path])})
+
+    async def end(self, seconds: float) -> None:
+        """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
+        under_way = [job.task for job in self._jobs.values() if not job.task.done()]
+        if not under_way:
+            return
+        _, late = await asyncio.wait(under_way, timeout=seconds)
+        self._ending = True
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=GIVING_UP_SECONDS)
 
     def _make_room(self, owner: int) -> None:
         """Drop a job that has ended where there are as many as there may be; RuntimeFailure where none has."""
@@ -91,7 +104,8 @@ class Jobs:
         job = self._find(call)
         await asyncio.wait([job.task])
         if job.task.cancelled():
-            raise CageError(f"{job.description}: cancelled")
+            why = ", because caged was told to end before it was done; try again" if self._ending else ""
+            raise CageError(f"{job.description}: cancelled{why}")
         results = job.task.result()
         return Answer(values=({key: Variant("s", value) for key, value in results.items()},))
 

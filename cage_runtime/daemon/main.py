@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
 import signal
@@ -11,7 +12,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from cage_runtime import folders, log
+from cage_runtime import folders, log, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -25,7 +26,7 @@ from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.exports import Exports
-from cage_runtime.daemon.gateway import Gateways
+from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
@@ -33,9 +34,10 @@ from cage_runtime.daemon.service import CoreService, MediationService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry
-from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.model import CORE_BUS_NAME
+from cage_runtime.errors import CageError, CutOff, HostUnsupported, RuntimeFailure
+from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS
 from cage_runtime.notify import notify
+from cage_runtime.spawner import spec
 
 LOG = logging.getLogger("caged")
 
@@ -47,12 +49,11 @@ class Daemon:
         paths, run = config.paths, Path(config.paths.run)
         self._core: CoreService | None = None
         self._mediators: MediationService | None = None
-        self._spawner = SpawnerClient(run / "spawner.sock", self._ended, self._look)
+        self._spawner = SpawnerClient(run / "spawner.sock", self._happened, self._look)
         own = run / "caged"
-        gateways = Gateways(
-            run / "gateways", Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf",
-            self._gateway_up, self._gateway_down,
-        )
+        write_configuration(Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf")
+        self._gateways = gateways = Gateways(run / "gateways", self._start_gateway, self._gateway_up,
+                                             self._gateway_down)
         registry = Registry(Path(paths.state, "cages"), own / "cages")
         self._manager = Manager(
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
@@ -68,6 +69,8 @@ class Daemon:
             sessions=sessions, applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
             jobs=Jobs(bus),
         )
+        self._bus, self._jobs = bus, parts.jobs
+        self._mediation = parts.mediation
         self._core = CoreService(parts)
         self._mediators = MediationService(parts, gateways.standing)
 
@@ -82,8 +85,28 @@ class Daemon:
         """Start the cages that are started with the host; the host does not wait for them."""
         await self._autostart.run()
 
-    def _ended(self, uuid: str) -> None:
-        self._manager.on_ended(uuid)
+    async def end(self) -> None:
+        """Leave new calls to whoever owns the name next, and do what is in hand, as far as it can be done in time."""
+        with contextlib.suppress(CutOff):  # of the bus, with which all who wait are gone
+            await self._bus.release(CORE_BUS_NAME)
+            # A job that is given up has somebody who waits for it, and is to be told.
+            await asyncio.gather(self._jobs.end(ENDING_SECONDS), self._bus.finish(ENDING_SECONDS + GIVING_UP_SECONDS))
+
+    def reload(self) -> None:
+        """What SIGHUP asks for, as cagectl policy reload does, but that nobody hears of a bad policy but the log."""
+        try:
+            self._mediation.reload()
+        except CageError as error:
+            LOG.error("%s", error.sentence)
+
+    def _happened(self, event: spec.Event) -> None:
+        if isinstance(event, spec.Ended):
+            self._manager.on_ended(event.uuid)
+        else:
+            self._gateways.ended(event.uuid)
+
+    async def _start_gateway(self, uuid: str, listener: int) -> None:
+        await self._spawner.ask(spec.OpenGateway(id=self._spawner.number(), uuid=uuid), (listener,))
 
     async def _look(self) -> None:
         await self._manager.look()
@@ -106,27 +129,48 @@ class Daemon:
 
 
 async def serve(config: RuntimeConfig) -> None:
-    """Until told to end; RuntimeFailure where the bus ends before that."""
+    """Until told to end; RuntimeFailure where it cannot go on, or begin."""
     bus = await Bus.connect()
     with closing(Journal()) as journal, Chain.open(Path(config.paths.state, "audit"), tell=journal.tell) as chain:
         chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
+        told = _listen_for_signals(daemon)
         await bus.own(CORE_BUS_NAME)
         notify("READY=1")
         starting = asyncio.ensure_future(daemon.start_enabled())
-        told = asyncio.Event()
-        for number in (signal.SIGTERM, signal.SIGINT):
-            asyncio.get_running_loop().add_signal_handler(number, told.set)
-        bus_ended = asyncio.ensure_future(bus.closed())
-        waiting = asyncio.ensure_future(told.wait())
-        await asyncio.wait({bus_ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
-        if bus_ended.done():
-            raise HostUnsupported("the system bus ended; caged ends with it and is started again")
-        waiting.cancel()
-        starting.cancel()  # the next caged goes on with the rest
-        await asyncio.gather(starting, return_exceptions=True)
+        try:
+            await _until(told, bus)
+        finally:
+            starting.cancel()  # the next caged goes on with the rest
+            await asyncio.gather(starting, return_exceptions=True)
+        # First, so that a supervisor that is asked for the name starts the next one, and does not take us for it.
+        notify("STOPPING=1")
+        await daemon.end()
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
+
+
+def _listen_for_signals(daemon: Daemon) -> asyncio.Event:
+    """What is set when we are told to end."""
+    loop, told = asyncio.get_running_loop(), asyncio.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        loop.add_signal_handler(number, told.set)
+    loop.add_signal_handler(signal.SIGHUP, daemon.reload)
+    return told
+
+
+async def _until(told: asyncio.Event, bus: Bus) -> None:
+    """Until told; HostUnsupported where the bus ends before that."""
+    loop = asyncio.get_running_loop()
+    tasks = [loop.create_task(work) for work in (bus.closed(), told.wait(), watchdog.feed(bus))]
+    ended, waiting, _feeding = tasks
+    try:
+        await asyncio.wait({ended, waiting}, return_when=asyncio.FIRST_COMPLETED)
+    finally:
+        for task in tasks:
+            task.cancel()
+    if ended.done():
+        raise HostUnsupported("the system bus ended; caged ends with it and is started again")
 
 
 def main() -> int:

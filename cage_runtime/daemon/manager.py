@@ -32,7 +32,7 @@ from cage_runtime.daemon.define import (
     home_bounds,
 )
 from cage_runtime.daemon.gateway import Gateways
-from cage_runtime.daemon.spawner import SpawnerClient
+from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import (
     CageError,
@@ -49,6 +49,7 @@ from cage_runtime.model import (
     CAGES_MAX,
     CAGES_PER_PERSON,
     DEFAULT_TASKS,
+    REPEATS_MAX,
     ROOT_UID,
     STOP_SECONDS,
     CageState,
@@ -76,7 +77,7 @@ class Manager:
         self._coming: dict[str, int] = {}
         """Names that are being created, and the uids of whom for."""
         self._in_hand: set[str] = set()
-        """Uuids of cages that are being created or destroyed: `look` leaves them to whoever does that."""
+        """Uuids of cages that are being created, started or destroyed: `look` leaves them to whoever does that."""
         self.orphans: tuple[str, ...] = ()
         """Storage that is kept and belongs to no cage."""
         self._finishing: set[asyncio.Task[None]] = set()
@@ -218,16 +219,14 @@ class Manager:
 
     def _adopt(self, cage: Cage, standings: spec.Standings) -> None:
         state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
+        try:
+            self._gateways.settle(cage.name, cage.uuid, runs=cage.uuid in standings.gateways)
+        except OSError as error:
+            LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
+            self._ended(cage)
+            return
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
-            if not self._gateways.is_open(cage.uuid):
-                # A second bus beside the one that the core halves are on would be one that nobody answers on.
-                try:
-                    self._gateways.open(cage.name, cage.uuid)
-                except OSError as error:
-                    LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
-                    self._ended(cage)
-                    return
             self._set(cage, state, since=moment(standings.running[cage.uuid]))
             self.record(Kind.CAGE_ADOPTED, cage)
 
@@ -291,8 +290,8 @@ class Manager:
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:
-            request = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
-            await self.spawner.ask(request)
+            make = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
+            await self._once(make, spec.Remove(id=self.spawner.number(), uuid=record.uuid))
             self._registry.add(record)
         except (CageError, OSError) as error:
             await self._clear(record.uuid)
@@ -317,6 +316,16 @@ class Manager:
             raise
         return cage
 
+    async def _once(self, request: spec.MakeStorage | spec.Birth, undoing: spec.Remove | spec.Stop) -> None:
+        """Ask for what may not be done twice: where the spawner ends at it, it is undone before it is asked again."""
+        for _ in range(REPEATS_MAX):
+            with contextlib.suppress(SpawnerEnded):
+                await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+                return
+            LOG.warning("%s is undone and done again for %s", type(request).__name__, request.uuid)
+            await self.spawner.ask(msgspec.structs.replace(undoing, id=self.spawner.number()))
+        await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+
     @asynccontextmanager
     async def held(self, cage: Cage) -> AsyncIterator[None]:
         """The cage's lock; NoSuchCage where it was destroyed meanwhile, also if its name has come again (M17)."""
@@ -331,7 +340,11 @@ class Manager:
             if cage.state is CageState.RUNNING:
                 return
             cage.require(CageState.STOPPED, CageState.FAILED)
-            await self._start(cage)
+            self._in_hand.add(cage.uuid)
+            try:
+                await self._start(cage)
+            finally:
+                self._in_hand.discard(cage.uuid)
 
     async def _start(self, cage: Cage) -> None:
         definition = cage.record.definition
@@ -341,11 +354,12 @@ class Manager:
         before = cage.state
         self._set(cage, CageState.STARTING)
         try:
-            await self.spawner.ask(spec.Birth(
+            birth = spec.Birth(
                 id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
-            ))
+            )
+            await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self._gateways.open(cage.name, cage.uuid)
         except (CageError, OSError) as error:
             if isinstance(error, OSError):

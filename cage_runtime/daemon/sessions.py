@@ -6,6 +6,7 @@ caged makes the channel's pair, passes one end to cage-init and the other to who
 
 from __future__ import annotations
 
+import contextlib
 import socket
 from dataclasses import dataclass
 
@@ -14,8 +15,9 @@ import msgspec
 from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
+from cage_runtime.daemon.spawner import SpawnerEnded
 from cage_runtime.errors import NoSuchApplication, UsageError
-from cage_runtime.model import ARGUMENT_MAX, ARGV_BYTES_MAX, ARGV_MAX, DIRECTORY_BYTES_MAX, CageState
+from cage_runtime.model import ARGUMENT_MAX, ARGV_BYTES_MAX, ARGV_MAX, DIRECTORY_BYTES_MAX, REPEATS_MAX, CageState
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
 
@@ -92,6 +94,12 @@ class Sessions:
         argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
         request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True,
                              profile="delivery")
+        for _ in range(REPEATS_MAX):
+            # One that was cut off may have been started all the same, and ends by itself: nobody has the other end of
+            # its channel, which alone lets it finish.  A command of `enter` would have begun: it is not started twice.
+            with contextlib.suppress(SpawnerEnded):
+                return await self._request(request, descriptor)
+            request = msgspec.structs.replace(request, id=self._manager.spawner.number())
         return await self._request(request, descriptor)
 
     async def _request(self, request: spec.Spawn, *descriptors: int) -> Started:

@@ -27,7 +27,8 @@ from cage_runtime.errors import HostUnsupported, RuntimeFailure
 
 LOG = logging.getLogger("caged")
 READY_SECONDS = 30.0
-STOP_SECONDS = 10.0
+STOP_SECONDS = 30.0
+"""Longer than what caged and the spawner give what is in hand (ENDING_SECONDS)."""
 RESTART_SECONDS_MAX = 5.0
 """A child that ends at once again and again is started this seldom."""
 SETTLED_SECONDS = 10.0

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from cage_runtime import folders, log
+from cage_runtime import folders, log, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
@@ -199,7 +199,9 @@ async def serve(config: RuntimeConfig) -> None:
         bus.serve(PATH, apps.service())
         await bus.own(NAME)
         notify("READY=1")
+        feeding = loop.create_task(watchdog.feed(bus))
         await bus.closed()
+        feeding.cancel()
     finally:
         apps.close()
 

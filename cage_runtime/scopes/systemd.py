@@ -35,6 +35,10 @@ AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
 """A cage begins after these; when the host shuts down it ends before them, so that its end is carried out and recorded
 as any other.  No requirement: none of them takes cages along when it stops."""
 
+JOB_MODE = "ignore-dependencies"
+"""For those a scope's start would wait, where one of them is being stopped or restarted; and that waits for the cage
+that it is about to start, as for whatever it has in hand."""
+
 _DBUS, _DBUS_PATH = "org.freedesktop.DBus", "/org/freedesktop/DBus"
 _SYSTEMD, _SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1"
 _MANAGER = _SYSTEMD + ".Manager"
@@ -108,7 +112,7 @@ class Systemd:
     def _start(self, opening: Opening) -> None:
         opening.waiting = False
         no_others: list[object] = []
-        arguments = (opening.unit, "fail", _properties(opening), no_others)
+        arguments = (opening.unit, JOB_MODE, _properties(opening), no_others)
         try:
             self._post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "StartTransientUnit", "ssa(sv)a(sa(sv))", arguments,
                        lambda reply: self._queued(opening, reply))

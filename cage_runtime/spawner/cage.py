@@ -21,6 +21,7 @@ from cage_runtime.model import STOP_SECONDS
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.birth import Cradle
 from cage_runtime.spawner.cgroup import Cgroup, is_populated
+from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
 
@@ -41,9 +42,12 @@ Answered = Callable[[Reply], None]
 
 
 class Cage:
-    def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None]) -> None:
+    def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
+                 gateway_ended: Callable[[Cage], None] = lambda _cage: None) -> None:
         self.uuid = uuid
         self.cgroup = cgroup
+        self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
+        self._gateway_ended = gateway_ended
         self._loop = loop
         self._cradle = cradle
         self._ended = ended
@@ -223,10 +227,18 @@ class Cage:
         if self._events >= 0 and not is_populated(self._events):
             self._emptied()
 
+    def _on_gateway_end(self) -> None:
+        if self.ending:
+            self._emptied()
+        else:
+            self._gateway_ended(self)
+
     def _remove(self) -> None:
         if self._gone:  # and what is there by now is of its next life
             return
         try:
+            if not self.gateway.end():
+                return
             self.cgroup.remove()
             remove_cradle(self._cradle)
         except OSError as error:

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import re
 from pathlib import Path
 from typing import Protocol
 
@@ -22,6 +23,8 @@ CPU_PERIOD = 100_000
 WANTED = ("cpu", "io", "memory", "pids")
 SWAP = "memory.swap.max"
 """Not on a kernel without swap accounting."""
+UUID = re.compile(r"[0-9a-f]{32}")
+"""How the cgroup of a cage is called; others are beside one."""
 _GONE = (errno.ENOENT, errno.ENODEV)
 """Of a cgroup that was removed, and of a file of it that was open already."""
 
@@ -31,6 +34,10 @@ class Cgroup:
 
     def __init__(self, path: Path) -> None:
         self.path = path
+
+    def beside(self, what: str) -> Cgroup:
+        """Its sibling for `what` belongs to the cage and is not in it."""
+        return Cgroup(self.path.with_name(f"{self.path.name}.{what}"))
 
     def open(self) -> int:
         return os.open(self.path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
@@ -129,7 +136,7 @@ class Subtree:
         self.controllers = switch_on(self.path)
 
     def existing(self) -> dict[str, Cgroup]:
-        return {entry.name: Cgroup(entry) for entry in self.path.iterdir() if entry.is_dir()}
+        return {entry.name: Cgroup(entry) for entry in self.path.iterdir() if UUID.fullmatch(entry.name)}
 
     def make(self, name: str, uuid: str, limits: Limits, made: Made) -> None:  # noqa: ARG002
         cgroup = Cgroup(self.path / uuid)

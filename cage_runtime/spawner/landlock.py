@@ -40,18 +40,18 @@ def enter_scope() -> bool:
     return True
 
 
-def file_rules(writable: tuple[str, ...]) -> int | None:
-    """A ruleset: READABLE can be read and executed, /dev/null and what is beneath `writable` written too.
+def file_rules(writable: tuple[str, ...], readable: tuple[str, ...] = READABLE) -> int | None:
+    """A ruleset: what is beneath `readable` can be read and executed, /dev/null and `writable` written too.
 
-    None where the kernel has no Landlock.  Made as the root of the cage, by whom is to be restricted by it.
+    None where the kernel has no Landlock.  Made as root, by whom is to be restricted by it.
     """
     abi = syscall.landlock_abi()
     if abi == 0:
         return None
     handled = sum(rights for since, rights in _KNOWN.items() if since <= abi)
     ruleset = syscall.landlock_create_ruleset(handled=handled, scoped=0)
-    for path in READABLE:
-        _allow(ruleset, path, EXECUTE | READ_FILE | READ_DIR)
+    for path in readable:
+        _allow(ruleset, path, EXECUTE | READ_FILE | (READ_DIR if os.path.isdir(path) else 0))
     _allow(ruleset, "/dev/null", WRITE_FILE | READ_FILE | (TRUNCATE & handled))
     for path in writable:
         _allow(ruleset, path, handled & ~EXECUTE & ~IOCTL_DEV)

@@ -2,7 +2,8 @@
 """cage-spawner: the one process of the core that is root.
 
 It listens on RUN/spawner.sock for caged, whose uid the kernel vouches for, takes one typed request a message, and
-answers each.  A peer that breaks the protocol is hung up on.
+answers each.  A peer that breaks the protocol is hung up on.  Told to end, it takes no request any more, which caged
+sees and asks the next one, and answers those that it has taken.
 """
 
 from __future__ import annotations
@@ -12,11 +13,13 @@ import gc
 import logging
 import os
 import resource
+import select
 import signal
 import socket
 import struct
 import sys
 from collections import deque
+from collections.abc import Callable
 from pathlib import Path
 
 import msgspec
@@ -25,11 +28,12 @@ from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
+from cage_runtime.model import ENDING_SECONDS
 from cage_runtime.notify import handed_over, notify, watchdog_seconds
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
-from cage_runtime.spawner.spec import AnyReply, AnyRequest, Ended, decode_request, encode
+from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -44,6 +48,10 @@ class Peer:
         self.connection = connection
         self._loop = loop
         self._waiting: deque[bytes] = deque()
+        self._owed: set[int] = set()
+        """Requests without an answer that may not be made again."""
+        self._finished: Callable[[], None] | None = None
+        self._heard_all = False
         self.closed = False
 
     def close(self) -> None:
@@ -51,12 +59,54 @@ class Peer:
             self.closed = True
             self._loop.forget(self.connection.fileno())
             self.connection.close()
+            if self._finished is not None:
+                self._finished()
+
+    def finish(self, finished: Callable[[], None]) -> None:
+        """Take what has come, and no more; close when it is answered, but for what may be asked again, and then call
+        `finished`."""
+        self._finished = finished
+        if self.closed:
+            finished()
+        else:
+            # What is in the queue can still be read, and then comes its end; caged cannot send any more (EPIPE).
+            self.connection.shutdown(socket.SHUT_RD)
+
+    def receive(self) -> tuple[bytes, list[int]] | None:
+        """The next message; None where there is none, which may be the end of the connection."""
+        if self._heard_all:
+            poll = select.poll()
+            poll.register(self.connection, 0)
+            if poll.poll(0):  # it has gone, and takes no answer
+                self.close()
+            return None
+        try:
+            received = wire.receive(self.connection)
+        except BlockingIOError:
+            return None
+        except (OSError, wire.PeerError) as error:
+            LOG.warning("caged: %s", error)
+            self.close()
+            return None
+        if received is None and self._finished is None:
+            self.close()
+        elif received is None:
+            self._heard_all = True
+            self.flush()
+        return received
+
+    def owe(self, request: AnyRequest) -> None:
+        """`request` has been taken."""
+        if not isinstance(request, REPEATABLE):
+            self._owed.add(request.id)
 
     def send(self, message: AnyReply) -> None:
         """Send `message`, now or when the peer reads; one that has gone asks again when it is back."""
         if self.closed:
             return
         self._waiting.append(encode(message))
+        if isinstance(message, Reply):
+            self._owed.discard(message.id)
         if len(self._waiting) > WAITING_MAX:
             LOG.warning("caged does not take its answers")
             self.close()
@@ -74,7 +124,10 @@ class Peer:
             LOG.warning("caged does not take an answer: %s", error)
             self.close()
             return
-        self._loop.change(self.connection.fileno(), READ | WRITE if self._waiting else READ)
+        if self._heard_all and not self._owed and not self._waiting:
+            self.close()
+            return
+        self._loop.change(self.connection.fileno(), (0 if self._heard_all else READ) | (WRITE if self._waiting else 0))
 
 
 class Server:
@@ -85,7 +138,10 @@ class Server:
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
         self.service = Service(config, loop, self._caged, self._tell, _scopes(config, config_file))
+        self._made: Path | None = None
+        """The socket's file, where it is not systemd's."""
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
+        self._ending = False
         loop.watch(self._listener.fileno(), self._accept)
 
     def _listen(self, path: Path) -> socket.socket:
@@ -99,6 +155,7 @@ class Server:
         os.umask(0o022)
         os.chown(path, self._caged, self._caged)
         listener.listen(4)
+        self._made = path
         return listener
 
     def _accept(self) -> None:
@@ -114,23 +171,33 @@ class Server:
         peer = self._peer = Peer(connection, self._loop)
         self._loop.watch(connection.fileno(), lambda: self._attend(peer))
 
-    def _tell(self, message: Ended) -> None:
+    def _tell(self, message: Event) -> None:
         if self._peer is not None:
             self._peer.send(message)
 
+    def end(self) -> None:
+        """Take no request any more and answer what has been taken, for ENDING_SECONDS; then the loop ends."""
+        if self._ending:
+            self._loop.running = False
+            return
+        self._ending = True
+        if self._made is not None:
+            self._made.unlink(missing_ok=True)
+        self._loop.forget(self._listener.fileno())
+        self._listener.close()
+        self._loop.after(ENDING_SECONDS, self._ended)
+        if self._peer is None:
+            self._ended()
+        else:
+            self._peer.finish(self._ended)
+
+    def _ended(self) -> None:
+        self._loop.running = False
+
     def _attend(self, peer: Peer) -> None:
         peer.flush()
-        if peer.closed:
-            return
-        try:
-            received = wire.receive(peer.connection)
-        except BlockingIOError:
-            return
-        except (OSError, wire.PeerError) as error:
-            LOG.warning("caged: %s", error)
-            received = None
+        received = None if peer.closed else peer.receive()
         if received is None:
-            peer.close()
             return
         message, descriptors = received
         try:
@@ -142,6 +209,7 @@ class Server:
             wire.close_all(descriptors)
 
     def _obey(self, request: AnyRequest, descriptors: list[int], peer: Peer) -> None:
+        peer.owe(request)
         try:
             self.service.obey(request, descriptors, peer.send)
         except (CageError, OSError) as error:
@@ -210,6 +278,21 @@ def _feed(loop: Loop, seconds: float) -> None:
     loop.after(seconds, lambda: _feed(loop, seconds))
 
 
+def _end_when_told(server: Server, loop: Loop) -> None:
+    """SIGTERM and SIGINT end the server in its turn, never in the middle of what it does."""
+    told, telling = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
+    numbers = (signal.SIGTERM, signal.SIGINT)
+
+    def heard() -> None:
+        if set(os.read(told, 512)) & set(numbers):
+            server.end()
+
+    for number in numbers:
+        signal.signal(number, lambda *_: None)
+    signal.set_wakeup_fd(telling, warn_on_full_buffer=False)
+    loop.watch(told, heard)
+
+
 def main() -> int:
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     config_file = None if options.config is None else options.config.absolute()
@@ -227,8 +310,7 @@ def main() -> int:
         return RuntimeFailure.exit_status
     for fault in server.service.faults:
         LOG.error("%s", fault)
-    for number in (signal.SIGTERM, signal.SIGINT):
-        signal.signal(number, lambda *_: sys.exit(0))
+    _end_when_told(server, loop)
     gc.collect()
     gc.freeze()
     notify("READY=1")

@@ -10,6 +10,8 @@ from __future__ import annotations
 import logging
 import os
 import pwd
+import socket
+import stat
 from collections.abc import Callable, Collection
 from pathlib import Path
 
@@ -19,6 +21,7 @@ from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, Runtim
 from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
+from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.scopes import Scopes
@@ -30,15 +33,18 @@ from cage_runtime.spawner.spec import (
     Condemn,
     Describe,
     Ended,
+    Event,
     Expose,
     Fault,
     Freeze,
+    GatewayEnded,
     Host,
     Insight,
     Inspect,
     Keep,
     Logs,
     MakeStorage,
+    OpenGateway,
     Remove,
     Reply,
     Spawn,
@@ -54,7 +60,7 @@ Respond = Callable[[Reply], None]
 
 
 class Service:
-    def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Ended], None],
+    def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
                  scopes: tuple[str, ...] = ()) -> None:
         """`scopes` starts cage-scopes, where systemd has to be asked for cgroups."""
         paths = config.paths
@@ -73,6 +79,9 @@ class Service:
             filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
                             mediator=seccomp.build(profiles, "mediator")),
         )
+        caged = pwd.getpwuid(caged_uid)
+        self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
+                               filter=seccomp.build(profiles, "gateway"))
         self._cages: dict[str, Cage] = {}
         self._births: dict[str, list[Callable[[], None]]] = {}
         """Cages whose cgroup is being made, and what waits for the outcome of their birth."""
@@ -87,6 +96,7 @@ class Service:
             # One without a cgroup has nothing left in it: a path that is not there stands for that.
             cage = self._cage(uuid, cgroups.get(uuid, Cgroup(self._cgroups.path / uuid)))
             self._cages[uuid] = cage
+            cage.gateway.adopt()
             try:
                 cage.adopt()
             except OSError:
@@ -96,7 +106,8 @@ class Service:
         return birth.Cradle(directory=self._cradles / uuid, gateway=self._gateways / uuid)
 
     def _cage(self, uuid: str, cgroup: Cgroup) -> Cage:
-        return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone)
+        return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone,
+                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)))
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
@@ -113,6 +124,12 @@ class Service:
                     cage.cgroup.freeze(frozen=False)
                 except OSError as error:
                     LOG.warning("the cage %s is not told that it is to end: %s", cage.uuid, error)
+
+    def _open_gateway(self, uuid: str, descriptors: list[int]) -> None:
+        cage = self._running(uuid)
+        if len(descriptors) != 1 or not _listens(descriptors[0]):
+            raise RuntimeFailure("the bus of a gateway takes one listening socket")
+        cage.gateway.start(descriptors[0], self._gateway)
 
     def _running(self, uuid: str) -> Cage:
         cage = self._cages.get(uuid)
@@ -145,6 +162,9 @@ class Service:
                 self._bear(request, respond)
             case Expose():
                 self._expose(request, respond)
+            case OpenGateway():
+                self._open_gateway(request.uuid, descriptors)
+                respond(Reply(id=request.id))
             case Inspect():
                 respond(Reply(id=request.id, insight=self._inspect(request.uuid)))
             case Spawn() | Conceal() | Logs():
@@ -170,7 +190,8 @@ class Service:
         running = [cage for cage in self._cages.values() if not cage.ending]
         paused = [cage.uuid for cage in running if cage.cgroup.frozen()]
         return Standings(
-            running={cage.uuid: cage.since for cage in running}, paused=paused, new=self._storage.listed(Stage.NEW),
+            running={cage.uuid: cage.since for cage in running}, paused=paused,
+            gateways=[cage.uuid for cage in running if cage.gateway.runs], new=self._storage.listed(Stage.NEW),
             stored=self._storage.listed(Stage.KEPT), ephemeral=self._storage.listed(Stage.KEPT, ephemeral=True),
             condemned=self._storage.listed(Stage.GONE),
         )
@@ -334,6 +355,14 @@ def _make_directories(config: RuntimeConfig) -> None:
     gateways.mkdir(mode=0o710, exist_ok=True)
     os.chown(gateways, 0, group)
     gateways.chmod(0o710)
+
+
+def _listens(descriptor: int) -> bool:
+    if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
+        return False
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        return (listener.family == socket.AF_UNIX
+                and bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
 
 
 def _detached(installation: Path, tree: str) -> int:

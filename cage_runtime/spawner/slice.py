@@ -9,16 +9,13 @@ when nothing is in it any more.  Until the cage's first process is there, the se
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 
 from cage_runtime.errors import CageError
 from cage_runtime.scopes.spec import runtime_of, scope_of, slice_of
-from cage_runtime.spawner.cgroup import Cgroup, Made, not_in_force, offered, put_in_force, switch_on
+from cage_runtime.spawner.cgroup import UUID, Cgroup, Made, not_in_force, offered, put_in_force, switch_on
 from cage_runtime.spawner.scopes import Scopes
 from cage_runtime.spawner.spec import Limits
-
-_UUID = re.compile(r"[0-9a-f]{32}")
 
 
 class Slice:
@@ -33,7 +30,7 @@ class Slice:
 
     def existing(self) -> dict[str, Cgroup]:
         pattern = f"{scope_of(self._runtime, '*')}/*/"
-        return {path.name: Cgroup(path) for path in self.path.glob(pattern) if _UUID.fullmatch(path.name)}
+        return {path.name: Cgroup(path) for path in self.path.glob(pattern) if UUID.fullmatch(path.name)}
 
     def make(self, name: str, uuid: str, limits: Limits, made: Made) -> None:
         scope = self.path / scope_of(self._runtime, name)

@@ -116,6 +116,12 @@ class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     profile: Literal["session", "delivery"] = "session"
 
 
+class OpenGateway(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="open-gateway"):
+    """Start the bus of the cage's gateway, unless it runs, on the listening socket that comes with the request."""
+
+    uuid: Uuid
+
+
 class Inspect(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="inspect"):
     """What is in the cage, without asking anything that is."""
 
@@ -148,8 +154,12 @@ class Remove(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
 
 AnyRequest = (
     Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Inspect | Logs | Freeze
-    | Stop | Remove
+    | Stop | Remove | OpenGateway
 )
+
+REPEATABLE = (Describe, Standing, Keep, Condemn, Expose, Conceal, Inspect, Logs, Freeze, Stop, Remove,
+              OpenGateway)
+"""What comes to the same if it is done again, and so may be asked of the next spawner where one has ended at it."""
 
 
 class Fault(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -163,6 +173,8 @@ class Standings(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     running: dict[Uuid, float]
     """Since when, in seconds of the epoch."""
     paused: list[Uuid]
+    gateways: list[Uuid]
+    """Cages the bus of whose gateway runs."""
     new: list[Uuid]
     """Storage that was made and not kept."""
     stored: list[Uuid]
@@ -207,7 +219,15 @@ class Ended(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     uuid: Uuid
 
 
-AnyReply = Reply | Ended
+class GatewayEnded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply",
+                   tag="gateway-ended"):
+    """The bus of a cage's gateway ended, and the cage goes on."""
+
+    uuid: Uuid
+
+
+Event = Ended | GatewayEnded
+AnyReply = Reply | Event
 
 _ENCODER = msgspec.json.Encoder()
 _REQUESTS = msgspec.json.Decoder(AnyRequest)

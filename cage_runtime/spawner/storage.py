@@ -148,9 +148,9 @@ class Storage:
         place = self._places.get(uuid)
         if place is None:
             raise RuntimeFailure(f"the cage {uuid} has no storage")
-        if place.stage is stage:
-            return
-        (place.parent / (place.stage + uuid)).rename(place.parent / (stage + uuid))
+        if place.stage is not stage:
+            (place.parent / (place.stage + uuid)).rename(place.parent / (stage + uuid))
+        # Also where nothing moves: a spawner that was killed has come as far as that, and was asked again.
         _sync(place.parent)
         self._places[uuid] = replace(place, stage=stage)
 

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Iterator
 from weakref import WeakValueDictionary
 
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, Value, described
-from cage_runtime.errors import RuntimeFailure, TransferFailed, UsageError
+from cage_runtime.errors import NoSystemBus, RuntimeFailure, TransferFailed, UsageError
 from cage_runtime.model import TRANSFER_SECONDS, TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import wire
 from mediators.files import protocol
@@ -28,7 +28,9 @@ CAGE_BUS = "unix:path=/run/dbus/system_bus_socket"
 GATEWAY = "unix:path=/run/cage/gateway/bus"
 IDLE_SECONDS = 30.0
 CORE_SECONDS = 10.0
-"""Time that a core half has to come to the gateway, after a start of either."""
+"""Time that a gateway has to be there, and a core half to come to it, after a start of either."""
+RETRY_SECONDS = 0.1
+"""Between attempts to reach a gateway."""
 ANSWER_SECONDS = 2 * TRANSFER_SECONDS + 300
 """Longer than the core half's own deadlines, for staging and for delivery, together."""
 
@@ -130,8 +132,21 @@ def run(arguments: list[str]) -> int:
     return 0
 
 
+async def _reach_gateway() -> Bus:
+    """A connection to the gateway.  Where it has no bus yet, nobody has its socket while caged is started again."""
+    loop = asyncio.get_running_loop()
+    deadline = loop.time() + CORE_SECONDS
+    while True:
+        try:
+            return await Bus.connect(GATEWAY, anonymous=True)
+        except NoSystemBus:
+            if loop.time() >= deadline:
+                raise
+        await asyncio.sleep(RETRY_SECONDS)
+
+
 async def _serve() -> None:
-    gateway = await Bus.connect(GATEWAY, anonymous=True)
+    gateway = await _reach_gateway()
     try:
         bus = await Bus.connect(CAGE_BUS)
         try:

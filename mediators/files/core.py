@@ -208,8 +208,9 @@ def run(arguments: list[str]) -> int:
 async def serve_until_bus_ends(stager: Stager) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
     bus = await Bus.connect()
-    core = FilesCore(caged=Caged(bus), stager=stager)
+    caged = Caged(bus)
+    core = FilesCore(caged=caged, stager=stager)
     try:
-        await wire.Gateways(bus, name=protocol.BUS_NAME, serve=core.serve).run()
+        await wire.Gateways(bus, caged, name=protocol.BUS_NAME, serve=core.serve).run()
     finally:
         bus.disconnect()

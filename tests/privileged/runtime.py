@@ -170,6 +170,8 @@ class Runtime:
         self.top.chmod(0o755)
         self.state, self.run = self.top / "state", self.top / "run"
         self.storage = self.state / "storage"
+        self.services = self.top / "services"
+        """What the private bus can start, which is nothing but within `bus_waits_for`."""
         self.cgroup = f"cage-runtime-{self.top.name}"
         self.address = f"unix:path={self.top}/bus"
         self.config = self.top / "caged.conf"
@@ -182,7 +184,8 @@ class Runtime:
     # --- coming and going ------------------------------------------------------------------------------------
     def _start_bus(self) -> subprocess.Popen[bytes]:
         file = self.top / "bus.conf"
-        file.write_text(system_bus.configuration(self.top / "bus"))
+        self.services.mkdir()
+        file.write_text(system_bus.configuration(self.top / "bus", services=self.services))
         read, write = os.pipe()
         process = subprocess.Popen(
             ["dbus-daemon", f"--config-file={file}", "--nofork", "--nopidfile", f"--print-address={write}"],
@@ -205,6 +208,23 @@ class Runtime:
         os.close(read)
         assert said == b"ready\n", f"caged did not start:\n{self.log()}"
         self._open_hierarchy()
+
+    @contextlib.contextmanager
+    def bus_waits_for_caged(self) -> Iterator[None]:
+        """In the block, the bus keeps calls of caged while there is none, as where systemd starts it: it has a program
+        for that name, which is none but takes its time."""
+        service = self.services / f"{CORE}.service"
+        service.write_text(f"[D-BUS Service]\nName={CORE}\nExec=/bin/sleep 15\n")
+        self._reload_bus()
+        try:
+            yield
+        finally:
+            service.unlink()
+            self._reload_bus()
+
+    def _reload_bus(self) -> None:
+        with contextlib.closing(open_dbus_connection(self.address)) as connection:
+            connection.send_and_get_reply(new_method_call(message_bus, "ReloadConfig"), timeout=SECONDS)
 
     def stop(self) -> None:
         """End the core as a person would; its cages go on."""
@@ -249,7 +269,7 @@ class Runtime:
         """The cgroup of each cage that has one, by uuid."""
         top = Path(f"/proc/self/fd/{self._hierarchy}")
         entries = [*self.subtree().glob("*/"), *top.joinpath(*slice_of(runtime_of(self.cgroup))).glob("*.scope/*/")]
-        return {entry.name: entry for entry in entries}
+        return {entry.name: entry for entry in entries if not entry.suffix}  # else one beside a cage's
 
     def process(self, program: str) -> int:
         """The pid of one of our processes, one of the supervisor's children."""
@@ -309,12 +329,12 @@ class Runtime:
         return states.get(name)
 
     # --- killing ---------------------------------------------------------------------------------------------
-    def kill(self, program: str) -> None:
-        """SIGKILL one of our processes; returns when it is gone, which is before it has been started again."""
+    def kill(self, program: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal one of our processes; returns when it is gone, which is before it has been started again."""
         pid = self.process(program)
         pidfd = os.pidfd_open(pid)
         try:
-            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+            signal.pidfd_send_signal(pidfd, number)
             wait_readable(pidfd, f"the end of {program}")
         finally:
             os.close(pidfd)
@@ -336,10 +356,15 @@ class Runtime:
             arrivals.until(lambda bus, new, owner: new == (name or owner) and uid_of(bus, owner) == uid,
                            f"the return of {program}")
 
-    def kill_and_wait(self, program: str) -> None:
-        """SIGKILL one of our processes and wait until it serves again."""
+    def kill_and_wait(self, program: str, number: signal.Signals = signal.SIGKILL) -> None:
+        """Signal one of our processes, which ends by it, and wait until it serves again."""
         with self.coming_back(program):
-            self.kill(program)
+            self.kill(program, number)
+
+    def gateway_bus(self, uuid: str) -> list[int]:
+        """The processes of the cage's gateway, on the host's side of the wall."""
+        group = self.cgroups()[uuid].with_name(f"{uuid}.gateway") / "cgroup.procs"
+        return [int(pid) for pid in group.read_text().split()] if group.exists() else []
 
 
 def _range_of(entry: Path) -> int:

@@ -79,7 +79,7 @@ def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> Non
 
 
 def test_the_preset_enables_what_can_be_enabled() -> None:
-    preset = (TOP / "systemd/50-cage-runtime.preset").read_text().splitlines()
+    preset = (TOP / "systemd/90-cage-runtime.preset").read_text().splitlines()
     enabled = {line.removeprefix("enable ") for line in preset if line.startswith("enable ")}
     units = [path.name for kind in ("service", "socket", "slice") for path in (TOP / "systemd").glob(f"*.{kind}")]
     assert enabled == {name for name in units if unit(name).has_section("Install")}

@@ -134,5 +134,10 @@ def mediator(system_bus: str) -> Iterator[FakeService]:
 
 
 @pytest.fixture
+def fake_service() -> type[FakeService]:
+    return FakeService
+
+
+@pytest.fixture
 def fake_error() -> type[FakeError]:
     return FakeError

@@ -63,6 +63,9 @@ def test_a_core_that_hangs_is_not_waited_for(caged: Any, monkeypatch: pytest.Mon
     caged.answers["List"] = lambda _: given_up.wait(30) and ("aa{sv}", (CAGES,))
     assert complete.names(["cages"]) == []
     given_up.set()
+    caged.answers["List"] = lambda _: ("aa{sv}", (CAGES,))
+    monkeypatch.setattr(complete, "SECONDS", 30)
+    assert complete.names(["cages"]) == ["vault", "work"]
 
 
 @pytest.mark.parametrize("words", [[], ["nonsense"], ["applications"], ["applications", "--detach"]])

@@ -221,6 +221,7 @@ def test_a_core_that_is_being_started_again_is_worth_another_try(
     tmp_path: Path, capsys: Captured, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(client, "STANDALONE_LOCK", str(tmp_path / "standalone.lock"))
+    monkeypatch.setattr(client, "RETURN_SECONDS", 0.1)
     with (tmp_path / "standalone.lock").open("wb") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert cagectl.main(["list"]) == 125

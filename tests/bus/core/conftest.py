@@ -15,6 +15,7 @@ import subprocess
 import sys
 import tempfile
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -39,6 +40,7 @@ CAGED = """
 import sys
 from cage_runtime.daemon import authorization, main
 authorization.ADMINISTRATOR = int(sys.argv.pop(1))
+main.ENDING_SECONDS = float(sys.argv.pop(1))
 sys.exit(main.main())
 """
 CONFIGURATION = """[paths]
@@ -100,6 +102,12 @@ class Client:
             message = self._connection.receive(timeout=SECONDS)
             if message.header.fields.get(HeaderFields.reply_serial) == serial:
                 return self._result(message)
+
+    def until(self, condition: Callable[[], bool]) -> None:
+        """Until what caged answers fits; each answer is another turn of its loop."""
+        deadline = time.monotonic() + SECONDS
+        while not condition():
+            assert time.monotonic() < deadline, "it has not come about"
 
     def _result(self, reply: Message) -> Any:
         if reply.header.message_type is MessageType.error:
@@ -169,18 +177,34 @@ class Core:
         assert bus.stdout.readline().startswith(b"unix:path=")
         return bus
 
-    def start(self, administrator: int | None = None) -> None:
-        """Start caged and wait until it answers to its name."""
+    def popen(self, administrator: int | None = None, ending: float = 15.0, **options: Any) -> subprocess.Popen[bytes]:
+        """A caged, which has `ending` seconds for the calls in hand when it is told to end."""
         uid = os.geteuid() if administrator is None else administrator
-        command = [*self._as_user, sys.executable, "-c", CAGED, str(uid), "--config", str(self.top / "caged.conf")]
+        command = [*self._as_user, sys.executable, "-c", CAGED, str(uid), str(ending),
+                   "--config", str(self.top / "caged.conf")]
         environment = {"PATH": "/usr/sbin:/usr/bin:/sbin:/bin", "LANG": "C.UTF-8", "PYTHONPATH": str(TOP),
                        "DBUS_SYSTEM_BUS_ADDRESS": self.address, "PYTHONDONTWRITEBYTECODE": "1"}
+        return subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, **options)
+
+    def start(self, administrator: int | None = None, ending: float = 15.0) -> None:
+        """Start caged and wait until it answers to its name."""
         with contextlib.closing(open_dbus_connection(self.address)) as connection, self.log.open("ab") as log:
             rule = MatchRule(type="signal", interface="org.freedesktop.DBus", member="NameOwnerChanged")
             rule.add_arg_condition(0, CORE)
             connection.send_and_get_reply(message_bus.AddMatch(rule))
             with connection.filter(rule) as queue:
-                self._caged = subprocess.Popen(command, env=environment, stdin=subprocess.DEVNULL, stderr=log)
+                self._caged = self.popen(administrator, ending, stderr=log)
+                connection.recv_until_filtered(queue, timeout=SECONDS)
+
+    def tell(self) -> None:
+        """Tell caged to end; returns when it has given up its name."""
+        assert self._caged is not None
+        with contextlib.closing(open_dbus_connection(self.address)) as connection:
+            rule = MatchRule(type="signal", interface="org.freedesktop.DBus", member="NameOwnerChanged")
+            rule.add_arg_condition(0, CORE)
+            connection.send_and_get_reply(message_bus.AddMatch(rule))
+            with connection.filter(rule) as queue:
+                self._caged.terminate()
                 connection.recv_until_filtered(queue, timeout=SECONDS)
 
     def stop(self, *, kill: bool = False) -> int:
@@ -188,6 +212,11 @@ class Core:
         if self._caged is None:
             return 0
         (self._caged.kill if kill else self._caged.terminate)()
+        return self.ended()
+
+    def ended(self) -> int:
+        """The status of a caged that has been told to end."""
+        assert self._caged is not None
         status = self._caged.wait(SECONDS)
         self._caged = None
         return status

@@ -40,6 +40,8 @@ class FakeSpawner:
         self.condemned: set[str] = set()
         self.running: set[str] = set()
         self.paused: set[str] = set()
+        self.gateways: dict[str, int] = {}
+        """The socket of each gateway's bus that would run; connections wait in it."""
         self.faults: dict[type[spec.Request], spec.Fault] = {}
         self.silent: set[type[spec.Request]] = set()
         self.mute: set[type[spec.Request]] = set()
@@ -73,6 +75,8 @@ class FakeSpawner:
 
     def close(self) -> None:
         self.stop()
+        for uuid in list(self.gateways):
+            self.drop_gateway(uuid)
         os.close(self._wake)
         os.close(self._woken)
 
@@ -91,6 +95,16 @@ class FakeSpawner:
         self.running.discard(uuid)
         if self._peer is not None:
             wire.send(self._peer, spec.encode(spec.Ended(uuid=uuid)))
+
+    def end_gateway(self, uuid: str) -> None:
+        """The bus of the cage's gateway ends, and caged is told."""
+        self.drop_gateway(uuid)
+        if self._peer is not None:
+            wire.send(self._peer, spec.encode(spec.GatewayEnded(uuid=uuid)))
+
+    def drop_gateway(self, uuid: str) -> None:
+        if uuid in self.gateways:
+            os.close(self.gateways.pop(uuid))
 
     @property
     def anything(self) -> set[str]:
@@ -117,7 +131,10 @@ class FakeSpawner:
 
     def _attend(self, peer: socket.socket) -> None:
         while self._readable(peer):
-            received = wire.receive(peer)
+            try:
+                received = wire.receive(peer)
+            except ConnectionResetError:  # caged was killed, and had an answer to read
+                return
             if received is None:
                 return
             message, descriptors = received
@@ -145,7 +162,8 @@ class FakeSpawner:
                 return spec.Reply(id=request.id, host=KERNEL)
             case spec.Standing():
                 return spec.Reply(id=request.id, standings=spec.Standings(
-                    running=dict.fromkeys(sorted(self.running), BORN), paused=sorted(self.paused), new=sorted(self.new),
+                    running=dict.fromkeys(sorted(self.running), BORN), paused=sorted(self.paused),
+                    gateways=sorted(self.gateways), new=sorted(self.new),
                     stored=sorted(self.stored), ephemeral=sorted(self.ephemeral), condemned=sorted(self.condemned)))
             case spec.MakeStorage():
                 (self.ephemeral if request.ephemeral else self.new).add(request.uuid)
@@ -161,6 +179,9 @@ class FakeSpawner:
                 self._gateway(request.uuid).mkdir(mode=0o777)
                 self._gateway(request.uuid).chmod(0o777)
                 self.running.add(request.uuid)
+            case spec.OpenGateway():
+                if request.uuid not in self.gateways:
+                    self.gateways[request.uuid] = os.dup(descriptors[0])
             case spec.Stop():
                 self._stop(request.uuid)
             case spec.Remove():
@@ -186,6 +207,7 @@ class FakeSpawner:
     def _stop(self, uuid: str) -> None:
         self.running.discard(uuid)
         self.paused.discard(uuid)
+        self.drop_gateway(uuid)
         if self._gateway(uuid).is_dir():
             (self._gateway(uuid) / "bus").unlink(missing_ok=True)
             self._gateway(uuid).rmdir()

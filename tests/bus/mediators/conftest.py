@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.bus import Answer, Bus, Call, Handler, Service, described
 from cage_runtime.errors import PolicyRefused, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
@@ -122,17 +122,38 @@ class StandInCaged:
         """The statuses of the delivery halves that have ended."""
         self.keeps: list[int] | None = None
         """Where it is there, the targets keep what they are given to read, in here."""
+        self.killed_at: list[str] = []
+        """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_second: Callable[[], None] = lambda: None
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
     async def start(cls, homes: Path) -> StandInCaged:
         caged = cls(await Bus.connect(), homes)
-        handlers = {"Gateways": caged._gateways, "Decide": caged._decide, "Deliver": caged._deliver,
-                    "Record": caged._record, "RecordMalformed": caged._record_malformed}
-        interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
-        caged.bus.serve(CORE_PATH, Service(interface=interface, handlers=handlers))
+        caged._serve()
         return caged
+
+    def _serve(self) -> None:
+        handlers = {"Gateways": self._gateways, "Decide": self._decide, "Deliver": self._deliver,
+                    "Record": self._record, "RecordMalformed": self._record_malformed}
+        interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
+        mortal = {member: self._mortal(member, handler) for member, handler in handlers.items()}
+        self.bus.serve(CORE_PATH, Service(interface=interface, handlers=mortal))
+
+    def _mortal(self, member: str, handler: Handler) -> Handler:
+        """`handler`, whose answer nobody hears where it is killed at: then another caged comes."""
+
+        async def handled(call: Call) -> Answer:
+            answer = await handler(call)
+            if self.killed_at and self.killed_at[0] == member:
+                del self.killed_at[0]
+                self.bus.disconnect()
+                self.bus = await Bus.connect()
+                self._serve()
+                await self.appear()
+            return answer
+
+        return handled
 
     async def appear(self) -> None:
         await self.bus.own(CORE_BUS_NAME)
@@ -183,7 +204,10 @@ class StandInCaged:
 
     def _pass_on(self, process: subprocess.Popen[bytes], far: socket.socket) -> None:
         """As cage-init: the signals of whoever has the other end, and SIGHUP when nobody has it."""
-        message = far.recv(4096)
+        try:
+            message = far.recv(4096)
+        except ConnectionResetError:  # whoever had it has not even read that it had started
+            message = b""
         process.send_signal(json.loads(message)["signal"] if message else signal.SIGHUP)
         if not message:
             asyncio.get_running_loop().remove_reader(far)

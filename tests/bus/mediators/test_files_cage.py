@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import socket
 import sys
 from collections import Counter
 from collections.abc import Callable, Coroutine
@@ -297,6 +298,26 @@ def test_a_long_transfer_is_not_idleness(play: Play) -> None:
         assert cage.log.read_text().count("started") == 1
 
     play(test, idle=0.05)
+
+
+def test_a_gateway_that_is_just_being_made_anew_is_waited_for(play: Play) -> None:
+    """As where caged ends before there is a bus: who has connected is cut off, and nobody listens for a while."""
+
+    async def test(cage: Cage) -> None:
+        path = Path(cage.gateway.path)
+        path.rename(f"{path}.new")
+        with socket.socket(socket.AF_UNIX) as dying:
+            dying.bind(str(path))
+            dying.listen()
+            dying.setblocking(False)
+            sending = asyncio.ensure_future(cage.send())
+            connection, _ = await asyncio.get_running_loop().sock_accept(dying)
+            connection.close()
+        path.unlink()
+        Path(f"{path}.new").rename(path)
+        assert await sending == "Inbox/work/x"
+
+    play(test)
 
 
 def test_it_ends_with_an_error_when_its_gateway_ends(play: Play) -> None:

@@ -233,14 +233,55 @@ def test_a_call_with_another_signature_is_recorded(play: Play) -> None:
     play(test)
 
 
-def test_gateways_outlive_caged_and_requests_fail_closed_until_it_is_back(play: Play) -> None:
+async def without_caged(world: World) -> None:
+    await world.caged.bus.release("org.cageruntime.Core1")
+
+
+def test_gateways_outlive_caged_and_requests_wait_until_it_is_back(play: Play) -> None:
     async def test(world: World) -> None:
-        await world.caged.bus.call("org.freedesktop.DBus", "/org/freedesktop/DBus", "org.freedesktop.DBus",
-                                   "ReleaseName", "s", ("org.cageruntime.Core1",))
-        with pytest.raises(RuntimeFailure):
-            await world.send("work", "vault")
+        await without_caged(world)
+        sending = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(2)]
+        await world.until(lambda: not world.caged.asked)
         await world.caged.appear()
+        arrived = await asyncio.gather(*sending)
+        assert set(arrived) == {"Inbox/work/figures.txt", "Inbox/work/figures (2).txt"}
+
+    play(test)
+
+
+def test_they_fail_closed_where_it_does_not_come_back(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(wire, "CORE_RETURN_SECONDS", 0.2)
+
+    async def test(world: World) -> None:
+        await without_caged(world)
+        with pytest.raises(RuntimeFailure, match="caged was not there within 0 s; try again when it runs"):
+            await world.send("work", "vault")
+        assert world.arrived() == []
+
+    play(test)
+
+
+@pytest.mark.parametrize("killed_at", [
+    ["Decide"], ["Decide", "Decide"], ["Deliver"], ["Deliver", "Deliver"], ["Record"], ["Record", "Record"],
+    ["Decide", "Deliver", "Record"],
+], ids=" ".join)
+def test_a_caged_that_is_killed_at_it_is_asked_again(play: Play, killed_at: list[str]) -> None:
+    """One file arrives, once; a half that was started for nobody ends, and leaves nothing."""
+
+    async def test(world: World) -> None:
+        world.caged.killed_at = list(killed_at)
         assert await world.send("work", "vault") == "Inbox/work/figures.txt"
+        assert world.caged.killed_at == []
+        started = 1 + killed_at.count("Deliver")
+        await world.until(lambda: len(world.caged.ended) == started)
+        assert world.caged.ended.count(0) == 1
+        assert world.arrived() == ["vault/Inbox/work/figures.txt"]
+        assert (world.homes / "vault/Inbox/work/figures.txt").read_bytes() == CONTENT
+        said = [(await world.recorded())["outcome"] for _ in range(world.caged.records.qsize())]
+        assert said[0] == "is given its name in the inbox"
+        assert said[-1] == "arrived as Inbox/work/figures.txt"
+        assert len(said) == 2 + killed_at.count("Record")
+        assert list(world.staging.iterdir()) == []
 
     play(test)
 

@@ -11,6 +11,7 @@ import signal
 import subprocess
 import sys
 from collections.abc import Callable
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import pytest
@@ -53,6 +54,23 @@ def test_it_goes_on_after_it_was_closed(directory: Path) -> None:
         fill(directory, 2)
     with Chain.open(directory) as chain:
         assert numbers(chain) == ["0", "1"] * 3
+        assert chain.verify() is None
+
+
+def test_a_clock_that_goes_back_changes_no_order(directory: Path) -> None:
+    """Records follow one another by their numbers; the time is what the host's clock said, and no more."""
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    moments = [noon, noon - timedelta(days=400), noon + timedelta(seconds=1), noon - timedelta(seconds=1)]
+    clock = iter(moments)
+    for number in range(4):  # as of one core after another
+        with Chain.open(directory, file_bytes=300, clock=lambda: next(clock)) as chain:
+            chain.append(Kind.CAGE_STARTED, {"number": str(number)})
+            assert chain.verify() is None
+    with Chain.open(directory) as chain:
+        assert numbers(chain) == ["0", "1", "2", "3"]
+        assert [json.loads(line)["sequence"] for line in chain.tail(9)] == [1, 2, 3, 4]
+        said = [datetime.fromisoformat(json.loads(line)["time"]) for line in chain.tail(9)]
+        assert said == moments
         assert chain.verify() is None
 
 

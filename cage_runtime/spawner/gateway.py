@@ -1,0 +1,147 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The bus of a cage's gateway: a dbus-daemon of caged's user, on the host's side of the wall, beside the cage.
+
+Its cgroup is the cage's sibling: the cage's limits and its pause are not its own, it goes on whatever becomes of caged
+and of the spawner, and it is found again and ended after the cage.  What it reads comes from a cage, and to others it
+would be caged: so it has no capability, can write nothing and read little (Landlock), and makes no socket, no
+connection and no other process (seccomp.d/gateway.toml).
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import resource
+import signal
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+from cage_runtime.spawner import capability, landlock, syscall
+from cage_runtime.spawner.cgroup import Cgroup, is_populated
+from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCRIPTORS_END
+from cage_runtime.spawner.loop import PRIORITY, Loop
+from cage_runtime.spawner.seccomp import Filter
+
+READABLE = ("/usr", "/lib", "/lib64", "/etc")
+"""What it may read and execute besides its configuration; the second and third are links into /usr on most hosts."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Recipe:
+    """What the buses of all gateways have in common."""
+
+    configuration: Path
+    """caged's, and written by it."""
+    uid: int
+    gid: int
+    filter: Filter
+
+
+class Gateway:
+    def __init__(self, loop: Loop, cgroup: Cgroup, ended: Callable[[], None]) -> None:
+        """`ended` is called each time that the bus has ended."""
+        self._loop, self._cgroup, self._ended = loop, cgroup, ended
+        self._pid, self._events = 0, -1
+
+    @property
+    def runs(self) -> bool:
+        return self._events >= 0
+
+    def adopt(self) -> None:
+        """Follow the bus that an earlier spawner has started, if there is one."""
+        self._events = self._cgroup.open_events()
+        if self.runs:
+            self._loop.watch(self._events, self._emptied, PRIORITY)
+            if not is_populated(self._events):
+                self._forget()
+
+    def start(self, listener: int, recipe: Recipe) -> None:
+        """Start the bus on `listener`, unless it runs; OSError where the host has no room for it."""
+        if self.runs:
+            return
+        self._cgroup.path.mkdir(exist_ok=True)
+        directory = self._cgroup.open()
+        try:
+            self._pid, pidfd = syscall.clone3(syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
+            if self._pid == 0:
+                _become(listener, recipe)
+            os.close(pidfd)
+        finally:
+            os.close(directory)
+        self._events = self._cgroup.open_events()
+        self._loop.watch(self._events, self._emptied, PRIORITY)
+        # It may have ended before anybody watched.
+        self._loop.after(0.0, self._emptied)
+
+    def end(self) -> bool:
+        """Kill what is left; True where nothing is, its cgroup included.  Where not, `ended` says when to ask again."""
+        if self.runs:
+            self._cgroup.kill()
+            return False
+        self._cgroup.remove()
+        return True
+
+    def _emptied(self) -> None:
+        if self.runs and not is_populated(self._events):
+            self._forget()
+            self._ended()
+
+    def _forget(self) -> None:
+        self._loop.forget(self._events)
+        os.close(self._events)
+        self._events = -1
+        if self._pid:
+            os.waitpid(self._pid, 0)  # it is ending: nothing of it is left in its cgroup
+            self._pid = 0
+
+
+def _become(listener: int, recipe: Recipe) -> None:
+    """In the child: never returns; what fails is said on standard error."""
+    try:
+        signal.pthread_sigmask(signal.SIG_SETMASK, [])
+        signal.set_wakeup_fd(-1)
+        os.setsid()
+        capability.one_way()
+        _restrict(recipe)
+        _place(listener)
+        capability.drop_bounding_set()
+        os.setgroups([])
+        os.setresgid(recipe.gid, recipe.gid, recipe.gid)
+        os.setresuid(recipe.uid, recipe.uid, recipe.uid)
+        capability.hold(frozenset())
+        os.umask(0o077)
+        resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
+        recipe.filter.load()
+        # systemd's protocol wants the daemon's own pid in its environment (sd_listen_fds(3)).
+        environment = {"PATH": "/usr/bin:/bin", "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
+        command = _command(recipe)
+        os.execve(command[0], command, environment)  # noqa: S606 - a shell is what we do not want
+    except OSError as error:
+        os.write(2, f"the bus of a gateway cannot be started: {error}\n".encode())
+    finally:
+        os._exit(127)
+
+
+def _command(recipe: Recipe) -> list[str]:
+    return ["/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+            f"--config-file={recipe.configuration}"]
+
+
+def _restrict(recipe: Recipe) -> None:
+    landlock.enter_scope()
+    readable = tuple(path for path in READABLE if os.path.isdir(path))
+    rules = landlock.file_rules((), (*readable, str(recipe.configuration)))
+    if rules is not None:
+        syscall.landlock_restrict_self(rules)
+        os.close(rules)
+
+
+def _place(listener: int) -> None:
+    """Nothing to read, our standard error to write to, the listener where it is looked for, and nothing else."""
+    null = os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC)
+    kept = fcntl.fcntl(listener, fcntl.F_DUPFD_CLOEXEC, 16)
+    os.dup2(null, 0, inheritable=True)
+    os.dup2(2, 1, inheritable=True)
+    os.dup2(kept, ACTIVATION_DESCRIPTOR, inheritable=True)
+    os.closerange(ACTIVATION_DESCRIPTOR + 1, DESCRIPTORS_END)

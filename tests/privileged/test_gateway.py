@@ -1,0 +1,162 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The bus of a cage's gateway: what it may do on the host, how long it runs, and that it is nobody's but its cage's."""
+
+from __future__ import annotations
+
+import json
+import os
+import pwd
+import signal
+import socket
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from cage_runtime.spawner import gateway, seccomp
+from tests.privileged.conftest import MakeCage
+from tests.privileged.runtime import TOP, Cage, Runtime, arguments_of, wait_gone
+
+PROBE = """
+import errno, json, os, socket, sys
+def tried(what):
+    try:
+        what()
+    except OSError as error:
+        return errno.errorcode[error.errno]
+    return "done"
+def own(descriptor):
+    with socket.socket(fileno=os.dup(descriptor)) as listener:
+        return listener.getsockname()
+run, state, caged = sys.argv[1:]
+print(json.dumps({
+    "uid": os.getresuid(), "gid": os.getresgid(), "groups": os.getgroups(),
+    "listener": own(3), "for us": os.environ["LISTEN_PID"] == str(os.getpid()), "count": os.environ["LISTEN_FDS"],
+    "higher": [number for number in range(4, 64) if tried(lambda: os.fstat(number)) == "done"],
+    "its configuration": tried(lambda: open(run + "/caged/gateway.conf").close()),
+    "the host's users": tried(lambda: open("/etc/passwd").close()),
+    "the audit chain": tried(lambda: os.listdir(state + "/audit")),
+    "the registry": tried(lambda: os.listdir(state + "/cages")),
+    "a file of caged's": tried(lambda: open(run + "/caged/mine", "w").close()),
+    "another program": tried(os.fork),
+    "a socket": tried(lambda: socket.socket(socket.AF_UNIX).close()),
+    "the network": tried(lambda: socket.socket(socket.AF_INET).close()),
+    "caged": tried(lambda: os.kill(int(caged), 0)),
+}), file=sys.stderr)
+"""
+
+
+def started_as_a_gateway(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> dict[str, Any]:
+    """What the probe says that is started as the bus of a gateway is, but for its cgroup."""
+    caged = pwd.getpwnam("caged")
+    recipe = gateway.Recipe(configuration=runtime.run / "caged/gateway.conf", uid=caged.pw_uid, gid=caged.pw_gid,
+                            filter=seccomp.build(TOP / "policies/seccomp.d", "gateway"))
+    words = ["/usr/bin/python3", "-I", "-S", "-c", PROBE, str(runtime.run), str(runtime.state),
+             str(runtime.process("caged"))]
+    monkeypatch.setattr(gateway, "_command", lambda _recipe: words)
+    read, write = os.pipe()
+    with socket.socket(socket.AF_UNIX) as listener:
+        listener.bind(str(runtime.top / "probe"))
+        listener.listen()
+        pid = os.fork()
+        if pid == 0:
+            os.dup2(write, 2)
+            gateway._become(listener.fileno(), recipe)
+    os.close(write)
+    with open(read, "rb") as said:
+        text = said.read()
+    os.waitpid(pid, 0)
+    (runtime.top / "probe").unlink()
+    try:
+        found: dict[str, Any] = json.loads(text)
+    except json.JSONDecodeError:
+        pytest.fail(text.decode())
+    return found
+
+
+def test_what_it_may(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
+    """To others on the host it would be caged, and what it reads comes from a cage."""
+    caged = pwd.getpwnam("caged")
+    assert started_as_a_gateway(runtime, monkeypatch) == {
+        "uid": [caged.pw_uid] * 3, "gid": [caged.pw_gid] * 3, "groups": [],
+        "listener": str(runtime.top / "probe"), "for us": True, "count": "1", "higher": [],
+        "its configuration": "done", "the host's users": "done", "the audit chain": "EACCES", "the registry": "EACCES",
+        "a file of caged's": "EACCES", "another program": "EPERM", "a socket": "EPERM", "the network": "EPERM",
+        "caged": "EPERM",
+    }
+
+
+@pytest.fixture
+def sender(runtime: Runtime, cage: MakeCage) -> Cage:
+    """A cage that has sent something, to itself, which nobody may; its gateway's bus runs."""
+    made = cage("sender")
+    send(made)
+    assert len(runtime.gateway_bus(made.uuid)) == 1
+    return made
+
+
+def send(cage: Cage) -> None:
+    """It is refused by policy, and so it has come to the core half."""
+    ended = cage.enter("sh", "-c", "echo x > x; incage send x --to nobody")
+    assert ended.returncode == 126, ended.stderr
+
+
+def status_of(pid: int) -> dict[str, str]:
+    lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    return {name: value.strip() for name, _, value in (line.partition(":") for line in lines)}
+
+
+def test_it_has_no_right_and_is_not_in_the_cage(runtime: Runtime, sender: Cage) -> None:
+    (pid,) = runtime.gateway_bus(sender.uuid)
+    status, caged = status_of(pid), str(pwd.getpwnam("caged").pw_uid)
+    assert arguments_of(pid)[0] == "/usr/bin/dbus-daemon"
+    assert status["Uid"].split() == [caged] * 4
+    assert {status[kind] for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
+    assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
+    opened = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
+    assert {link for link in opened if link.startswith("/")} == {"/dev/null", str(runtime.top / "log")}
+    assert pid not in runtime.cage_processes(sender.uuid)
+    for space in ("user", "mnt", "net", "pid", "ipc"):
+        inside = os.readlink(f"/proc/{min(runtime.cage_processes(sender.uuid))}/ns/{space}")
+        assert os.readlink(f"/proc/{pid}/ns/{space}") != inside
+
+
+def test_it_runs_as_long_as_its_cage(runtime: Runtime, sender: Cage) -> None:
+    """Whatever becomes of caged and of the spawner; no cage has it, and a pause is not its own."""
+    (pid,) = runtime.gateway_bus(sender.uuid)
+    group = runtime.cgroups()[sender.uuid].with_name(f"{sender.uuid}.gateway")
+    for program in ("caged", "cage-spawner", "caged"):
+        runtime.kill_and_wait(program)
+        send(sender)
+        assert runtime.gateway_bus(sender.uuid) == [pid]
+    runtime.ok("pause", sender.name)
+    assert "frozen 0" in (group / "cgroup.events").read_text()
+    runtime.ok("resume", sender.name)
+    runtime.restart()
+    send(sender)
+    assert runtime.gateway_bus(sender.uuid) == [pid]
+    runtime.ok("stop", sender.name)
+    wait_gone(pid)
+    assert not group.exists()
+    runtime.ok("start", sender.name)
+    send(sender)
+    assert runtime.gateway_bus(sender.uuid) != [pid]
+
+
+@pytest.mark.parametrize("program", [None, "caged", "cage-spawner"])
+def test_one_that_is_killed_is_started_by_the_next_who_needs_it(
+    runtime: Runtime, sender: Cage, program: str | None
+) -> None:
+    """Also where another caged has it from an earlier one, or nobody looks while it ends."""
+    (pid,) = runtime.gateway_bus(sender.uuid)
+    if program is None:
+        os.kill(pid, signal.SIGKILL)
+    else:
+        runtime.kill_and_wait("caged")
+        with runtime.coming_back(program):
+            runtime.kill(program)
+            os.kill(pid, signal.SIGKILL)
+    wait_gone(pid)
+    send(sender)
+    (another,) = runtime.gateway_bus(sender.uuid)
+    assert another != pid
