@@ -133,7 +133,7 @@ def test_a_person_of_the_tests_sits_at_the_machine() -> None:
     assert asked.stdout == "none\n"
 
 
-# --- the example of rules is in force -----------------------------------------------------------------------------------
+# --- the example of rules is in force ------------------------------------------------------------------------------
 @pytest.mark.usefixtures("cages")
 def test_a_persons_cages_are_the_persons_and_to_others_as_if_they_were_not() -> None:
     before = states()
