@@ -147,8 +147,8 @@ def test_a_persons_cages_are_the_persons_and_to_others_as_if_they_were_not() -> 
     assert [status for status, _ in tried(ALICE, *OF_THE_HOST)] == [126] * len(OF_THE_HOST)
     assert states() == before
     # Her own: all but destroying, which takes her password, as the example has it.
-    own = ("stop {}", "start {}", "pause {}", "resume {}", "enter {} -- true", "status {}", "show {}", "logs {}",
-           "app list {}", "kill {}", "policy explain {} files.Send " + HERS)
+    own = ("stop {}", "kill {}", "start {}", "pause {}", "resume {}", "enter {} -- true", "status {}", "show {}",
+           "logs {}", "app list {}", "policy explain {} files.Send " + HERS)
     assert [status for status, _ in tried(ALICE, *(line.format(HERS) for line in own))] == [0] * len(own)
     ((status, said),) = tried(ALICE, f"destroy {HERS} --yes")
     assert (status, "it needs a password" in said) == (126, True)
