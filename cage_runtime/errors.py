@@ -160,16 +160,16 @@ class CutOff(RuntimeFailure):
     bus_name = "CutOff"
 
 
-class NobodyAnswers(RuntimeFailure):
-    """There is nobody of that name on the bus, nor anybody who could be started: nothing was done."""
-
-    bus_name = "NobodyAnswers"
-
-
 class Unanswered(CutOff):
     """Whoever was asked is there, and has not answered in time."""
 
     bus_name = "Unanswered"
+
+
+class NobodyAnswers(RuntimeFailure):
+    """There is nobody of that name on the bus, nor anybody who could be started."""
+
+    bus_name = "NobodyAnswers"
 
 
 class HostUnsupported(RuntimeFailure):

@@ -58,8 +58,8 @@ class Peer:
     """One object of one program on the bus.
 
     `who` it is to a person, and `absent` gives what to say when nobody is there.  `verb` is what the person typed, and
-    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one
-    that is not there is about to be.
+    `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one that is
+    not there is about to be.
     """
 
     def __init__(
@@ -114,16 +114,20 @@ class Peer:
         *,
         interactive: bool,
     ) -> Any:
-        called = (self._name, self._path, self._interface, member, signature, values)
+        names = (self._name, self._path, self._interface, member)
+
+        def once(meanwhile: Callable[[], object] | None) -> tuple[Any, ...]:
+            return self._bus.call(*names, signature, values, returns=returns, timeout=timeout, meanwhile=meanwhile,
+                                  interactive=interactive)
+
         try:
             try:
-                results = self._bus.call(*called, returns=returns, timeout=timeout, meanwhile=meanwhile,
-                                         interactive=interactive)
+                results = once(meanwhile)
             except BusError as error:
                 # Nobody has it, so nothing has been done.
                 if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
                     raise
-                results = self._bus.call(*called, returns=returns, timeout=timeout, interactive=interactive)
+                results = once(None)
         except BusError as error:
             raise self._error(error, member) from error
         except TimeoutError as error:

@@ -62,6 +62,18 @@ class Jobs:
         if path in self._jobs:
             self._bus.properties_changed(path, JOB, {"Progress": _progress(self._jobs[path])})
 
+    async def end(self, seconds: float) -> None:
+        """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
+        under_way = [job.task for job in self._jobs.values() if not job.task.done()]
+        if not under_way:
+            return
+        _, late = await asyncio.wait(under_way, timeout=seconds)
+        self._ending = True
+        for task in late:
+            task.cancel()
+        if late:
+            await asyncio.wait(late, timeout=GIVING_UP_SECONDS)
+
     def _make_room(self, owner: int) -> None:
         """Drop a job that has ended where there are as many as there may be; RuntimeFailure where none has."""
         own = [path for path, job in self._jobs.items() if job.owner == owner]
@@ -75,18 +87,6 @@ class Jobs:
         if ended is None:
             raise RuntimeFailure(else_)
         self._drop(ended)
-
-    async def end(self, seconds: float) -> None:
-        """Let what is under way come to its end; cancel, as by Cancel, what has not after `seconds`."""
-        under_way = [job.task for job in self._jobs.values() if not job.task.done()]
-        if not under_way:
-            return
-        _, late = await asyncio.wait(under_way, timeout=seconds)
-        self._ending = True
-        for task in late:
-            task.cancel()
-        if late:
-            await asyncio.wait(late, timeout=GIVING_UP_SECONDS)
 
     def _drop(self, path: str) -> None:
         job = self._jobs.pop(path, None)

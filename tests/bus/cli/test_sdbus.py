@@ -234,6 +234,27 @@ def test_what_the_bus_forbids_is_a_refusal() -> None:
         core("list").call("ForbiddenByTheBus")
 
 
+def test_a_caged_that_is_just_being_started_again_is_waited_for(
+    system_bus: str, fake_service: Any, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It comes after the bus has said that nobody has its name, and the bus says so of its own accord."""
+    came: list[Any] = []
+    ask = Connection.call
+
+    def call(bus: Connection, *words: Any, **options: Any) -> tuple[Any, ...]:
+        answer = ask(bus, *words, **options)
+        if words[3] == "NameHasOwner" and not answer[0]:
+            came.append(fake_service(system_bus, "org.cageruntime.Core1"))
+            came[-1].answers["Quick"] = lambda: ("s", ("back",))
+        return answer
+
+    monkeypatch.setattr(client, "_held", lambda _lock: True)
+    monkeypatch.setattr(Connection, "call", call)
+    assert core("list").call("Quick", returns="s") == "back"
+    (service,) = came
+    service.close()
+
+
 # --- passwords -------------------------------------------------------------------------------------------------------
 AGENT = """#!/bin/bash
 echo "$*" >{folder}/agent
@@ -323,27 +344,6 @@ def test_an_agent_that_cannot_start_holds_nobody_up(
 
 def test_a_question_has_the_time_that_caged_gives_it() -> None:
     assert client.QUESTION_SECONDS == model.QUESTION_SECONDS
-
-
-def test_a_caged_that_is_just_being_started_again_is_waited_for(
-    system_bus: str, fake_service: Any, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """It comes after the bus has said that nobody has its name, and the bus says so of its own accord."""
-    came: list[Any] = []
-    ask = Connection.call
-
-    def call(bus: Connection, *words: Any, **options: Any) -> tuple[Any, ...]:
-        answer = ask(bus, *words, **options)
-        if words[3] == "NameHasOwner" and not answer[0]:
-            came.append(fake_service(system_bus, "org.cageruntime.Core1"))
-            came[-1].answers["Quick"] = lambda: ("s", ("back",))
-        return answer
-
-    monkeypatch.setattr(client, "_held", lambda _lock: True)
-    monkeypatch.setattr(Connection, "call", call)
-    assert core("list").call("Quick", returns="s") == "back"
-    (service,) = came
-    service.close()
 
 
 def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:
