@@ -18,7 +18,7 @@ from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
-from cage_runtime.config import RuntimeConfig, load_levels, load_runtime
+from cage_runtime.config import RuntimeConfig, gid_of, load_levels, load_runtime
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.applications import Applications
@@ -150,6 +150,14 @@ async def serve(config: RuntimeConfig) -> None:
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 
+<<<<<<< HEAD
+def _check_group(config: RuntimeConfig) -> None:
+    """HostUnsupported where the gateways are out of our reach: every cage would look as if it had ended."""
+    users = config.users
+    if gid_of(users.gateways) not in (os.getegid(), *os.getgroups()):
+        raise HostUnsupported(f"{users.caged} is not in the group {users.gateways}, which reaches the cages; "
+                              "reinstalling the runtime puts it there")
+=======
 def _listen_for_signals(daemon: Daemon) -> asyncio.Event:
     """What is set when we are told to end."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
@@ -171,6 +179,7 @@ async def _until(told: asyncio.Event, bus: Bus) -> None:
             task.cancel()
     if ended.done():
         raise HostUnsupported("the system bus ended; caged ends with it and is started again")
+>>>>>>> ebb3f9f5b7d3ce835f09f2987319ccabc2255084
 
 
 def main() -> int:
@@ -188,6 +197,7 @@ def main() -> int:
         if os.geteuid() == 0:
             raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
                                   "or use --standalone")
+        _check_group(config)
         folders.check(folders.of_state(config, "cages", "audit"))
         os.umask(0o077)
         asyncio.run(serve(config))

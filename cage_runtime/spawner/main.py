@@ -249,7 +249,11 @@ def _prepare(config: RuntimeConfig) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
     _single(Path(config.paths.run))
-    syscall.unshare(syscall.CLONE_NEWNS)
+    try:
+        syscall.unshare(syscall.CLONE_NEWNS)
+    except PermissionError as error:
+        raise HostUnsupported("cage-spawner may not make namespaces, because what starts it takes that away; "
+                              "see systemctl cat cage-spawner") from error
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()

@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import pty
 import select
@@ -42,36 +41,20 @@ def persons() -> Iterator[None]:
         run("loginctl", "terminate-user", name)
         run("userdel", "--remove", name)
     run("groupdel", "cages")
-    RULES.unlink(missing_ok=True)
 
 
-@pytest.fixture
-def granted() -> Iterator[None]:
-    """The example of rules is in force: one's own cages need no password."""
-    with rules(EXAMPLE.read_text()):
-        yield
-
-
-@contextlib.contextmanager
-def rules(text: str) -> Iterator[None]:
-    """These are in force; polkit is restarted, because it says to nobody when it has read them."""
-    before = RULES.read_text() if RULES.exists() else ""
-    RULES.write_text(text)
-    ok("systemctl", "restart", "polkit.service")
-    yield
-    RULES.write_text(before)
-    ok("systemctl", "restart", "polkit.service")
-
-
-@pytest.fixture
+@pytest.fixture(scope="module")
 def cages() -> Iterator[None]:
-    """Each has a cage, made while that was granted."""
-    with rules(EXAMPLE.read_text()):
-        for person, name in ((ALICE, HERS), (BOB, HIS)):
-            made = from_afar(person, "cagectl", "create", name, "--level", "public")
-            assert made.returncode == 0, made.stderr
+    """The example of rules is in force: one's own cages need no password; and each has one."""
+    RULES.write_text(EXAMPLE.read_text())
+    # It would read it by itself, and tell nobody when it has.
+    ok("systemctl", "restart", "polkit.service")
+    for person, name in ((ALICE, HERS), (BOB, HIS)):
+        made = from_afar(person, "cagectl", "create", name, "--level", "public")
+        assert made.returncode == 0, made.stderr
     yield
-    ok("cagectl", "destroy", "--yes", *(name for name in (HERS, HIS) if there(name)))
+    RULES.unlink()
+    ok("cagectl", "destroy", "--yes", HERS, HIS)
 
 
 def there(name: str) -> bool:
@@ -90,54 +73,6 @@ def tried(person: str, *lines: str) -> list[tuple[int, str]]:
 
 def states() -> list[str]:
     return [line for line in ok("cagectl", "list", "--no-legend").splitlines() if HERS in line or HIS in line]
-
-
-@pytest.mark.usefixtures("granted", "cages")
-def test_a_persons_cages_are_the_persons_and_to_others_as_if_they_were_not() -> None:
-    before = states()
-    none = f'cagectl: there is no cage "{HIS}"; cagectl list shows those there are\n'
-    others = tried(ALICE, *(line.format(HIS) for line in OF_A_CAGE))
-    assert others == [(1, none)] * len(OF_A_CAGE)
-    some = ("stop {}", "status {}", "enter {} -- true", "destroy {} --yes")
-    nobodys = tried(ALICE, *(line.format(NOBODYS) for line in some))
-    assert [(status, said.replace(NOBODYS, HIS)) for status, said in nobodys] == others[:len(some)]
-    assert [status for status, _ in tried(BOB, *(line.format(HERS) for line in some))] == [1] * len(some)
-    assert [status for status, _ in tried(ALICE, *OF_THE_HOST)] == [126] * len(OF_THE_HOST)
-    assert states() == before
-    # Her own: all but destroying, which takes her password, as the example has it.
-    own = ("stop {}", "start {}", "pause {}", "resume {}", "enter {} -- true", "status {}", "show {}", "logs {}",
-           "app list {}", "kill {}", "policy explain {} files.Send " + HERS)
-    assert [status for status, _ in tried(ALICE, *(line.format(HERS) for line in own))] == [0] * len(own)
-    ((status, said),) = tried(ALICE, f"destroy {HERS} --yes")
-    assert (status, "it needs a password" in said) == (126, True)
-    # What there is, however it is asked for.
-    for person, own_, other in ((ALICE, HERS, HIS), (BOB, HIS, HERS)):
-        shown = as_person(person, "sh", "-c", "cagectl list; cagectl doctor; busctl tree org.cageruntime.Core1; "
-                          "busctl call org.cageruntime.Core1 /org/cageruntime/Core1 org.freedesktop.DBus.ObjectManager "
-                          "GetManagedObjects").stdout
-        for spelled in ("{}", "{:.1}_2dcage"):
-            assert spelled.format(own_) in shown
-            assert spelled.format(other) not in shown
-
-
-@pytest.mark.usefixtures("cages")
-def test_documents_go_to_another_person_by_a_rule_that_names_the_cage() -> None:
-    policy = Path("/etc/cage-runtime/policy.d/10-test.policy")
-    policy.parent.mkdir(parents=True, exist_ok=True)
-    send = "echo figures > figures; incage send figures --to {}"
-    said = [run("cagectl", "enter", HERS, "--", "sh", "-c", send.format(name)) for name in (HIS, NOBODYS)]
-    assert [ended.returncode for ended in said] == [126, 126]
-    assert said[0].stderr.replace(HIS, NOBODYS) == said[1].stderr
-    why = ok("cagectl", "policy", "explain", HERS, "files.Send", HIS)
-    assert "within one person's cages alone" in why
-    try:
-        policy.write_text(f"files.Send * {HERS} {HIS} allow\n")
-        ok("cagectl", "policy", "reload")
-        ok("cagectl", "enter", HERS, "--", "sh", "-c", send.format(HIS))
-    finally:
-        policy.unlink()
-        ok("cagectl", "policy", "reload")
-    assert ok("cagectl", "enter", HIS, "--", "sh", "-c", "cat Inbox/*/figures") == "figures\n"
 
 
 # --- the default: a password ---------------------------------------------------------------------------------------
@@ -176,13 +111,11 @@ def test_a_password_is_asked_for_on_the_terminal() -> None:
     assert (status, "a-cage: running" in seen) == (0, True), seen
     assert PASSWORDS[ALICE] not in seen
     try:
-        assert typed(ALICE, PASSWORDS[ALICE], "cagectl", "--no-ask-password", "stop", HERS)[0] == 126
         # Bob's own password opens nothing of hers, and whose it is he does not learn; an administrator's does.
         none = f'there is no cage "{HERS}"'
-        for name in (HERS, NOBODYS):
-            status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", name)
-            assert (status, f'there is no cage "{name}"' in seen) == (1, True), seen
-            assert f"to stop the cage {name}, which is not yours or does not exist" in seen
+        status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", HERS)
+        assert (status, none in seen) == (1, True), seen
+        assert f"to stop the cage {HERS}, which is not yours or does not exist" in seen
         status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", HERS)
         assert (status, "a-cage: stopped" in seen, none in seen) == (0, True, False), seen
         status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "destroy", HERS, "--yes")
@@ -192,24 +125,73 @@ def test_a_password_is_asked_for_on_the_terminal() -> None:
             ok("cagectl", "destroy", HERS, "--yes")
 
 
-@pytest.mark.usefixtures("granted", "cages")
+def test_a_person_of_the_tests_sits_at_the_machine() -> None:
+    """Otherwise the tests here, which take turns between near and afar, are all from afar."""
+    shown = as_person(ALICE, "sh", "-c", "loginctl show-session $XDG_SESSION_ID").stdout
+    assert {"Seat=seat0", "Remote=no", "Active=yes", f"Name={ALICE}"} <= set(shown.splitlines())
+    asked = from_afar(ALICE, "sh", "-c", "echo ${XDG_SESSION_ID:-none}")
+    assert asked.stdout == "none\n"
+
+
+# --- the example of rules is in force ------------------------------------------------------------------------------
+@pytest.mark.usefixtures("cages")
+def test_a_persons_cages_are_the_persons_and_to_others_as_if_they_were_not() -> None:
+    before = states()
+    none = f'cagectl: there is no cage "{HIS}"; cagectl list shows those there are\n'
+    others = tried(ALICE, *(line.format(HIS) for line in OF_A_CAGE))
+    assert others == [(1, none)] * len(OF_A_CAGE)
+    some = ("stop {}", "status {}", "enter {} -- true", "destroy {} --yes")
+    nobodys = tried(ALICE, *(line.format(NOBODYS) for line in some))
+    assert [(status, said.replace(NOBODYS, HIS)) for status, said in nobodys] == others[:len(some)]
+    assert [status for status, _ in tried(BOB, *(line.format(HERS) for line in some))] == [1] * len(some)
+    assert [status for status, _ in tried(ALICE, *OF_THE_HOST)] == [126] * len(OF_THE_HOST)
+    assert states() == before
+    # Her own: all but destroying, which takes her password, as the example has it.
+    own = ("stop {}", "kill {}", "start {}", "pause {}", "resume {}", "enter {} -- true", "status {}", "show {}",
+           "logs {}", "app list {}", "policy explain {} files.Send " + HERS)
+    assert [status for status, _ in tried(ALICE, *(line.format(HERS) for line in own))] == [0] * len(own)
+    ((status, said),) = tried(ALICE, f"destroy {HERS} --yes")
+    assert (status, "it needs a password" in said) == (126, True)
+    # What there is, however it is asked for.
+    for person, own_, other in ((ALICE, HERS, HIS), (BOB, HIS, HERS)):
+        shown = as_person(person, "sh", "-c", "cagectl list; cagectl doctor; busctl tree org.cageruntime.Core1; "
+                          "busctl call org.cageruntime.Core1 /org/cageruntime/Core1 org.freedesktop.DBus.ObjectManager "
+                          "GetManagedObjects").stdout
+        for spelled in ("{}", "{:.1}_2dcage"):
+            assert spelled.format(own_) in shown
+            assert spelled.format(other) not in shown
+
+
+@pytest.mark.usefixtures("cages")
+def test_documents_go_to_another_person_by_a_rule_that_names_the_cage() -> None:
+    policy = Path("/etc/cage-runtime/policy.d/10-test.policy")
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    send = "echo figures > figures; incage send figures --to {}"
+    said = [run("cagectl", "enter", HERS, "--", "sh", "-c", send.format(name)) for name in (HIS, NOBODYS)]
+    assert [ended.returncode for ended in said] == [126, 126]
+    assert said[0].stderr.replace(HIS, NOBODYS) == said[1].stderr
+    why = ok("cagectl", "policy", "explain", HERS, "files.Send", HIS)
+    assert "within one person's cages alone" in why
+    try:
+        policy.write_text(f"files.Send * {HERS} {HIS} allow\n")
+        ok("cagectl", "policy", "reload")
+        ok("cagectl", "enter", HERS, "--", "sh", "-c", send.format(HIS))
+    finally:
+        policy.unlink()
+        ok("cagectl", "policy", "reload")
+    assert ok("cagectl", "enter", HIS, "--", "sh", "-c", "cat Inbox/*/figures") == "figures\n"
+
+
+@pytest.mark.usefixtures("cages")
 def test_without_an_answer_nobody_but_root_may() -> None:
     """A polkit that cannot be started refuses, and is no reason to think that there is none."""
     ok("systemctl", "mask", "--runtime", "--now", "polkit.service")
     try:
-        for line in ("list", f"status {HERS}", f"stop {HIS}", f"stop {NOBODYS}"):
-            ((status, said),) = tried(ALICE, line)
+        lines = ("list", f"status {HERS}", f"stop {HIS}", f"stop {NOBODYS}")
+        for line, (status, said) in zip(lines, tried(ALICE, *lines), strict=True):
             assert status == 126
             assert said.startswith(f"cagectl: {line.split()[0]} is not authorised: polkit gives no answer: ")
         ok("cagectl", "status", HERS)
     finally:
         ok("systemctl", "unmask", "--runtime", "polkit.service")
     assert tried(ALICE, f"status {HERS}") == [(0, "")]
-
-
-def test_a_person_of_the_tests_sits_at_the_machine() -> None:
-    """Otherwise the tests above, which take turns between near and afar, are all from afar."""
-    shown = as_person(ALICE, "sh", "-c", "loginctl show-session $XDG_SESSION_ID").stdout
-    assert {"Seat=seat0", "Remote=no", "Active=yes", f"Name={ALICE}"} <= set(shown.splitlines())
-    asked = from_afar(ALICE, "sh", "-c", "echo ${XDG_SESSION_ID:-none}")
-    assert asked.stdout == "none\n"
