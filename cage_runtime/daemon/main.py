@@ -150,14 +150,14 @@ async def serve(config: RuntimeConfig) -> None:
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 
-<<<<<<< HEAD
 def _check_group(config: RuntimeConfig) -> None:
     """HostUnsupported where the gateways are out of our reach: every cage would look as if it had ended."""
     users = config.users
     if gid_of(users.gateways) not in (os.getegid(), *os.getgroups()):
         raise HostUnsupported(f"{users.caged} is not in the group {users.gateways}, which reaches the cages; "
                               "reinstalling the runtime puts it there")
-=======
+
+
 def _listen_for_signals(daemon: Daemon) -> asyncio.Event:
     """What is set when we are told to end."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
@@ -179,7 +179,6 @@ async def _until(told: asyncio.Event, bus: Bus) -> None:
             task.cancel()
     if ended.done():
         raise HostUnsupported("the system bus ended; caged ends with it and is started again")
->>>>>>> ebb3f9f5b7d3ce835f09f2987319ccabc2255084
 
 
 def main() -> int:
