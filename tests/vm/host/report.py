@@ -7,6 +7,8 @@ from dataclasses import dataclass
 from xml.etree import ElementTree as ET
 
 WIDTH = 80
+FAULTS = frozenset(("failure", "error", "skipped"))
+"""In pytest's file: what an element of a test holds that has not passed."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,7 +44,7 @@ def totals(junit: str) -> Totals:
     for suite in ET.fromstring(junit).iter("testsuite"):
         count = {name: int(suite.attrib[name]) for name in ("failures", "errors", "skipped")}
         # Counted themselves: one that fails and whose fixture fails too is a test once, and twice among the faults.
-        passed = sum(not {child.tag for child in test} & {"failure", "error", "skipped"} for test in suite.iter("testcase"))
+        passed = sum(FAULTS.isdisjoint(child.tag for child in test) for test in suite.iter("testcase"))
         found += Totals(passed=passed, failed=count["failures"], errors=count["errors"], skipped=count["skipped"],
                         seconds=float(suite.attrib["time"]))
     return found
