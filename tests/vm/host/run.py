@@ -154,6 +154,7 @@ def prepare(guest: Guest, given: Given, timings: Timings) -> None:
         guest.put({deb: f"{PACKAGES}/{deb.name}" for deb in (given.package, given.later)})
         guest.put({given.sample / name: f"{SAMPLE}/{name}" for name in ("repo", "key.gpg")})
         guest.ok("mkdir", "-p", RESULTS)
+        guest.ok("env", f"--chdir={TREE}", "python3", "-m", "tests.vm.footprint", f"{PACKAGES}/before.json")
     with timings.step("apt-get install"):
         said = guest.ok("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes",
                         f"{PACKAGES}/{given.package.name}", seconds=INSTALL_SECONDS)
