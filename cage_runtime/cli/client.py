@@ -44,7 +44,7 @@ _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
 _LATE = _DBUS + "TimedOut"
-"""Of the bus alone: whoever it has started for this name has not come in time."""
+"""Of the bus alone: whoever it has started for this name has not come in time, which is 25 seconds for dbus-daemon."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
 _WORTH_ASKING = (AuthenticationNeeded, NoSuchCage)
 """What whoever asks nobody is answered where a password may help: of another person's cage, that there is none."""
@@ -124,8 +124,7 @@ class Peer:
             try:
                 results = once(meanwhile)
             except BusError as error:
-                # Nobody has it, so nothing has been done.
-                if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
+                if not self._is_worth_repeating(error):
                     raise
                 results = once(None)
         except BusError as error:
@@ -133,6 +132,12 @@ class Peer:
         except TimeoutError as error:
             raise RuntimeFailure(f"{self._who} did not answer {member} within {timeout:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
+
+    def _is_worth_repeating(self, error: BusError) -> bool:
+        """Whether a call that nobody has got is to be made once more: there is somebody now, or may be in a moment."""
+        if error.name == _LATE:
+            return True
+        return _is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)
 
     def _error(self, error: BusError, member: str) -> CageError:
         if error.name.startswith(BUS_ERROR_PREFIX):

@@ -346,6 +346,22 @@ def test_a_question_has_the_time_that_caged_gives_it() -> None:
     assert client.QUESTION_SECONDS == model.QUESTION_SECONDS
 
 
+def test_who_is_started_by_the_bus_and_comes_late_is_asked_once_more(caged: Any) -> None:
+    caged.fail("Never", "org.freedesktop.DBus.Error.TimedOut", "Failed to activate service")
+    with pytest.raises(RuntimeFailure, match=r"^caged was started and has not come up in time; see its journal$"):
+        core("list").call("Never")
+    late = iter((True, False))
+
+    def answer() -> tuple[str, tuple[Any, ...]]:
+        if next(late):
+            raise FakeError("org.freedesktop.DBus.Error.TimedOut", "Failed to activate service")
+        return "s", ("here",)
+
+    caged.answers["Late"] = answer
+    assert core("list").call("Late", returns="s") == "here"
+    assert [call[0] for call in caged.calls] == ["Never", "Never", "Late", "Late"]
+
+
 def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:
     caged.answers["Wait"] = lambda: ("a{sv}", ({"commit": ("s", "1234")},))
     work: Peer = job(core("app install"), "/org/cageruntime/Core1/job/1")
