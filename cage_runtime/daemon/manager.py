@@ -52,6 +52,7 @@ from cage_runtime.model import (
     REPEATS_MAX,
     ROOT_UID,
     STOP_SECONDS,
+    Action,
     CageState,
     Levels,
     check_cage_name,
@@ -60,6 +61,8 @@ from cage_runtime.spawner import spec
 from cage_runtime.text import escape, quoted
 
 LOG = logging.getLogger(__name__)
+TRUTH_OF_REFUSAL = ("reason", "rule", "flow")
+"""Fields of a decision that say more of the target than its source may know: that it is there, and its level."""
 ACTING: ContextVar[int | None] = ContextVar("acting", default=None)
 """The uid of whoever's call is being carried out, a job that it began included; None where nobody asked for it."""
 
@@ -507,7 +510,12 @@ def no_such_cage(untrusted_name: str) -> NoSuchCage:
 
 
 def _shown(record: str) -> str:
-    """A record of the chain as a line for a person; its values are escaped already."""
+    """A record of the chain as a line for whose cage it is; its values are escaped already.
+
+    Why a request was refused stands in the chain alone: the target may be another person's.
+    """
     event = json.loads(record)
-    fields = " ".join(f"{key}={quoted(value)}" for key, value in event["fields"].items() if key not in ("cage", "uuid"))
+    refused = event["kind"] == Kind.DECISION and event["fields"].get("decision") != Action.ALLOW
+    left_out = ("cage", "uuid", *(TRUTH_OF_REFUSAL if refused and "target" in event["fields"] else ()))
+    fields = " ".join(f"{key}={quoted(value)}" for key, value in event["fields"].items() if key not in left_out)
     return f"{event['time']} {event['kind']} {fields}".rstrip()
