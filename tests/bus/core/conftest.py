@@ -309,6 +309,11 @@ class FakeApps:
         client.close()
         self._connection.close()
 
+    def finish(self) -> None:
+        """Have installed what it was patient about."""
+        while self.waiting:
+            self._connection.send(new_method_return(self.waiting.pop(), *ANSWERS["Install"]))
+
     def _address(self) -> str:
         return f"unix:path={self._connection.sock.getpeername()}"
 

@@ -480,6 +480,23 @@ def test_a_job_is_there_for_who_started_it(
     alice.call("Cancel", interface=f"{CORE}.Job", path=job)
 
 
+def test_what_was_installed_for_a_cage_that_has_gone_does_not_stay(
+    polkit: FakePolkit, apps: FakeApps, alice: Client
+) -> None:
+    """It would be nobody's, and not counted for anybody."""
+    polkit.says = lambda _asked: YES
+    alice.call("Create", "sa{sv}", HERS, {"start": ("b", False)})
+    apps.patient = True
+    job = alice.call("InstallApplication", "ssa{sv}", HERS, "org.example.App", {})
+    alice.until(lambda: bool(alice.call("List", "a{sv}", {})) and bool(apps.waiting))
+    alice.call("Destroy", "sa{sv}", HERS, {})
+    apps.finish()
+    with pytest.raises(Refusal) as refusal:
+        alice.call("Wait", interface=f"{CORE}.Job", path=job)
+    assert refusal.value.name == "NoSuchCage"
+    assert apps.calls[-1] == ("Remove", ("org.example.App",))
+
+
 # --- bounds ----------------------------------------------------------------------------------------------------------
 def test_one_person_cannot_use_up_what_there_is_for_all(
     core: Core, polkit: FakePolkit, apps: FakeApps, alice: Client, bob: Client, client: Client
