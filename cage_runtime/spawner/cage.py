@@ -238,6 +238,7 @@ class Cage:
             return
         try:
             if not self.gateway.end():
+                self._loop.after(LOOK_SECONDS, self._remove)
                 return
             self.cgroup.remove()
             remove_cradle(self._cradle)

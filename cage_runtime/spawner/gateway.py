@@ -75,10 +75,15 @@ class Gateway:
         self._loop.after(0.0, self._emptied)
 
     def end(self) -> bool:
-        """Kill what is left; True where nothing is, its cgroup included.  Where not, `ended` says when to ask again."""
+        """Kill what is left; True where nothing is, its cgroup included.
+
+        Where not, `ended` says when to ask again, but for what systemd has removed before the kernel told of it.
+        """
         if self.runs:
             self._cgroup.kill()
-            return False
+            if is_populated(self._events):
+                return False
+            self._forget()
         self._cgroup.remove()
         return True
 
