@@ -36,8 +36,8 @@ AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
 as any other.  No requirement: none of them takes cages along when it stops."""
 
 CLASS = "vm"
-"""What machined takes a cage for.  Into one of class container it goes, as root and for whoever asks (machinectl status,
-shell); nobody walks into a cage, and into one of class vm it does not."""
+"""What machined takes a cage for.  Into one of class container it goes, as root and for whoever asks (machinectl
+status, shell); nobody walks into a cage, and into one of class vm it does not."""
 
 JOB_MODE = "ignore-dependencies"
 """For those a scope's start would wait, where one of them is being stopped or restarted; and that waits for the cage
