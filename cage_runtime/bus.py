@@ -17,7 +17,7 @@ import contextlib
 import logging
 import os
 import select
-from collections import Counter, OrderedDict, deque
+from collections import OrderedDict, deque
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
@@ -37,8 +37,9 @@ from cage_runtime.errors import (
     UsageError,
     from_bus,
 )
-from cage_runtime.model import CALLS_AT_ONCE, GIVING_UP_SECONDS
+from cage_runtime.model import GIVING_UP_SECONDS
 from cage_runtime.objects import OBJECT_MANAGER, Answer, Call, Handler, Objects, Service, Sight, Value, described
+from cage_runtime.shares import Shares, Whose
 
 LOG = logging.getLogger(__name__)
 
@@ -48,6 +49,14 @@ _ABSENT, _CUT_OFF = (f"{DBUS[0]}.Error.ServiceUnknown", f"{DBUS[0]}.Error.NameHa
 KNOWN_CALLERS = 1024
 """Callers whose uid is remembered; unique names never come again during a bus's life."""
 __all__ = ["DBUS", "Answer", "Bus", "Call", "Handler", "Service", "Value", "Variant", "described"]
+
+
+@dataclass(kw_only=True, slots=True)
+class _Caller:
+    """Whose call is being answered: the connection, and whom it counts for."""
+
+    sender: str
+    whose: Whose
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,8 +82,6 @@ class _Anonymous(AuthExternal):
 class Bus:
     """One connection; objects are served by path, calls are made by `call`."""
 
-    share: Callable[[int], int] | None = None
-    """How many calls of that uid's may be being answered at once; one more is refused (law 11)."""
     malformed: Callable[[UsageError], Awaitable[None]] | None = None
     """Awaited when a call is about to be refused for being malformed; must not raise."""
 
@@ -85,9 +92,8 @@ class Bus:
         self._sending: contextlib.ExitStack | None = None
         self._objects = Objects()
         self._uids: OrderedDict[str, int] = OrderedDict()
-        self._tasks: dict[asyncio.Task[None], str] = {}
-        self._shares: Counter[int] = Counter()
-        """Calls that are being answered, by uid."""
+        self._tasks: dict[asyncio.Task[None], _Caller] = {}
+        self._shares = Shares()
         self._ends: dict[str, set[asyncio.Future[None]]] = {}
         """Who waits for the end of which connection."""
         self._follows_callers = False
@@ -307,6 +313,10 @@ class Bus:
                 self._send(removal)
 
     # --- serving ---------------------------------------------------------------------------------------------
+    def share_by(self, share: Callable[[int], int]) -> None:
+        """From now on, no more than `share` calls of a uid are answered at once."""
+        self._shares.share = share
+
     def see_by(self, sight: Sight) -> None:
         """From now on, `sight` says which objects that belong to somebody are there for whoever calls."""
         self._objects.sight = sight
@@ -370,23 +380,27 @@ class Bus:
 
     def _left(self, caller: str | None) -> None:
         """Cancel what is being done for the connection `caller`, or, where it is None, for all."""
-        for task, sender in self._tasks.items():
-            if caller in (None, sender):
+        for task, theirs in self._tasks.items():
+            if caller in (None, theirs.sender):
                 # Soon: what came just now has begun by then, and closes its descriptors.
                 self._loop.call_soon(task.cancel)
 
     def _on_call(self, message: Message, received: tuple[int, ...]) -> None:
-        if len(self._tasks) >= CALLS_AT_ONCE:
+        sender = str(message.sender)
+        caller = _Caller(sender=sender, whose=self._uids.get(sender, sender))
+        try:
+            self._shares.take(caller.whose)
+        except RuntimeFailure as error:
             _close(received)
-            self._refuse(message, RuntimeFailure("too many calls are being answered; try again"))
+            self._refuse(message, error)
             return
-        task = self._loop.create_task(self._answer(message, received))
-        self._tasks[task] = str(message.sender)
+        task = self._loop.create_task(self._answer(message, received, caller))
+        self._tasks[task] = caller
         task.add_done_callback(lambda done: self._answered(done, message))
 
-    async def _answer(self, message: Message, received: tuple[int, ...]) -> None:
+    async def _answer(self, message: Message, received: tuple[int, ...], caller: _Caller) -> None:
         try:
-            service, answer = await self._handled(message, received)
+            service, answer = await self._handled(message, received, caller)
         except CageError as error:
             if isinstance(error, UsageError) and self.malformed:
                 await self.malformed(error)
@@ -394,37 +408,28 @@ class Bus:
             return
         self._reply(message, service.signature(str(message.member), "out"), answer)
 
-    async def _handled(self, message: Message, received: tuple[int, ...]) -> tuple[Service, Answer]:
+    async def _handled(self, message: Message, received: tuple[int, ...], caller: _Caller) -> tuple[Service, Answer]:
         """What the handler says; by then the descriptors that came with the call are closed."""
         call = Call(sender=str(message.sender), path=str(message.path), member=str(message.member),
                     arguments=message.body, descriptors=received,
                     interactive=bool(message.flags & MessageFlag.ALLOW_INTERACTIVE_AUTHORIZATION))
         try:
-            async with self._one_of_theirs(call.sender):
-                service, handler = await self._objects.find(call, message.interface, message.signature)
-                return service, await handler(call)
+            await self._recognise(caller)
+            service, handler = await self._objects.find(call, message.interface, message.signature)
+            return service, await handler(call)
         finally:
             _close(received)
 
-    @asynccontextmanager
-    async def _one_of_theirs(self, caller: str) -> AsyncIterator[None]:
-        """In the block, one more call of the caller's uid is being answered."""
-        if self.share is None:
-            yield
-            return
-        uid = await self.uid_of(caller)
-        if self._shares[uid] >= self.share(uid):
-            raise RuntimeFailure(f"{self._shares[uid]} calls of yours are being answered already; wait for one of them")
-        self._shares[uid] += 1
-        try:
-            yield
-        finally:
-            self._shares[uid] -= 1
-            if not self._shares[uid]:
-                del self._shares[uid]
+    async def _recognise(self, caller: _Caller) -> None:
+        """From here on the call counts for its caller's uid."""
+        if self._shares.share is not None and not isinstance(caller.whose, int):
+            uid = await self.uid_of(caller.sender)
+            self._shares.take(uid)
+            self._shares.give_back(caller.whose)
+            caller.whose = uid
 
     def _answered(self, task: asyncio.Task[None], message: Message) -> None:
-        del self._tasks[task]
+        self._shares.give_back(self._tasks.pop(task).whose)
         if task.cancelled() and self._giving_up:
             self._refuse(message, CutOff(f"{message.member} was cut off: whoever was at it was told to end; see what "
                                          "came of it, and try again"))

@@ -19,6 +19,7 @@ import msgspec
 
 from cage_runtime.errors import DefinitionError, HostUnsupported, UsageError
 from cage_runtime.model import (
+    APPLICATION_MAX,
     COMPARTMENTS_MAX,
     DEFINITION_BYTES_MAX,
     DESCRIPTION_MAX,
@@ -56,7 +57,7 @@ _AppId = Annotated[
     str,
     msgspec.Meta(
         pattern=r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\Z",
-        max_length=255,
+        max_length=APPLICATION_MAX,
         description='an application id such as "org.gnome.TextEditor"',
     ),
 ]

@@ -44,6 +44,9 @@ AUDIT_FILE_BYTES = 16 * 1024**2
 """Size at which the audit chain goes on in the next file."""
 AUDIT_TAIL_MAX = 10_000
 """Audit records given out at once."""
+APPLICATION_MAX = 200
+"""Characters in an application's id: the name of its menu entry, which has the cage's before it and is written under
+another name first, stays below FILE_NAME_BYTES."""
 ARGV_MAX = 2000
 """Arguments of a command started in a cage."""
 ARGV_BYTES_MAX = 96 * 1024

@@ -31,7 +31,7 @@ CORE_PATH = "/org/cageruntime/Core1"
 STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
 """Held by caged --standalone for as long as it starts what has ended again."""
 RETURN_SECONDS = 10.0
-"""How long a program that is just being started again is waited for."""
+"""How long a program that is just being started again is waited for, after the bus has waited for it."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
 QUESTION_SECONDS = 180.0
@@ -44,7 +44,7 @@ _ABSENT_PREFIX = _DBUS + "Spawn."
 """Errors of the bus itself that mean: nobody offers this name, or its start failed."""
 _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
 _LATE = _DBUS + "TimedOut"
-"""Of the bus alone: whoever it has started for this name has not come in time, which is 25 seconds for dbus-daemon."""
+"""Of the bus alone: whoever it has started for this name has not come in time."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
 _WORTH_ASKING = (AuthenticationNeeded, NoSuchCage)
 """What whoever asks nobody is answered where a password may help: of another person's cage, that there is none."""
@@ -124,7 +124,9 @@ class Peer:
             try:
                 results = once(meanwhile)
             except BusError as error:
-                if not self._is_worth_repeating(error):
+                # Nobody has it yet, so nothing has been done.
+                coming = error.name == _LATE or (_is_absent(error) and self._returning())
+                if not (coming and self._bus.wait_for(self._name, RETURN_SECONDS)):
                     raise
                 results = once(None)
         except BusError as error:
@@ -132,12 +134,6 @@ class Peer:
         except TimeoutError as error:
             raise RuntimeFailure(f"{self._who} did not answer {member} within {timeout:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
-
-    def _is_worth_repeating(self, error: BusError) -> bool:
-        """Whether a call that nobody has got is to be made once more: there is somebody now, or may be in a moment."""
-        if error.name == _LATE:
-            return True
-        return _is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)
 
     def _error(self, error: BusError, member: str) -> CageError:
         if error.name.startswith(BUS_ERROR_PREFIX):

@@ -13,8 +13,8 @@ from dataclasses import dataclass
 
 from cage_runtime.bus import Call
 from cage_runtime.daemon.authorization import Authorization, Caller, Details
-from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.manager import ACTING, Manager, no_such_cage
+from cage_runtime.daemon.cage import Cage, no_such_cage
+from cage_runtime.daemon.manager import ACTING, Manager
 from cage_runtime.daemon.rights import RIGHTS
 from cage_runtime.errors import InvalidName
 from cage_runtime.model import CORE_PATH, check_cage_name

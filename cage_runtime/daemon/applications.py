@@ -18,7 +18,7 @@ from cage_runtime.config import Apps
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.errors import CageError, NoSuchApplication, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, UsageError
 from cage_runtime.model import CageState
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
@@ -68,6 +68,15 @@ class Applications:
         """Install it for `cage`: the installation is shared, the permission and the sight of it are not."""
         check_application(cage, application)
         cage.instance()  # one whose definition cannot be read gets nothing written into it
+        try:
+            entry = await self._install(cage, application, remote)
+        except NoSuchCage:
+            await self._uninstall_unused(application)  # destroyed meanwhile, when this was not yet one of its own
+            raise
+        await self.offer(application)
+        return entry
+
+    async def _install(self, cage: Cage, application: str, remote: str) -> dict[str, str]:
         async with self._turn:
             try:
                 entry: dict[str, str] = await self._ask("Install", "ss", application, remote)
@@ -81,7 +90,6 @@ class Applications:
                 if application not in allowed:
                     self._allow(cage, [*allowed, application])
                 await self.show(cage, application)
-        await self.offer(application)
         return entry
 
     async def update(self, cage: Cage) -> dict[str, str]:
@@ -164,7 +172,6 @@ class Applications:
             except CageError as error:
                 LOG.warning("%s: %s: %s", cage.name, application, error.sentence)
                 cage.unenforced = (*cage.unenforced, f"{application}: {error.sentence}")
-
 
     # --- menus -----------------------------------------------------------------------------------------------
     async def offer_all(self) -> None:

@@ -42,7 +42,7 @@ class Authorization:
     def __init__(self, bus: Bus, users: Users) -> None:
         self._bus, self._polkit = bus, Polkit(bus)
         self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
-        bus.share = self.share
+        bus.share_by(self.share)
 
     def share(self, uid: int) -> int:
         """How many calls of this uid's may be being answered at once."""

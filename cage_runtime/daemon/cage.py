@@ -7,8 +7,9 @@ import asyncio
 from dataclasses import dataclass, field
 
 from cage_runtime.daemon.state import Record
-from cage_runtime.errors import DefinitionError, WrongState
+from cage_runtime.errors import DefinitionError, NoSuchCage, WrongState
 from cage_runtime.model import CageState, Instance, Label
+from cage_runtime.text import escape
 
 
 @dataclass(kw_only=True, slots=True)
@@ -58,3 +59,8 @@ class Cage:
             CageState.FAILED: f"see why with: cagectl status {self.name}",
         }.get(self.state, "wait until that is over")
         raise WrongState(f"{self.name} is {self.state}; {help_}")
+
+
+def no_such_cage(untrusted_name: str) -> NoSuchCage:
+    shown = escape(untrusted_name, limit=40)
+    return NoSuchCage(f'there is no cage "{shown}"; cagectl list shows those there are')

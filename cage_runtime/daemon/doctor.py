@@ -91,8 +91,6 @@ def _cgroup(host: Host) -> Iterator[Check]:
         yield Check(check=f"controller {controller}", state=Health.OK if there else Health.LIMITED,
                     detail="enforced" if there else f"the limit {limits} cannot be enforced",
                     help="" if there else "boot with a unified cgroup hierarchy (systemd.unified_cgroup_hierarchy=1)")
-
-
     yield Check(check="disk limits", state=Health.LIMITED, detail="the limits disk and disk-files cannot be enforced",
                 help="an ephemeral cage's home is bounded; a home that persists has what the disk has")
 

@@ -98,7 +98,11 @@ class Exports:
         new.rename(directory / name)
 
     def has(self, record: Record, application: str) -> bool:
-        return _applications(self._directory / str(record.owner)).joinpath(_name(record, application)).exists()
+        try:
+            return _applications(self._directory / str(record.owner)).joinpath(_name(record, application)).exists()
+        except OSError as error:
+            self._say(error)
+            return False
 
     def drop(self, record: Record, application: str) -> None:
         """Remove the entry of an application in a cage, if there is one."""

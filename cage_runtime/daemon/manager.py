@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import json
 import logging
 import uuid as uuids
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
@@ -22,7 +21,8 @@ import msgspec
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Definition, Paths, render_definition
-from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon import history
+from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.define import (
     CreateOptions,
     birth_limits,
@@ -45,7 +45,6 @@ from cage_runtime.errors import (
     UsageError,
 )
 from cage_runtime.model import (
-    AUDIT_TAIL_MAX,
     CAGES_MAX,
     CAGES_PER_PERSON,
     DEFAULT_TASKS,
@@ -57,7 +56,7 @@ from cage_runtime.model import (
     check_cage_name,
 )
 from cage_runtime.spawner import spec
-from cage_runtime.text import escape, quoted
+from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 ACTING: ContextVar[int | None] = ContextVar("acting", default=None)
@@ -483,7 +482,7 @@ class Manager:
 
     async def logs(self, cage: Cage) -> list[str]:
         """The cage's comings and goings, then the last output of what runs detached in it."""
-        lines = [_shown(line) for line in self.chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{cage.uuid}"' in line]
+        lines = history.of_cage(self.chain, cage.uuid)
         if cage.state is CageState.RUNNING:
             cage.log = await self._printed(cage)
         # Marked, so that nothing that runs in a cage can print a line of ours.
@@ -499,15 +498,3 @@ class Manager:
         if insight is None:
             raise RuntimeFailure("the spawner does not say what is in the cage")
         return insight
-
-
-def no_such_cage(untrusted_name: str) -> NoSuchCage:
-    shown = escape(untrusted_name, limit=40)
-    return NoSuchCage(f'there is no cage "{shown}"; cagectl list shows those there are')
-
-
-def _shown(record: str) -> str:
-    """A record of the chain as a line for a person; its values are escaped already."""
-    event = json.loads(record)
-    fields = " ".join(f"{key}={quoted(value)}" for key, value in event["fields"].items() if key not in ("cage", "uuid"))
-    return f"{event['time']} {event['kind']} {fields}".rstrip()

@@ -15,7 +15,7 @@ import pytest
 
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"}
-BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources"}
+BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources", "cage_runtime.shares"}
 PROGRAM = {"cage_runtime.arguments", "cage_runtime.folders", "cage_runtime.log", "cage_runtime.notify",
            "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
@@ -29,6 +29,7 @@ ALLOWED = {
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.bus": FOUNDATION | BUS,
     "cage_runtime.objects": FOUNDATION | {"cage_runtime.resources"},
+    "cage_runtime.shares": {"cage_runtime.errors", "cage_runtime.model"},
     "cage_runtime.sdbus": {"cage_runtime.errors"},
     "cage_runtime.arguments": {"cage_runtime.errors", "cage_runtime.log"},
     "cage_runtime.folders": {"cage_runtime.config", "cage_runtime.errors"},

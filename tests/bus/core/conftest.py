@@ -97,6 +97,16 @@ class Client:
         self._connection.send(message, serial=serial)
         return serial
 
+    def tell(self, member: str, signature: str, *arguments: Any) -> None:
+        """Call and want no answer: of calls that have none the bus takes any number."""
+        message = self._message(member, signature, arguments, f"{CORE}.Manager", PATH)
+        message.header.flags = MessageFlag.no_reply_expected
+        self._connection.send(message)
+
+    def is_heard(self) -> None:
+        """Returns when the bus has all that was sent before; what comes meanwhile is lost."""
+        self._connection.send_and_get_reply(message_bus.GetId(), timeout=SECONDS)
+
     def answer(self, serial: int) -> Any:
         while True:
             message = self._connection.receive(timeout=SECONDS)
@@ -298,6 +308,11 @@ class FakeApps:
         self._thread.join()
         client.close()
         self._connection.close()
+
+    def finish(self) -> None:
+        """Have installed what it was patient about."""
+        while self.waiting:
+            self._connection.send(new_method_return(self.waiting.pop(), *ANSWERS["Install"]))
 
     def _address(self) -> str:
         return f"unix:path={self._connection.sock.getpeername()}"

@@ -7,6 +7,7 @@ import contextlib
 import json
 import os
 import pwd
+import signal
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -18,7 +19,7 @@ from jeepney import DBusAddress, MatchRule, message_bus, new_method_call
 from jeepney.io.blocking import open_dbus_connection
 
 from cage_runtime.daemon.rights import RIGHTS, About
-from cage_runtime.model import CAGES_PER_PERSON, CALLS_PER_PERSON, JOBS_PER_PERSON, QUESTIONS_PER_PERSON
+from cage_runtime.model import CAGES_PER_PERSON, CALLS_AT_ONCE, CALLS_PER_PERSON, JOBS_PER_PERSON, QUESTIONS_PER_PERSON
 from tests.bus.core import polkit as authority
 from tests.bus.core.conftest import CORE, PATH, SECONDS, TOP, Client, Core, FakeApps, Refusal
 from tests.bus.core.polkit import CHALLENGE, DISMISSED, INTERACTIVE, NO, YES, Asked, FakePolkit
@@ -189,6 +190,23 @@ def test_a_name_that_no_cage_can_have_is_shown_to_nobody(polkit: FakePolkit, ali
     alice.interactive = True
     assert outcome(alice, "Stop", "the update; type your password") == none("the update; type your password")
     assert polkit.take() == []
+
+
+@pytest.mark.usefixtures("cages")
+def test_a_log_does_not_tell_why_another_persons_cage_was_not_reached(
+    core: Core, polkit: FakePolkit, alice: Client
+) -> None:
+    """The record has the truth of each refusal, and the log of the cage that asked is its owner's to read."""
+    polkit.says = lambda asked: NO if asked.action.endswith("-any") else YES
+    hers = alice.call("Status", "sa{sv}", HERS, {})["uuid"][1]
+    with contextlib.closing(core.client_of(core.user.pw_name)) as mediator:
+        for number, name in enumerate((HIS, NOBODYS)):
+            with pytest.raises(Refusal, match="is refused"):
+                mediator.call("Decide", "ssssbs", hers, "files.Send", "", name, False, f"{number:032x}",
+                              interface=f"{CORE}.Mediation")
+    lines = [line.partition(" ")[2] for line in alice.call("Logs", "sa{sv}", HERS, {}) if " decision " in line]
+    assert lines == [f'decision argument="" decision=deny mediator=files request={number:032x} service=files.Send '
+                     f"target={name}" for number, name in enumerate((HIS, NOBODYS))]
 
 
 # --- lists and objects -----------------------------------------------------------------------------------------------
@@ -462,6 +480,23 @@ def test_a_job_is_there_for_who_started_it(
     alice.call("Cancel", interface=f"{CORE}.Job", path=job)
 
 
+def test_what_was_installed_for_a_cage_that_has_gone_does_not_stay(
+    polkit: FakePolkit, apps: FakeApps, alice: Client
+) -> None:
+    """It would be nobody's, and not counted for anybody."""
+    polkit.says = lambda _asked: YES
+    alice.call("Create", "sa{sv}", HERS, {"start": ("b", False)})
+    apps.patient = True
+    job = alice.call("InstallApplication", "ssa{sv}", HERS, "org.example.App", {})
+    alice.until(lambda: bool(alice.call("List", "a{sv}", {})) and bool(apps.waiting))
+    alice.call("Destroy", "sa{sv}", HERS, {})
+    apps.finish()
+    with pytest.raises(Refusal) as refusal:
+        alice.call("Wait", interface=f"{CORE}.Job", path=job)
+    assert refusal.value.name == "NoSuchCage"
+    assert apps.calls[-1] == ("Remove", ("org.example.App",))
+
+
 # --- bounds ----------------------------------------------------------------------------------------------------------
 def test_one_person_cannot_use_up_what_there_is_for_all(
     core: Core, polkit: FakePolkit, apps: FakeApps, alice: Client, bob: Client, client: Client
@@ -493,6 +528,24 @@ def test_one_person_cannot_use_up_what_there_is_for_all(
         for caller, serial in pending:
             caller.answer(serial)
         assert len(names(alice)) == CAGES_PER_PERSON + 2
+
+
+def test_one_person_cannot_use_up_a_moment_in_which_caged_is_busy(
+    core: Core, polkit: FakePolkit, alice: Client, bob: Client, client: Client
+) -> None:
+    """What came meanwhile is there at once, before any of it has its turn."""
+    polkit.says = lambda _asked: YES
+    assert [names(caller) for caller in (alice, bob, client)] == [[], [], []]
+    os.kill(core.pid, signal.SIGSTOP)
+    try:
+        for _ in range(CALLS_AT_ONCE + 50):
+            alice.tell("List", "a{sv}", {})
+        alice.is_heard()
+        others = [(caller, caller.send("List", "a{sv}", {})) for caller in (bob, client)]
+    finally:
+        os.kill(core.pid, signal.SIGCONT)
+    assert [caller.answer(serial) for caller, serial in others] == [[], []]
+    bob.until(lambda: outcome(alice, "List") == ("", ""))
 
 
 # --- the distribution's mock -----------------------------------------------------------------------------------------

@@ -9,9 +9,11 @@ from pathlib import Path
 
 import pytest
 
-from cage_runtime.config import Apps, Definition
+from cage_runtime.config import Apps, Definition, convert
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.state import Record
+from cage_runtime.errors import CageError
+from cage_runtime.model import APPLICATION_MAX, NAME_MAX
 
 APP, VALUES = "org.example.App", {"Name": "App", "Terminal": "true"}
 ALICE, BOB = 1000, 1001
@@ -124,3 +126,22 @@ def test_a_full_disk_leaves_no_half_entry(exports: Exports, tmp_path: Path, monk
     exports.put(record("work"), APP, {"Name": "New"})
     assert (tmp_path / f"exports/{ALICE}/share/applications/work.{APP}.desktop").read_text() == before
     assert "No space left on device" in exports.fault
+
+
+def test_the_longest_names_have_an_entry(exports: Exports, tmp_path: Path) -> None:
+    longest = "org.example." + "a" * (APPLICATION_MAX - len("org.example."))
+    cage = record("c" * NAME_MAX, ALICE, longest)
+    assert not exports.has(cage, longest)
+    exports.put(cage, longest, VALUES)
+    assert exports.has(cage, longest)
+    exports.drop(cage, longest)
+    assert (there(tmp_path), exports.fault) == (set(), "")
+    with pytest.raises(CageError):
+        convert({"apps": {"allow": [f"{longest}a"]}}, Definition)
+
+
+def test_an_entry_that_cannot_be_looked_for_is_a_fault_and_no_more(exports: Exports) -> None:
+    """A cage starts all the same, which is when it is looked for."""
+    exports.welcome(record("work"))
+    assert not exports.has(record("work"), "a" * 300)
+    assert "File name too long" in exports.fault

@@ -56,10 +56,13 @@ def test_a_cage_init_that_takes_no_connection_is_reached_when_it_does(
 
     def ended_spawners_then_us() -> None:
         connection, _ = init.accept()
-        with connection:
-            if not connection.recv(4096):
-                return
-        loop.running = False
+
+        def hear() -> None:
+            loop.forget(connection.fileno())
+            with connection:
+                loop.running = not connection.recv(4096)
+
+        loop.watch(connection.fileno(), hear)
 
     def ask_again() -> None:
         try:
