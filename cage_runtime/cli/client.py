@@ -31,7 +31,7 @@ CORE_PATH = "/org/cageruntime/Core1"
 STANDALONE_LOCK = "/run/cage-runtime/standalone.lock"
 """Held by caged --standalone for as long as it starts what has ended again."""
 RETURN_SECONDS = 10.0
-"""How long a program that is just being started again is waited for."""
+"""How long a program that is just being started again is waited for, after the bus has waited for it."""
 CALL_SECONDS = 120.0
 """How long an ordinary call may take; a start waits for mounts, a stop for programs that save their work."""
 QUESTION_SECONDS = 180.0
@@ -124,8 +124,9 @@ class Peer:
             try:
                 results = once(meanwhile)
             except BusError as error:
-                # Nobody has it, so nothing has been done.
-                if not (_is_absent(error) and self._returning() and self._bus.wait_for(self._name, RETURN_SECONDS)):
+                # Nobody has it yet, so nothing has been done.
+                coming = error.name == _LATE or (_is_absent(error) and self._returning())
+                if not (coming and self._bus.wait_for(self._name, RETURN_SECONDS)):
                     raise
                 results = once(None)
         except BusError as error:

@@ -35,6 +35,10 @@ AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
 """A cage begins after these; when the host shuts down it ends before them, so that its end is carried out and recorded
 as any other.  No requirement: none of them takes cages along when it stops."""
 
+CLASS = "vm"
+"""What machined takes a cage for.  Into one of class container it goes, as root and for whoever asks (machinectl
+status, shell); nobody walks into a cage, and into one of class vm it does not."""
+
 JOB_MODE = "ignore-dependencies"
 """For those a scope's start would wait, where one of them is being stopped or restarted; and that waits for the cage
 that it is about to start, as for whatever it has in hand."""
@@ -138,7 +142,7 @@ class Systemd:
             self._tell(Opened(number=opening.request.number, fault=sentence[:1000]))
 
     def _register(self, request: Register) -> None:
-        arguments = (request.name, bytes.fromhex(request.uuid), "cage-runtime", "container", request.leader, "")
+        arguments = (request.name, bytes.fromhex(request.uuid), "cage-runtime", CLASS, request.leader, "")
         try:
             self._post(_MACHINED, _MACHINED_PATH, _MACHINED + ".Manager", "RegisterMachine", "sayssus", arguments,
                        lambda reply: self._registered(request, reply))

@@ -91,7 +91,7 @@ def test_a_cage_is_a_unit_and_a_machine(cage: MakeCage) -> None:
         "KillMode": "control-group"}
     assert "Started cage-work.scope - Cage work." in ok("journalctl", "--no-pager", "--unit", "cage-work.scope")
     machines = {line[0]: line[1:3] for line in words(ok("machinectl", "list", "--no-pager", "--no-legend"))}
-    assert machines == {"work": ["container", "cage-runtime"], "vault": ["container", "cage-runtime"]}
+    assert machines == {"work": ["vm", "cage-runtime"], "vault": ["vm", "cage-runtime"]}
     machine = dict(line.split("=", 1) for line in ok("machinectl", "show", "work").splitlines())
     assert (machine["Unit"], machine["Id"]) == ("cage-work.scope", uuid("work"))
     assert "cage-init" in ok("machinectl", "status", "--no-pager", "work")

@@ -235,7 +235,7 @@ def test_a_cage_is_registered_when_its_last_life_is_forgotten(host: Host) -> Non
     host.says(host.machined, MACHINES, "MachineRemoved", "so", "other", "/org/freedesktop/machine1/machine/other")
     host.says(host.machined, MACHINES, "MachineRemoved", "so", "work", "/org/freedesktop/machine1/machine/work")
     host.until(lambda: not host.scopes._unregistered and not host.scopes._calls)
-    given = ("work", b"\xaa" * 16, "cage-runtime", "container", 4711, "")
+    given = ("work", b"\xaa" * 16, "cage-runtime", "vm", 4711, "")
     assert host.asked(host.machined, "RegisterMachine") == [given, given]
 
 
