@@ -37,7 +37,7 @@ def test_without_arguments_every_file_runs_in_its_phase(top: Path) -> None:
 
 def test_options_alone_go_to_every_phase(top: Path) -> None:
     plan = shown(planned(["-k", "limits"], top))
-    assert list(plan) == [phase.name for phase in PHASES]
+    assert list(plan) == [phase.name for phase in PHASES if not phase.on_request]
     assert plan["at-last"] == ["-k", "limits", "tests/vm/at_last"]
 
 
@@ -45,6 +45,7 @@ def test_a_path_runs_its_own_phase_alone(top: Path) -> None:
     assert shown(planned(["-x", "tests/vm/after_reboot/test_again.py::test_it"], top)) == {
         "after-reboot": ["-x", "tests/vm/after_reboot/test_again.py::test_it"]}
     assert list(shown(planned(["tests/vm/test_machine.py"], top))) == ["machine"]
+    assert shown(planned(["tests/vm/bad_host"], top)) == {"bad-host": ["tests/vm/bad_host"]}
 
 
 @pytest.mark.parametrize("stranger", ["tests/unit", "tests/vm/machine.py", "tests/vm/host"])

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The tests of this tier on a booted machine: a saved one goes on, gets our package, and runs them in three phases.
+"""The tests of this tier on a booted machine: a saved one goes on, gets our package, and runs them in phases.
 
 Between the first and the second the machine is rebooted; the last may leave it without the package.  The line printed
 last adds the phases up; what else there is to know is in the results' directory.
@@ -47,6 +47,8 @@ class Phase:
     globs: tuple[str, ...]
     reboots: bool = False
     """Before its tests."""
+    on_request: bool = False
+    """Where a path of it is given alone: it takes longer than all the others, for what is spoilt has to be waited for."""
 
     def holds(self, path: str) -> bool:
         file = Path(path.partition("::")[0])
@@ -56,6 +58,7 @@ class Phase:
 PHASES = (
     Phase(name="machine", globs=("tests/vm/test_*.py",)),
     Phase(name="after-reboot", globs=("tests/vm/after_reboot",), reboots=True),
+    Phase(name="bad-host", globs=("tests/vm/bad_host",), on_request=True),
     Phase(name="at-last", globs=("tests/vm/at_last",)),
 )
 
@@ -70,9 +73,9 @@ def planned(arguments: Sequence[str], top: Path = TOP) -> list[tuple[Phase, list
     plan = []
     for phase in PHASES:
         mine = [path for path in paths if phase.holds(path)]
-        if not paths:
+        if not paths and not phase.on_request:
             mine = [str(found.relative_to(top)) for glob in phase.globs for found in sorted(top.glob(glob))]
-        if mine or not paths:
+        if mine if phase.on_request else mine or not paths:
             plan.append((phase, [*options, *mine]))
     return plan
 
