@@ -52,12 +52,17 @@ class FakeService:
         self._connection.send_and_get_reply(message_bus.RequestName(name))
         self.answers: dict[str, Callable[..., Answer]] = {}
         self.calls: list[tuple[Any, ...]] = []
-        self.interactive: list[bool] = []
-        """Of each call, whether it allows interactive authorisation."""
         self.flags: list[MessageFlag] = []
         """Of each call in `calls`."""
+        self.turn = threading.RLock()
+        """Held from a call to its answer: what is said of its own accord meanwhile comes after that."""
         self._thread = threading.Thread(target=self._serve)
         self._thread.start()
+
+    @property
+    def interactive(self) -> list[bool]:
+        """Of each call, whether it allows interactive authorisation."""
+        return [bool(flags & MessageFlag.allow_interactive_authorization) for flags in self.flags]
 
     def fail(self, member: str, name: str, sentence: str) -> None:
         """`member` answers with an error."""
@@ -74,13 +79,13 @@ class FakeService:
             except (OSError, EOFError):
                 return
             if message.header.message_type == MessageType.method_call:
-                self._connection.send(self._answer(message))
+                with self.turn:
+                    self._connection.send(self._answer(message))
 
     def _answer(self, message: Message) -> Message:
         fields = message.header.fields
         member = fields[HeaderFields.member]
         self.calls.append((member, *message.body))
-        self.interactive.append(bool(message.header.flags & MessageFlag.allow_interactive_authorization))
         self.flags.append(message.header.flags)
         answer = self.answers.get(member)
         if answer is None:

@@ -54,7 +54,8 @@ class Host:
             return set(names) - {connection.unique_name}
 
     def says(self, who: FakeService, about: DBusAddress, member: str, signature: str, *body: Any) -> None:
-        who._connection.send(new_signal(about, member, signature, body))
+        with who.turn:
+            who._connection.send(new_signal(about, member, signature, body))
 
     def job_ends(self, result: str) -> None:
         self.says(self.systemd, MANAGER, "JobRemoved", "uoss", 7, JOB, UNIT, result)

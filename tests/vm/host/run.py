@@ -48,7 +48,7 @@ class Phase:
     reboots: bool = False
     """Before its tests."""
     on_request: bool = False
-    """Where a path of it is given alone: it takes longer than all the others, for what is spoilt has to be waited for."""
+    """Where a path of it is given alone: it takes longer than all the others, for which nobody waits."""
 
     def holds(self, path: str) -> bool:
         file = Path(path.partition("::")[0])
