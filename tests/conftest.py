@@ -16,9 +16,10 @@ IN_CI = bool(os.environ.get("CI"))
 
 
 def pytest_configure() -> None:
-    """A shell starts what it runs in the background with these ignored, and everything below inherits that."""
+    """A shell, or nohup(1), starts what it runs with these ignored, and everything below inherits that."""
     signal.signal(signal.SIGINT, signal.default_int_handler)
     signal.signal(signal.SIGQUIT, signal.SIG_DFL)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

@@ -17,6 +17,8 @@ TREES = ("/etc", "/opt", "/usr", "/var/lib", "/var/lib/systemd/deb-systemd-helpe
 OTHERS = ("/var/lib/apt", "/var/lib/dpkg", "/var/cache/apt", "/var/cache/debconf", "/var/cache/ldconfig", "/usr/tmp",
           "/var/cache/man", "/var/lib/private", "/var/lib/systemd")  # fmt: skip
 """Whose business is not the package's, and goes on meanwhile."""
+BACKUPS = {f"/etc/{name}-" for name in ("passwd", "group", "shadow", "gshadow", "subuid", "subgid")}
+"""What shadow's programs keep of the files that they change, for whichever user: those of other tests too."""
 OURS = "cage"
 """In the name of everything of ours that has a name."""
 Footprint = dict[str, list[str]]
@@ -43,7 +45,7 @@ def _below(tree: str) -> list[str]:
     for folder, folders, files in os.walk(tree):
         folders[:] = [name for name in folders if f"{folder}/{name}" not in OTHERS
                       and (name != "__pycache__" or OURS in folder)]  # fmt: skip
-        found += [f"{folder}/{name}" for name in (*folders, *files)]
+        found += [path for name in (*folders, *files) if (path := f"{folder}/{name}") not in BACKUPS]
     return found
 
 
