@@ -272,6 +272,15 @@ class Bus:
         self._follows_callers = True
         await self.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged'")
 
+    async def appears(self, name: str) -> None:
+        """Returns once somebody owns `name`; nobody is started for it."""
+        there = asyncio.Event()
+        self.listen(lambda message: there.set() if message.sender == DBUS[0] and message.member == "NameOwnerChanged"
+                    and message.body[0] == name and message.body[2] else None)
+        await self.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{name}'")
+        if not await self.has_owner(name):
+            await there.wait()
+
     async def has_owner(self, name: str) -> bool:
         answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
         return bool(answer.values[0])

@@ -178,6 +178,7 @@ class Applications:
         """Bring everybody's menus in line with the cages that there are."""
         cages = self._manager.cages()
         self._exports.begin([cage.record for cage in cages])
+        await self._bus.appears(APPS[0])  # it may be just being started, as we are
         for application in sorted({name for cage in cages for name in cage.record.definition.apps.allow}):
             await self.offer(application)
 
