@@ -94,8 +94,8 @@ class Bus:
         self._uids: OrderedDict[str, int] = OrderedDict()
         self._tasks: dict[asyncio.Task[None], _Caller] = {}
         self._shares = Shares()
-        self._ends: dict[str, set[asyncio.Future[None]]] = {}
-        """Who waits for the end of which connection."""
+        self._awaited: dict[tuple[str, bool], set[asyncio.Future[None]]] = {}
+        """Who waits until which name has an owner, or has none."""
         self._follows_callers = False
         self._listeners: list[Callable[[Message], None]] = []
         self._owns = False
@@ -272,15 +272,6 @@ class Bus:
         self._follows_callers = True
         await self.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged'")
 
-    async def appears(self, name: str) -> None:
-        """Returns once somebody owns `name`; nobody is started for it."""
-        there = asyncio.Event()
-        self.listen(lambda message: there.set() if message.sender == DBUS[0] and message.member == "NameOwnerChanged"
-                    and message.body[0] == name and message.body[2] else None)
-        await self.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{name}'")
-        if not await self.has_owner(name):
-            await there.wait()
-
     async def has_owner(self, name: str) -> bool:
         answer = await self.call(*DBUS, "NameHasOwner", "s", (name,))
         return bool(answer.values[0])
@@ -302,20 +293,22 @@ class Bus:
         return self._uids[sender]
 
     @asynccontextmanager
-    async def end_of(self, caller: str) -> AsyncIterator[asyncio.Future[None]]:
-        """In the block, a future that is done once the connection `caller` has ended."""
-        rule = f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{caller}'"
-        end = self._loop.create_future()
-        self._ends.setdefault(caller, set()).add(end)
+    async def ownership(self, name: str, *, owned: bool) -> AsyncIterator[asyncio.Future[None]]:
+        """In the block, a future that is done once `name`, of a connection or a well-known one, has an owner, or none,
+        as `owned` says; nobody is started for it."""
+        rule = f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{name}'"
+        awaited = self._loop.create_future()
+        waiting = self._awaited.setdefault((name, owned), set())
+        waiting.add(awaited)
         try:
             await self.match(rule)
-            if not await self.has_owner(caller) and not end.done():
-                end.set_result(None)
-            yield end
+            if await self.has_owner(name) is owned and not awaited.done():
+                awaited.set_result(None)
+            yield awaited
         finally:
-            self._ends[caller].discard(end)
-            if not self._ends[caller]:
-                del self._ends[caller]
+            waiting.discard(awaited)
+            if not waiting:
+                self._awaited.pop((name, owned), None)
             if self._connection.connected:
                 removal = Message(destination=DBUS[0], path=DBUS[1], interface=DBUS[2], member="RemoveMatch",
                                   signature="s", body=[rule], flags=MessageFlag.NO_REPLY_EXPECTED)
@@ -376,14 +369,13 @@ class Bus:
         return True
 
     def _on_signal(self, message: Message) -> None:
-        if self._follows_callers and message.sender == DBUS[0] and message.member == "NameOwnerChanged":
+        if message.sender == DBUS[0] and message.member == "NameOwnerChanged":
             name, _before, now = message.body
-            if not now:
+            if self._follows_callers and not now:
                 self._left(name)
-        if message.sender == DBUS[0] and message.member == "NameOwnerChanged" and not message.body[2]:
-            for end in self._ends.get(message.body[0], ()):
-                if not end.done():
-                    end.set_result(None)
+            for awaited in self._awaited.get((name, bool(now)), ()):
+                if not awaited.done():
+                    awaited.set_result(None)
         for listener in self._listeners:
             listener(message)
 

@@ -200,16 +200,20 @@ class Connection:
         """
         self._let_go()
         while True:
-            message = c_void_p()
-            try:
-                progress = _done(self._c.sd_bus_process(self._bus, byref(message)))
-            except OSError as error:
-                raise self._no_bus(error) from error
+            message, progress = self._process()
             if message:
                 self._in_hand = Incoming(self._c, message)
                 return self._in_hand
             if not progress:
                 return None
+
+    def _process(self) -> tuple[c_void_p, int]:
+        """A message that has come, which may be none, and whether there was anything to do."""
+        message = c_void_p()
+        try:
+            return message, _done(self._c.sd_bus_process(self._bus, byref(message)))
+        except OSError as error:
+            raise self._no_bus(error) from error
 
     def _let_go(self) -> None:
         if self._in_hand is not None:
@@ -255,11 +259,7 @@ class Connection:
     def _next(self, deadline: float | None) -> c_void_p:
         """The next message that arrives, of whatever kind; TimeoutError where none does."""
         while True:
-            message = c_void_p()
-            try:
-                progress = _done(self._c.sd_bus_process(self._bus, byref(message)))
-            except OSError as error:
-                raise self._no_bus(error) from error
+            message, progress = self._process()
             if message:
                 return message
             if not progress:

@@ -178,7 +178,8 @@ class Applications:
         """Bring everybody's menus in line with the cages that there are."""
         cages = self._manager.cages()
         self._exports.begin([cage.record for cage in cages])
-        await self._bus.appears(APPS[0])  # it may be just being started, as we are
+        async with self._bus.ownership(APPS[0], owned=True) as there:  # it may be just being started, as we are
+            await there
         for application in sorted({name for cage in cages for name in cage.record.definition.apps.allow}):
             await self.offer(application)
 

@@ -62,7 +62,7 @@ class Polkit:
         """What polkit says once it has asked somebody, if it needs to; withdrawn when the caller's connection ends."""
         cancellation = f"cage-runtime-{next(self._numbers)}"
         with self._one_more(question.uid):
-            async with self._bus.end_of(question.sender) as gone:
+            async with self._bus.ownership(question.sender, owned=False) as gone:
                 asking = asyncio.ensure_future(self._ask(question, flags=_ALLOW_USER_INTERACTION,
                                                          cancellation=cancellation, seconds=None))
                 try:

@@ -10,6 +10,7 @@ value again, because cage-apps may have been defeated by what it reads.
 
 from __future__ import annotations
 
+import functools
 import os
 import re
 import stat
@@ -17,6 +18,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from cage_runtime.errors import UntrustedSource
+from cage_runtime.flatpak.metadata import unescape
 from cage_runtime.text import escape, is_visible
 
 ENTRY_BYTES_MAX = 256 * 1024
@@ -122,7 +124,7 @@ def _values(text: str, of: str) -> dict[str, str]:
             continue
         if key in values:
             raise _misleading(of, number, f"the key {escape(key, limit=60)} comes twice")
-        values[key] = value if key == "Exec" else _unescaped(value, of, number)
+        values[key] = value if key == "Exec" else unescape(value, _ESCAPES, functools.partial(_misleading, of, number))
     return values
 
 
@@ -142,15 +144,6 @@ def _are_arguments(untrusted_words: list[str]) -> bool:
 
 def _misleading(of: str, line: int, why: str) -> UntrustedSource:
     return UntrustedSource(f"the menu entry of {of} could mislead its readers, and is refused: line {line}: {why}")
-
-
-def _unescaped(value: str, of: str, number: int) -> str:
-    parts = re.split(r"(\\.?)", value)
-    for index in range(1, len(parts), 2):
-        if parts[index][1:] not in _ESCAPES:
-            raise _misleading(of, number, f"a value has the escape {escape(parts[index], limit=10)}")
-        parts[index] = _ESCAPES[parts[index][1:]]
-    return "".join(parts)
 
 
 def _may_be_shown(untrusted_key: str, untrusted_value: str) -> bool:

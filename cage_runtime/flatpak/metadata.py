@@ -9,9 +9,10 @@ own escapes, and groups and keys that come twice.
 
 from __future__ import annotations
 
+import functools
 import re
 import unicodedata
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
 
@@ -172,7 +173,7 @@ def parse_key_file(untrusted_content: bytes, of: str) -> dict[str, dict[str, str
             raise _misleading(of, number, "it is neither a group nor a key of one")
         if key.strip() in current:
             raise _misleading(of, number, f"the key {escape(key.strip(), limit=60)} comes twice")
-        current[key.strip()] = _unescape(value.strip(), of, number)
+        current[key.strip()] = unescape(value.strip(), _ESCAPES, functools.partial(_misleading, of, number))
     return groups
 
 
@@ -186,12 +187,13 @@ def _check_visible(line: str, of: str, number: int) -> None:
             raise _misleading(of, number, f"it has the hidden character U+{ord(character):04X}")
 
 
-def _unescape(value: str, of: str, number: int) -> str:
+def unescape(value: str, escapes: Mapping[str, str], refused: Callable[[str], UntrustedSource]) -> str:
+    """A key file's value, in which of its escapes only those of `escapes` may be; else what `refused` says of it."""
     parts = re.split(r"(\\.?)", value)
     for index in range(1, len(parts), 2):
-        if parts[index][1:] not in _ESCAPES:
-            raise _misleading(of, number, f"a value has the escape {escape(parts[index])}")
-        parts[index] = _ESCAPES[parts[index][1:]]
+        if parts[index][1:] not in escapes:
+            raise refused(f"a value has the escape {escape(parts[index], limit=10)}")
+        parts[index] = escapes[parts[index][1:]]
     return "".join(parts)
 
 

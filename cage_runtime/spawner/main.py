@@ -220,9 +220,7 @@ def _checked(descriptors: list[int], path: Path) -> socket.socket:
     """The one socket that was handed over; HostUnsupported where it is not the one that caged connects to."""
     if len(descriptors) == 1:
         listener = socket.socket(fileno=descriptors[0])
-        listening = listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)
-        if (listener.family, listener.type, listening) == (socket.AF_UNIX, socket.SOCK_SEQPACKET, 1) \
-                and listener.getsockname() == str(path):
+        if wire.listens(listener, socket.SOCK_SEQPACKET) and listener.getsockname() == str(path):
             listener.setblocking(True)
             return listener
     raise HostUnsupported(f"what systemd hands over is not a socket on {path}; see cage-spawner.socket")

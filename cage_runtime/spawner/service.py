@@ -18,7 +18,7 @@ from pathlib import Path
 from cage_runtime import folders
 from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
-from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall
+from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
 from cage_runtime.spawner.gateway import Recipe
@@ -361,8 +361,7 @@ def _listens(descriptor: int) -> bool:
     if not stat.S_ISSOCK(os.fstat(descriptor).st_mode):
         return False
     with socket.socket(fileno=os.dup(descriptor)) as listener:
-        return (listener.family == socket.AF_UNIX
-                and bool(listener.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN)))
+        return wire.listens(listener, socket.SOCK_STREAM)
 
 
 def _detached(installation: Path, tree: str) -> int:

@@ -46,6 +46,12 @@ def receive(connection: socket.socket) -> tuple[bytes, list[int]] | None:
     return (message, received) if message else None
 
 
+def listens(end: socket.socket, kind: socket.SocketKind) -> bool:
+    """Whether connections are accepted by it: a listening socket of this host, of that kind."""
+    listening = bool(end.getsockopt(socket.SOL_SOCKET, socket.SO_ACCEPTCONN))
+    return listening and (end.family, end.type) == (socket.AF_UNIX, kind)
+
+
 def close_all(descriptors: Sequence[int]) -> None:
     for descriptor in descriptors:
         os.close(descriptor)

@@ -11,6 +11,7 @@ import pytest
 from pyroute2 import IPRoute
 
 from tests.privileged.runtime import Cage, Runtime, arguments_of, is_zombie, processes
+from tests.privileged.sample import Sample, short_directory
 
 OURS = range(0x7000_0000, 0x8000_0000)
 """Host uids of cages."""
@@ -121,6 +122,15 @@ def _factory(runtime: Runtime) -> Iterator[MakeCage]:
     for cage in made:
         if cage.name in there:
             cage.destroy()
+
+
+@pytest.fixture(scope="module")
+def sample() -> Iterator[Sample]:
+    """The sample repository, newly built for the tests of a file."""
+    with short_directory() as directory:
+        built = Sample(directory=directory / "sample")
+        built.build()
+        yield built
 
 
 # --- a failure says what the core said ---------------------------------------------------------------------------

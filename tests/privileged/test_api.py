@@ -14,17 +14,9 @@ from tests import life
 from tests.foreign import CORE, INTERFACES, PATH, Busctl, Client, DbusNext, followed
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import APPS, Runtime
-from tests.privileged.sample import NOTES, Sample, short_directory
+from tests.privileged.sample import NOTES, Sample
 
 USAGE = b"Usage: notes --write TEXT FILE    TEXT and a newline become what FILE holds"
-
-
-@pytest.fixture(scope="module")
-def sample() -> Iterator[Sample]:
-    with short_directory() as directory:
-        built = Sample(directory=directory / "sample")
-        built.build()
-        yield built
 
 
 @pytest.fixture(params=["dbus-next", "busctl"])

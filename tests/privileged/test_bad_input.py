@@ -417,14 +417,6 @@ def test_no_user_namespaces() -> None:
     assert Path("/proc/sys/user/max_user_namespaces").read_text() == before
 
 
-@pytest.fixture(scope="module")
-def sample() -> Iterator[Sample]:
-    with short_directory() as directory:
-        built = Sample(directory=directory / "sample")
-        built.build()
-        yield built
-
-
 def add_remote(runtime: Runtime, name: str, sample: Sample) -> None:
     key = f"--gpg-key={sample.directory}/key.gpg"
     runtime.ok("app", "remote-add", name, f"file://{sample.repository}", key)

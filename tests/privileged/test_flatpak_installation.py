@@ -43,14 +43,6 @@ BUS_CONFIG = """<busconfig><type>system</type><listen>unix:path={bus}</listen><a
 <allow receive_sender="*"/></policy></busconfig>"""
 
 
-@pytest.fixture(scope="module")
-def sample() -> Iterator[Sample]:
-    with short_directory() as directory:
-        built = Sample(directory=directory / "sample")
-        built.build()
-        yield built
-
-
 class Apps:
     """A running cage-apps and how to call it."""
 

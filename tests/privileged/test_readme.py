@@ -10,22 +10,11 @@ from __future__ import annotations
 import os
 import re
 import subprocess
-from collections.abc import Iterator
 from pathlib import Path
-
-import pytest
 
 from tests import readme
 from tests.privileged.runtime import PREFIX, SECONDS, Runtime
-from tests.privileged.sample import TOP, Sample, short_directory
-
-
-@pytest.fixture
-def sample() -> Iterator[Sample]:
-    with short_directory() as directory:
-        built = Sample(directory=directory / "sample")
-        built.build()
-        yield built
+from tests.privileged.sample import TOP, Sample
 
 
 def test_the_sessions_are_what_happens(sample: Sample) -> None:

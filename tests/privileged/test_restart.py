@@ -16,7 +16,7 @@ import pytest
 from cage_runtime.daemon.state import moment
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import PREFIX, SECONDS, USERS, Cage, Changes, Runtime, wait_gone, wait_readable
-from tests.privileged.sample import NOTES, Sample, short_directory
+from tests.privileged.sample import NOTES, Sample
 
 ECHO = 'while read line; do echo "$line"; done; exit 7'
 
@@ -215,14 +215,6 @@ def test_killed_while_a_command_starts(runtime: Runtime, standing: Cage) -> None
 
 
 # --- applications ------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="module")
-def sample() -> Iterator[Sample]:
-    with short_directory() as directory:
-        built = Sample(directory=directory / "sample")
-        built.build()
-        yield built
-
-
 @pytest.mark.parametrize("program", ["cage-apps", "caged", "cage-spawner"])
 def test_killed_while_an_application_is_installed(
     runtime: Runtime, standing: Cage, sample: Sample, program: str

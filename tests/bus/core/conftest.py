@@ -73,6 +73,8 @@ class Client:
     def __init__(self, address: str) -> None:
         self._connection: DBusConnection = open_dbus_connection(address, enable_fds=True)
         self.name: str = self._connection.unique_name
+        self._early: dict[int, Message] = {}
+        """Answers that came while another was waited for."""
 
     def close(self) -> None:
         self._connection.close()
@@ -108,10 +110,11 @@ class Client:
         self._connection.send_and_get_reply(message_bus.GetId(), timeout=SECONDS)
 
     def answer(self, serial: int) -> Any:
-        while True:
+        while serial not in self._early:
             message = self._connection.receive(timeout=SECONDS)
-            if message.header.fields.get(HeaderFields.reply_serial) == serial:
-                return self._result(message)
+            if answered := message.header.fields.get(HeaderFields.reply_serial):
+                self._early[answered] = message
+        return self._result(self._early.pop(serial))
 
     def until(self, condition: Callable[[], bool]) -> None:
         """Until what caged answers fits; each answer is another turn of its loop."""

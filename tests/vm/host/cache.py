@@ -57,12 +57,11 @@ def _build(directory: Path, build: Callable[[Path], Files]) -> None:
     if half_done.exists():
         shutil.rmtree(half_done)
     half_done.mkdir()
-    try:
+    with contextlib.ExitStack() as undoing:
+        undoing.callback(shutil.rmtree, half_done)
         build(half_done)
-    except BaseException:
-        shutil.rmtree(half_done)
-        raise
-    half_done.rename(directory)
+        half_done.rename(directory)
+        undoing.pop_all()
 
 
 def _remove_older(top: Path, current: Path, suite: str) -> None:
