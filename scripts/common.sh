@@ -47,6 +47,7 @@ make_venv() {
   local venv=$1 requirements=scripts/requirements-$2.txt wanted
   wanted=$({ "$PYTHON" -VV && cat "$requirements"; } | sha256sum)
   [ "$(cat "$venv/.stamp" 2>/dev/null)" != "$wanted" ] || return 0
+  need_packages python3-venv
   say "installing from PyPI into $venv"
   rm -rf "$venv"
   "$PYTHON" -m venv --system-site-packages "$venv"
