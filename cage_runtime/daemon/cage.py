@@ -19,6 +19,7 @@ class Cage:
     """None where the definition names a level or compartment that the host does not have."""
     state: CageState = CageState.STOPPED
     since: str = ""
+    """When it was started, by RFC 3339; empty where it does not run."""
     unenforced: tuple[str, ...] = ()
     log: bytes = b""
     """What was printed by what ran detached in it, as far as it has been asked for."""

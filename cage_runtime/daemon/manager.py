@@ -209,7 +209,7 @@ class Manager:
             label = self.levels.label(record.definition.level, record.definition.compartments)
         except UsageError as error:
             fault = fault or error.sentence
-        cage = Cage(record=record, label=None if fault else label, since=now())
+        cage = Cage(record=record, label=None if fault else label)
         if fault:
             cage.state, cage.unenforced = CageState.FAILED, (fault,)
         self._cages[record.name] = cage
@@ -226,7 +226,8 @@ class Manager:
             return
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)
-            self._set(cage, state, since=moment(standings.running[cage.uuid]))
+            cage.since = moment(standings.running[cage.uuid])
+            self._set(cage, state)
             self.record(Kind.CAGE_ADOPTED, cage)
 
     def _unenforced(self, cage: Cage) -> tuple[str, ...]:
@@ -235,8 +236,10 @@ class Manager:
         except HostUnsupported as error:
             return (error.sentence,)
 
-    def _set(self, cage: Cage, state: CageState, since: str | None = None) -> None:
-        cage.state, cage.since = state, since or now()
+    def _set(self, cage: Cage, state: CageState) -> None:
+        cage.state = state
+        if state in (CageState.STOPPED, CageState.FAILED):
+            cage.since = ""
         self._changed(cage, True)
 
     def _forget(self, cage: Cage) -> None:
@@ -315,15 +318,14 @@ class Manager:
             raise
         return cage
 
-    async def _once(self, request: spec.MakeStorage | spec.Birth, undoing: spec.Remove | spec.Stop) -> None:
+    async def _once(self, request: spec.MakeStorage | spec.Birth, undoing: spec.Remove | spec.Stop) -> spec.Reply:
         """Ask for what may not be done twice: where the spawner ends at it, it is undone before it is asked again."""
         for _ in range(REPEATS_MAX):
             with contextlib.suppress(SpawnerEnded):
-                await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
-                return
+                return await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
             LOG.warning("%s is undone and done again for %s", type(request).__name__, request.uuid)
             await self.spawner.ask(msgspec.structs.replace(undoing, id=self.spawner.number()))
-        await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
+        return await self.spawner.ask(msgspec.structs.replace(request, id=self.spawner.number()))
 
     @asynccontextmanager
     async def held(self, cage: Cage) -> AsyncIterator[None]:
@@ -358,7 +360,7 @@ class Manager:
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
             )
-            await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
+            born = await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self._gateways.open(cage.name, cage.uuid)
         except (CageError, OSError) as error:
             if isinstance(error, OSError):
@@ -368,7 +370,7 @@ class Manager:
             if isinstance(error, OSError):
                 raise RuntimeFailure(f"{cage.name} could not be started: {error}") from error
             raise
-        cage.unenforced = unenforced
+        cage.unenforced, cage.since = unenforced, moment(born.since)
         self._set(cage, CageState.RUNNING)
         try:
             self.record(Kind.CAGE_STARTED, cage)

@@ -240,17 +240,17 @@ class Service:
 
         def made(outcome: Cgroup | CageError) -> None:
             try:
-                self._bear_in(request, spec, cradle, outcome)
+                cage = self._bear_in(request, spec, cradle, outcome)
             except (OSError, CageError) as error:
                 respond(failed(request, error))
             else:
-                respond(Reply(id=request.id))
+                respond(Reply(id=request.id, since=cage.since))
             for do in self._births.pop(request.uuid):
                 do()
 
         self._cgroups.make(request.name, request.uuid, request.limits, made)
 
-    def _bear_in(self, request: Birth, spec: root.RootSpec, cradle: birth.Cradle, outcome: Cgroup | CageError) -> None:
+    def _bear_in(self, request: Birth, spec: root.RootSpec, cradle: birth.Cradle, outcome: Cgroup | CageError) -> Cage:
         if isinstance(outcome, CageError):
             remove_cradle(cradle)
             raise outcome
@@ -267,6 +267,7 @@ class Service:
         except OSError as error:
             cage.end()
             raise RuntimeFailure(f"the cage {request.name} could not be reached: {error}") from error
+        return cage
 
     def _expose(self, request: Expose, respond: Respond) -> None:
         cage = self._running(request.uuid)

@@ -209,6 +209,8 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     host: Host | None = None
     standings: Standings | None = None
     insight: Insight | None = None
+    since: float = 0.0
+    """When the cage was born that was asked for, in seconds of the epoch."""
     log: bytes = b""
     """As it was printed; base64 on the wire, so that its size there does not depend on what a cage prints."""
 

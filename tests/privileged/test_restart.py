@@ -81,6 +81,7 @@ def test_cages_and_sessions_outlive_each_process(runtime: Runtime, standing: Cag
 
 def test_a_cage_runs_since_it_was_started(runtime: Runtime, standing: Cage) -> None:
     born = (runtime.run / "cages" / standing.uuid).stat().st_mtime
+    assert standing.status["since"] == moment(born)
     for program in ("caged", "cage-spawner"):
         runtime.kill_and_wait(program)
         assert standing.status["since"] == moment(born)

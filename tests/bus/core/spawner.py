@@ -179,6 +179,7 @@ class FakeSpawner:
                 self._gateway(request.uuid).mkdir(mode=0o777)
                 self._gateway(request.uuid).chmod(0o777)
                 self.running.add(request.uuid)
+                return spec.Reply(id=request.id, since=BORN)
             case spec.OpenGateway():
                 if request.uuid not in self.gateways:
                     self.gateways[request.uuid] = os.dup(descriptors[0])
