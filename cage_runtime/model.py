@@ -92,6 +92,15 @@ DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0
 """Those that are after that; the others are refused, and recorded together."""
+RECORDED_BURST = 100
+"""Calls of one person's that write a record (Create, Enable, Enter ...) and are answered however fast they come."""
+RECORDED_PER_SECOND = 2.0
+"""Those that are after that, so that nobody fills the disk of the record in a day; root is not bounded."""
+RECORDED_WAIT_SECONDS = 5.0
+"""How long such a call waits for its turn; one that would have to wait longer is refused.  Who calls for one thing
+after the other never waits longer than for one turn."""
+PERSONS_MAX = 256
+"""Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
 JOBS_MAX = 64

@@ -8,6 +8,8 @@ somebody was asked is not there any more, whatever has its name now (M17).
 
 from __future__ import annotations
 
+import asyncio
+import time
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -15,9 +17,10 @@ from cage_runtime.bus import Call
 from cage_runtime.daemon.authorization import Authorization, Caller, Details
 from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.manager import ACTING, Manager
+from cage_runtime.daemon.rate import RECORDED, Persons
 from cage_runtime.daemon.rights import RIGHTS
-from cage_runtime.errors import InvalidName
-from cage_runtime.model import CORE_PATH, check_cage_name
+from cage_runtime.errors import InvalidName, RuntimeFailure
+from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, check_cage_name
 
 CAGES_PATH, JOBS_PATH = f"{CORE_PATH}/cage/", f"{CORE_PATH}/job/"
 """Where the objects of cages and of jobs are."""
@@ -34,16 +37,20 @@ class View:
 class Access:
     def __init__(self, authorization: Authorization, manager: Manager) -> None:
         self._authorization, self._manager = authorization, manager
+        self._persons = Persons(RECORDED)
 
     async def to_new(self, call: Call, level: str) -> int:
         """The uid to which a new cage of that level may belong."""
         caller = await self._caller(call)
         about = _about(str(call.arguments[0]), caller.uid, level)
         await self._authorization.require(caller, RIGHTS[call.member], about)
+        await self._turn(caller)
         return caller.uid
 
     async def to_host(self, call: Call) -> None:
-        await self._authorization.require(await self._caller(call), RIGHTS[call.member], {})
+        caller = await self._caller(call)
+        await self._authorization.require(caller, RIGHTS[call.member], {})
+        await self._turn(caller)
 
     async def to_cage(self, call: Call) -> Cage:
         """The cage that the first argument names, for whoever may do with it what is called."""
@@ -87,6 +94,7 @@ class Access:
         cage, right = self._manager.get(untrusted_name), RIGHTS[caller.member]
         if cage is not None and cage.record.owner == caller.uid:
             await self._authorization.require(caller, right, _about(cage.name, caller.uid, cage.level))
+            await self._turn(caller)
             return self._still(untrusted_name, cage)
         if not caller.is_root:
             if not _is_name(untrusted_name):  # which is no cage's, and nothing to show to an administrator
@@ -95,7 +103,20 @@ class Access:
             details = unknown if cage is None else _about(cage.name, cage.record.owner, cage.level)
             if not await self._authorization.may_any(caller, right, details, unknown):
                 raise no_such_cage(untrusted_name)
+            await self._turn(caller)
         return self._still(untrusted_name, cage)
+
+    async def _turn(self, caller: Caller) -> None:
+        """Wait until a call of this person's may write a record; RuntimeFailure where too many wait already."""
+        if caller.is_root or not RIGHTS[caller.member].recorded:
+            return
+        now = time.monotonic()
+        wait = self._persons.of(caller.uid, now).reserve(now, RECORDED_WAIT_SECONDS)
+        if wait is None:
+            often = f"{RECORDED_PER_SECOND:.0f} a second"
+            raise RuntimeFailure(f"too many calls of yours are to be recorded at once; {often} are, so try again")
+        if wait:
+            await asyncio.sleep(wait)
 
     def _still(self, untrusted_name: str, cage: Cage | None) -> Cage:
         """`cage`, if it is there and still the one of that name."""

@@ -18,7 +18,7 @@ from cage_runtime.audit.event import Kind
 from cage_runtime.config import Paths
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.daemon.rate import FULL_SECONDS, Bucket
+from cage_runtime.daemon.rate import DECISIONS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.errors import (
     CageError,
@@ -135,14 +135,14 @@ class Mediation:
             if len(self._buckets) >= CAGES_MAX:
                 there = {cage.uuid for cage in self._manager.cages()}
                 self._buckets = {known: bucket for known, bucket in self._buckets.items() if known in there}
-            self._buckets[uuid] = Bucket(self._clock())
+            self._buckets[uuid] = Bucket(DECISIONS, self._clock())
         return self._buckets[uuid]
 
     def _take(self, bucket: Bucket, name: str, uuid: str) -> bool:
         """Whether the instance may ask; those of its requests that may not are recorded together, later."""
         may = bucket.take(self._clock())
         if not may and bucket.refused == 1:
-            self._later(FULL_SECONDS, lambda: self._record_refused(bucket, name, uuid))
+            self._later(DECISIONS.full_seconds, lambda: self._record_refused(bucket, name, uuid))
         return may
 
     def _record_refused(self, bucket: Bucket, name: str, uuid: str) -> None:
@@ -152,7 +152,7 @@ class Mediation:
                                                        "reason": reason})
         except RuntimeFailure as error:
             LOG.error("not recorded yet: %s of %s: %s", reason, name, error.sentence)
-            self._later(FULL_SECONDS, lambda: self._record_refused(bucket, name, uuid))
+            self._later(DECISIONS.full_seconds, lambda: self._record_refused(bucket, name, uuid))
             return
         bucket.refused = 0
 

@@ -38,6 +38,11 @@ class Right:
     about: About
 
     @property
+    def recorded(self) -> bool:
+        """Whether what it does is in the record, so that how often a person may do it is bounded."""
+        return self.member not in _READING
+
+    @property
     def action(self) -> str:
         """The action of polkit for what is the caller's own, or the host's."""
         return f"{CORE_BUS_NAME}.{re.sub('(?<=[a-z])(?=[A-Z])', '-', self.member).lower()}"
@@ -66,4 +71,8 @@ _MEMBERS = {
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
     ),
 }
+_READING = frozenset({
+    "Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes", "CheckPolicy",
+    "TailAudit", "VerifyAudit",
+})
 RIGHTS = {member: Right(member=member, about=about) for about, members in _MEMBERS.items() for member in members}

@@ -10,6 +10,8 @@ import pwd
 import signal
 import subprocess
 import sys
+import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 from xml.etree import ElementTree as ET
@@ -19,7 +21,16 @@ from jeepney import DBusAddress, MatchRule, message_bus, new_method_call
 from jeepney.io.blocking import open_dbus_connection
 
 from cage_runtime.daemon.rights import RIGHTS, About
-from cage_runtime.model import CAGES_PER_PERSON, CALLS_AT_ONCE, CALLS_PER_PERSON, JOBS_PER_PERSON, QUESTIONS_PER_PERSON
+from cage_runtime.model import (
+    CAGES_PER_PERSON,
+    CALLS_AT_ONCE,
+    CALLS_PER_PERSON,
+    JOBS_PER_PERSON,
+    QUESTIONS_PER_PERSON,
+    RECORDED_BURST,
+    RECORDED_PER_SECOND,
+    RECORDED_WAIT_SECONDS,
+)
 from tests.bus.core import polkit as authority
 from tests.bus.core.conftest import CORE, PATH, SECONDS, TOP, Client, Core, FakeApps, Refusal
 from tests.bus.core.polkit import CHALLENGE, DISMISSED, INTERACTIVE, NO, YES, Asked, FakePolkit
@@ -55,6 +66,14 @@ def outcome(client: Client, member: str, *first: Any, **more: Any) -> Outcome:
     types = signature(member)
     try:
         client.call(member, "".join(types), *first, *(EMPTY[type_] for type_ in types[len(first):]), **more)
+    except Refusal as refused:
+        return refused.name, refused.sentence
+    return "", ""
+
+
+def answered(client: Client, serial: int) -> Outcome:
+    try:
+        client.answer(serial)
     except Refusal as refused:
         return refused.name, refused.sentence
     return "", ""
@@ -99,6 +118,7 @@ def refused(member: str, why: str, others: str = "") -> Outcome:
     return "NotAuthorized", f"{member} is not authorised: {why} ({action(member, others)})"
 
 
+TOO_MANY = "too many calls of yours are to be recorded at once; 2 a second are, so try again"
 SAYS_NO = "polkit says no; who runs this host can allow it by a rule"
 
 
@@ -546,6 +566,64 @@ def test_one_person_cannot_use_up_a_moment_in_which_caged_is_busy(
         os.kill(core.pid, signal.SIGCONT)
     assert [caller.answer(serial) for caller, serial in others] == [[], []]
     bob.until(lambda: outcome(alice, "List") == ("", ""))
+
+
+def records(client: Client) -> int:
+    """How many there are in the chain; each has its number."""
+    (last,) = client.call("TailAudit", "a{sv}", {"count": ("u", 1)})
+    return int(json.loads(last)["sequence"])
+
+
+@pytest.mark.usefixtures("cages")
+def test_one_person_cannot_fill_the_disk_of_the_record(
+    polkit: FakePolkit, alice: Client, bob: Client, client: Client
+) -> None:
+    """By turning something on and off, with as many calls at once as one person may have."""
+    polkit.says = lambda _asked: YES
+    before, began = records(client), time.monotonic()
+    outcomes: Counter[Outcome] = Counter()
+    for _ in range(RECORDED_BURST // CALLS_PER_PERSON + 1):
+        pending = [alice.send(member, "sa{sv}", HERS, {}) for member in ("Enable", "Disable") * (CALLS_PER_PERSON // 2)]
+        outcomes.update(answered(alice, serial) for serial in pending)
+    took = time.monotonic() - began
+    assert took >= RECORDED_WAIT_SECONDS - 1
+    assert outcomes.keys() == {("", ""), ("RuntimeFailure", TOO_MANY)}
+    assert outcomes["RuntimeFailure", TOO_MANY] >= CALLS_PER_PERSON // 4
+    most = RECORDED_BURST + (took + RECORDED_WAIT_SECONDS) * RECORDED_PER_SECOND
+    assert RECORDED_BURST <= records(client) - before <= most
+    # She may still look, whatever is not recorded is not counted; nobody else notices, and root is not bounded.
+    assert outcome(alice, "Status", HERS) == ("", "")
+    for caller, name in ((bob, HIS), *((client, HERS),) * (RECORDED_BURST + 1)):
+        assert outcome(caller, "Enable", name) == outcome(caller, "Disable", name) == ("", "")
+    # And she goes on, one by one.
+    assert outcome(alice, "Enable", HERS) == ("", "")
+
+
+@pytest.mark.usefixtures("cages", "apps")
+def test_what_is_not_counted_writes_no_record(polkit: FakePolkit, alice: Client, client: Client) -> None:
+    polkit.says = lambda _asked: YES
+    before = records(client)
+    for member in (member for member, right in RIGHTS.items() if not right.recorded):
+        first = [HERS, "files.Send", "", HERS] if member == "ExplainPolicy" else [HERS] if member in OF_CAGE else []
+        last = [{"count": ("u", 5)}] if member == "TailAudit" else []
+        assert outcome(alice, member, *first, *last) == ("", "")
+    assert records(client) == before
+
+
+@pytest.mark.usefixtures("cages")
+def test_a_cage_that_goes_while_its_turn_is_waited_for_is_not_there(
+    polkit: FakePolkit, alice: Client, client: Client
+) -> None:
+    polkit.says = lambda _asked: YES
+    for _ in range(RECORDED_BURST):
+        outcome(alice, "Start", HERS)
+    pending = alice.send("Destroy", "sa{sv}", HERS, {})
+    client.call("Destroy", "sa{sv}", HERS, {})
+    client.call("Create", "sa{sv}", HERS, {})
+    with pytest.raises(Refusal) as told:
+        alice.answer(pending)
+    assert (told.value.name, told.value.sentence) == none(HERS)
+    assert HERS in names(client)
 
 
 # --- the distribution's mock -----------------------------------------------------------------------------------------
