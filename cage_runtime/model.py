@@ -99,6 +99,10 @@ RECORDED_PER_SECOND = 2.0
 RECORDED_WAIT_SECONDS = 5.0
 """How long such a call waits for its turn; one that would have to wait longer is refused.  Who calls for one thing
 after the other never waits longer than for one turn."""
+REFUSALS_BURST = 20
+"""Calls that one person is refused for want of authorisation and that are recorded each, however fast they come."""
+REFUSALS_PER_SECOND = 0.2
+"""Those that are after that; the others are recorded together, as a number."""
 PERSONS_MAX = 256
 """Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
 REQUEST_ID_DIGITS = 32

@@ -36,6 +36,7 @@ class Kind(StrEnum):
     CAGE_ENABLED = "cage-enabled"
     CAGE_DISABLED = "cage-disabled"
     AUTOSTART_FAILED = "autostart-failed"
+    REFUSED = "refused"
     DECISION = "decision"
     MALFORMED = "malformed"
     TRANSFER = "transfer"

@@ -65,6 +65,8 @@ MESSAGES: Mapping[Kind, Message] = {
                             text="The cage {cage} will not be started with the host"),
     Kind.AUTOSTART_FAILED: Message(id="49e75cfbdbe645a8b4e24c253ed0e25b", priority=Priority.ERROR,
                             text="The cage {cage} was not started with the host"),
+    Kind.REFUSED: Message(id="9fe992e4bf544f7a85345f8db3520535", priority=Priority.NOTICE,
+                            text="uid {by} was refused {method}"),
     Kind.DECISION: Message(id="0d6598ce843c4c62bfe9facc41855395", text="{cage} asked for {service} towards {target}"),
     Kind.MALFORMED: Message(id="0589dfc7f6134e3b8ac565f931052c8c", priority=Priority.WARNING,
                             text="The cage {cage} asked for {service} in a way that no honest program does"),
@@ -95,6 +97,7 @@ FIELDS = {
     "cage": "CAGE", "uuid": "CAGE_UUID", "mediator": "MEDIATOR", "service": "SERVICE", "target": "TARGET",
     "decision": "DECISION", "request": "REQUEST_ID", "flow": "FLOW", "name": "FILE_NAME", "size": "FILE_SIZE",
     "sha256": "FILE_SHA256", "level": "LEVEL", "application": "APPLICATION", "remote": "REMOTE", "by": "BY_UID",
+    "method": "METHOD",
 }
 """Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
 _REASONS = ("reason", "why", "what", "fault", "outcome")
@@ -143,6 +146,8 @@ def sentence(kind: Kind, found: Mapping[str, str]) -> str:
     text = MESSAGES[kind].text.format_map(_Words(found))
     if kind is Kind.DECISION:
         text = _decision(found)
+    if kind is Kind.REFUSED:
+        text = _refused(found)
     reason = _reason(found)
     whole = f"{text}: {reason}" if reason else text
     return whole if len(whole) <= MESSAGE_CHARACTERS_MAX else whole[:MESSAGE_CHARACTERS_MAX] + "…"
@@ -163,6 +168,12 @@ def _decision(found: Mapping[str, str]) -> str:
     by = f" by {found['rule']}" if found.get("rule") else ""
     when = f" ({found['when']})" if "when" in found else ""
     return f"{found.get('cage', '?')} {verb} use {found['service']} towards {found.get('target', '?')}{by}{when}"
+
+
+def _refused(found: Mapping[str, str]) -> str:
+    who = f"uid {found['by']} was refused" if "by" in found else "Several persons were refused"
+    return " ".join([who, *([found["method"]] if "method" in found else ()),
+                     *([f"of the cage {found['cage']}"] if "cage" in found else ())])
 
 
 def _addressed(message_id: str, priority: Priority, text: str) -> dict[str, str]:

@@ -9,6 +9,7 @@ somebody was asked is not there any more, whatever has its name now (M17).
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -18,9 +19,11 @@ from cage_runtime.daemon.authorization import Authorization, Caller, Details
 from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.manager import ACTING, Manager
 from cage_runtime.daemon.rate import RECORDED, Persons
+from cage_runtime.daemon.refusals import Refusals
 from cage_runtime.daemon.rights import RIGHTS
 from cage_runtime.errors import InvalidName, RuntimeFailure
 from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, check_cage_name
+from cage_runtime.objects import OPEN_TO_ALL
 
 CAGES_PATH, JOBS_PATH = f"{CORE_PATH}/cage/", f"{CORE_PATH}/job/"
 """Where the objects of cages and of jobs are."""
@@ -37,19 +40,21 @@ class View:
 class Access:
     def __init__(self, authorization: Authorization, manager: Manager) -> None:
         self._authorization, self._manager = authorization, manager
-        self._persons = Persons(RECORDED)
+        self._persons, self._refusals = Persons(RECORDED), Refusals(manager)
 
     async def to_new(self, call: Call, level: str) -> int:
         """The uid to which a new cage of that level may belong."""
         caller = await self._caller(call)
         about = _about(str(call.arguments[0]), caller.uid, level)
-        await self._authorization.require(caller, RIGHTS[call.member], about)
+        with self._refusals.noted(caller, str(call.arguments[0])):
+            await self._authorization.require(caller, RIGHTS[call.member], about)
         await self._turn(caller)
         return caller.uid
 
     async def to_host(self, call: Call) -> None:
         caller = await self._caller(call)
-        await self._authorization.require(caller, RIGHTS[call.member], {})
+        with self._refusals.noted(caller):
+            await self._authorization.require(caller, RIGHTS[call.member], {})
         await self._turn(caller)
 
     async def to_cage(self, call: Call) -> Cage:
@@ -68,8 +73,9 @@ class Access:
     async def to_all(self, call: Call) -> View:
         """The caller's cages, and everybody's for whom they are there."""
         caller, right = await self._caller(call), RIGHTS[call.member]
-        await self._authorization.require(caller, right, {})
-        whole = await self._authorization.sees_all(caller, right)
+        with self._refusals.noted(caller):
+            await self._authorization.require(caller, right, {})
+            whole = await self._authorization.sees_all(caller, right)
         cages = (cage for cage in self._manager.cages() if whole or cage.record.owner == caller.uid)
         return View(cages=tuple(cages), whole=whole)
 
@@ -80,8 +86,10 @@ class Access:
             return lambda _path, _owner: True
         if call.path.startswith(JOBS_PATH):
             return lambda _path, owner: owner == caller.uid
-        await self._authorization.require(caller, right, {})
-        whole = await self._authorization.sees_all(caller, right)
+        # What is open to all is only shown less of.
+        with contextlib.nullcontext() if call.member in OPEN_TO_ALL else self._refusals.noted(caller):
+            await self._authorization.require(caller, right, {})
+            whole = await self._authorization.sees_all(caller, right)
         return lambda path, owner: owner == caller.uid or (whole and path.startswith(CAGES_PATH))
 
     async def _caller(self, call: Call) -> Caller:
@@ -93,7 +101,8 @@ class Access:
     async def _permitted(self, caller: Caller, untrusted_name: str) -> Cage:
         cage, right = self._manager.get(untrusted_name), RIGHTS[caller.member]
         if cage is not None and cage.record.owner == caller.uid:
-            await self._authorization.require(caller, right, _about(cage.name, caller.uid, cage.level))
+            with self._refusals.noted(caller, cage.name, cage):
+                await self._authorization.require(caller, right, _about(cage.name, caller.uid, cage.level))
             await self._turn(caller)
             return self._still(untrusted_name, cage)
         if not caller.is_root:
@@ -101,7 +110,10 @@ class Access:
                 raise no_such_cage(untrusted_name)
             unknown = {"cage": untrusted_name}
             details = unknown if cage is None else _about(cage.name, cage.record.owner, cage.level)
-            if not await self._authorization.may_any(caller, right, details, unknown):
+            with self._refusals.noted(caller, untrusted_name, cage):
+                refusal = await self._authorization.refusal_of_any(caller, right, details, unknown)
+            if refusal is not None:
+                self._refusals.note(caller, refusal, untrusted_name, cage)
                 raise no_such_cage(untrusted_name)
             await self._turn(caller)
         return self._still(untrusted_name, cage)

@@ -60,21 +60,25 @@ class Authorization:
         if verdict is not Verdict.YES:
             raise _refusal(caller, right.action, verdict)
 
-    async def may_any(self, caller: Caller, right: Right, details: Details, unknown: Details) -> bool:
-        """Whether the caller may do it to what is not his own.
+    async def refusal_of_any(
+        self, caller: Caller, right: Right, details: Details, unknown: Details
+    ) -> NotAuthorized | None:
+        """Why the caller may not do it to what is not his own, which is for the record alone; None if he may.
 
         `details` are those of what is asked for, `unknown` those of the same request where there is no such thing: who
         may not, is asked the same questions in both cases, and cannot tell the one from the other.
         """
         if caller.is_root:
-            return True
+            return None
         verdict = await self._verdict(caller, right.any_action, details)
         if verdict is Verdict.YES or not caller.interactive:
-            return verdict is Verdict.YES
+            return None if verdict is Verdict.YES else _refusal(caller, right.any_action, verdict)
         # A rule's plain no for this cage must not be seen from the question that does not come.
         asked_about = unknown if verdict is Verdict.NO else details
         answer = await self._verdict(caller, right.any_action, asked_about, asking=True)
-        return answer is Verdict.YES and verdict is Verdict.CHALLENGE
+        if answer is Verdict.YES and verdict is Verdict.CHALLENGE:
+            return None
+        return _refusal(caller, right.any_action, verdict if answer is Verdict.YES else answer)
 
     async def sees_all(self, caller: Caller, right: Right) -> bool:
         """Whether the caller gets to see other people's too; nobody is asked for what is only left out otherwise."""

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from typing import Any
 
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -16,15 +17,15 @@ TRUTH_OF_REFUSAL = ("reason", "rule", "flow")
 
 def of_cage(chain: Chain, uuid: str) -> list[str]:
     """A line for each record of the cage among the last AUDIT_TAIL_MAX."""
-    return [_shown(record) for record in chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{uuid}"' in record]
+    events = (json.loads(record) for record in chain.tail(AUDIT_TAIL_MAX) if f'"uuid":"{uuid}"' in record)
+    return [_shown(event) for event in events if event["kind"] != Kind.REFUSED]  # which did not befall it
 
 
-def _shown(record: str) -> str:
+def _shown(event: dict[str, Any]) -> str:
     """A record of the chain as a line for whose cage it is; its values are escaped already.
 
     Why a request was refused stands in the chain alone: the target may be another person's.
     """
-    event = json.loads(record)
     refused = event["kind"] == Kind.DECISION and event["fields"].get("decision") != Action.ALLOW
     left_out = ("cage", "uuid", *(TRUTH_OF_REFUSAL if refused and "target" in event["fields"] else ()))
     fields = " ".join(f"{key}={quoted(value)}" for key, value in event["fields"].items() if key not in left_out)

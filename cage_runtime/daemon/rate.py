@@ -11,6 +11,8 @@ from cage_runtime.model import (
     PERSONS_MAX,
     RECORDED_BURST,
     RECORDED_PER_SECOND,
+    REFUSALS_BURST,
+    REFUSALS_PER_SECOND,
 )
 
 
@@ -29,6 +31,7 @@ class Rate:
 
 DECISIONS = Rate(burst=DECISIONS_BURST, per_second=DECISIONS_PER_SECOND)
 RECORDED = Rate(burst=RECORDED_BURST, per_second=RECORDED_PER_SECOND)
+REFUSALS = Rate(burst=REFUSALS_BURST, per_second=REFUSALS_PER_SECOND)
 
 
 class Bucket:
@@ -79,7 +82,8 @@ class Persons:
     def __init__(self, rate: Rate) -> None:
         self._rate = rate
         self._buckets: dict[int, Bucket] = {}
-        self._others: Bucket | None = None
+        self.others: Bucket | None = None
+        """The one of those whom there was no room for."""
 
     def of(self, uid: int, now: float) -> Bucket:
         if uid in self._buckets:
@@ -87,6 +91,6 @@ class Persons:
         if len(self._buckets) >= PERSONS_MAX:
             self._buckets = {known: one for known, one in self._buckets.items() if not one.is_as_new(now)}
         if len(self._buckets) >= PERSONS_MAX:
-            self._others = self._others or Bucket(self._rate, now)
-            return self._others
+            self.others = self.others or Bucket(self._rate, now)
+            return self.others
         return self._buckets.setdefault(uid, Bucket(self._rate, now))

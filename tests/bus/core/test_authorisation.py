@@ -30,6 +30,8 @@ from cage_runtime.model import (
     RECORDED_BURST,
     RECORDED_PER_SECOND,
     RECORDED_WAIT_SECONDS,
+    REFUSALS_BURST,
+    REFUSALS_PER_SECOND,
 )
 from tests.bus.core import polkit as authority
 from tests.bus.core.conftest import CORE, PATH, SECONDS, TOP, Client, Core, FakeApps, Refusal
@@ -597,6 +599,55 @@ def test_one_person_cannot_fill_the_disk_of_the_record(
         assert outcome(caller, "Enable", name) == outcome(caller, "Disable", name) == ("", "")
     # And she goes on, one by one.
     assert outcome(alice, "Enable", HERS) == ("", "")
+
+
+def refusals(client: Client, count: int) -> list[dict[str, str]]:
+    """The fields of the last `count` records, all of which are refusals."""
+    events = [json.loads(line) for line in client.call("TailAudit", "a{sv}", {"count": ("u", count)})]
+    assert [event["kind"] for event in events] == ["refused"] * count
+    return [event["fields"] for event in events]
+
+
+@pytest.mark.usefixtures("cages")
+def test_the_record_has_what_was_refused_to_whom_and_why(polkit: FakePolkit, alice: Client, client: Client) -> None:
+    his = client.call("Status", "sa{sv}", HIS, {})["uuid"][1]
+    before, hers = records(client), str(uid(ALICE))
+    for member, first in (("Stop", [HERS]), ("Stop", [HIS]), ("Stop", [NOBODYS]), ("Create", ["d-cage"]),
+                          ("ReloadPolicy", []), ("List", [])):
+        assert outcome(alice, member, *first) != ("", "")
+    with pytest.raises(Refusal):
+        alice.properties(f"{CAGE}a_2dcage", f"{CORE}.Cage")
+    assert records(client) == before + 7
+    found = refusals(client, 7)
+    assert [fields.pop("by") for fields in found] == [hers] * 7
+    assert [(fields["method"], fields.get("cage")) for fields in found] == [
+        ("Stop", HERS), ("Stop", HIS), ("Stop", NOBODYS), ("Create", "d-cage"), ("ReloadPolicy", None), ("List", None),
+        ("GetAll", None)]
+    assert found[0]["reason"] == f"{SAYS_NO} ({action('Stop')})"
+    assert [fields.get("uuid") for fields in found[1:3]] == [his, None]
+    assert found[1]["reason"] == found[2]["reason"] == f"{SAYS_NO} ({action('Stop', '-any')})"
+    # Who asks for a password is not refused yet; whom it is not given is.
+    polkit.says = lambda asked: DISMISSED if asked.flags else CHALLENGE
+    assert outcome(alice, "Stop", HERS)[0] == "AuthenticationNeeded"
+    assert records(client) == before + 7
+    alice.interactive = True
+    assert outcome(alice, "Stop", HERS)[0] == "NotAuthorized"
+    assert refusals(client, 1)[0]["reason"].startswith("it needs a password, and none was given")
+    polkit.says = lambda _asked: YES
+    assert not [line for line in client.call("Logs", "sa{sv}", HIS, {}) if "refused" in line]
+
+
+@pytest.mark.usefixtures("cages")
+def test_who_is_refused_cannot_fill_the_disk_either(alice: Client, bob: Client, client: Client) -> None:
+    before, began = records(client), time.monotonic()
+    for _ in range(10):
+        for name in (HERS, HIS, NOBODYS):
+            for member in ("Stop", "Status", "Destroy", "Enter"):
+                assert outcome(alice, member, name) != ("", "")
+    took = time.monotonic() - began
+    assert REFUSALS_BURST <= records(client) - before <= REFUSALS_BURST + took * REFUSALS_PER_SECOND + 1
+    assert outcome(bob, "Stop", HIS)[0] == "NotAuthorized"
+    assert refusals(client, 1)[0]["by"] == str(uid(BOB))
 
 
 @pytest.mark.usefixtures("cages", "apps")
