@@ -15,6 +15,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from cage_runtime.bus import Call
+from cage_runtime.config import Definition
 from cage_runtime.daemon.authorization import Authorization, Caller, Details
 from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.manager import ACTING, Manager
@@ -42,12 +43,16 @@ class Access:
         self._authorization, self._manager = authorization, manager
         self._persons, self._refusals = Persons(RECORDED), Refusals(manager)
 
-    async def to_new(self, call: Call, level: str) -> int:
-        """The uid to which a new cage of that level may belong."""
-        caller = await self._caller(call)
-        about = _about(str(call.arguments[0]), caller.uid, level)
-        with self._refusals.noted(caller, str(call.arguments[0])):
-            await self._authorization.require(caller, RIGHTS[call.member], about)
+    async def to_new(self, call: Call, definition: Definition | None) -> int:
+        """The uid to which a new cage may belong; `definition` is None where what is asked for cannot be had."""
+        caller, name = await self._caller(call), str(call.arguments[0])
+        about = {"cage": name, "owner": str(caller.uid)} | ({"level": definition.level} if definition else {})
+        rights = [RIGHTS[call.member]]
+        if definition and definition.session.autostart:
+            rights.append(RIGHTS["Enable"])
+        with self._refusals.noted(caller, name):
+            for right in rights:
+                await self._authorization.require(caller, right, about)
         await self._turn(caller)
         return caller.uid
 

@@ -26,7 +26,7 @@ from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
-from cage_runtime.errors import RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, RuntimeFailure, UsageError
 from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
 from cage_runtime.policy.engine import NO_POLICY
 from cage_runtime.spawner import spec
@@ -145,8 +145,12 @@ class CoreService:
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
         wanted, name = options(call.arguments[1], CreateOptions), check_cage_name(call.arguments[0])
-        definition = self._parts.manager.define(wanted)
-        owner = await self._parts.access.to_new(call, definition.level)
+        try:
+            definition = self._parts.manager.define(wanted)
+        except CageError:
+            await self._parts.access.to_new(call, None)  # what is wrong is for who may create
+            raise
+        owner = await self._parts.access.to_new(call, definition)
         cage = await self._parts.manager.create(name, definition, owner=owner, start=wanted.start)
         return Answer(values=(cage_path(cage.name),))
 

@@ -231,6 +231,65 @@ def test_a_log_does_not_tell_why_another_persons_cage_was_not_reached(
                      f"target={name}" for number, name in enumerate((HIS, NOBODYS))]
 
 
+# --- a new cage ------------------------------------------------------------------------------------------------------
+NOT_TO_BE_HAD = [
+    {"level": ("s", "no-such-level")}, {"template": ("s", "no-such-template")}, {"compartments": ("as", ["none"])},
+    {"definition": ("s", "[limits]\nmemory = 3\n")}, {"definition": ("s", 'level = "no-such-level"\n')},
+    {"ephemeral": ("b", True), "autostart": ("b", True)}, {"network": ("s", "nat")},
+]
+
+
+def created(client: Client, options: dict[str, Any]) -> Outcome:
+    try:
+        client.call("Create", "sa{sv}", HERS, options)
+    except Refusal as told:
+        return told.name, told.sentence
+    return "", ""
+
+
+def test_who_may_not_create_learns_nothing_of_levels_and_templates(polkit: FakePolkit, alice: Client) -> None:
+    for options in ({}, {"template": ("s", "default")}, *NOT_TO_BE_HAD):
+        assert created(alice, options) == refused("Create", SAYS_NO)
+    assert [asked.details["cage"] for asked in polkit.take()] == [HERS] * (2 + len(NOT_TO_BE_HAD))
+    polkit.says = lambda _asked: YES
+    for options in NOT_TO_BE_HAD:
+        name, sentence = created(alice, options)
+        assert name in ("InvalidArgument", "UnknownLevel", "InvalidDefinition")
+        assert sentence
+
+
+def test_a_rule_is_told_the_level_that_the_cage_would_have(polkit: FakePolkit, alice: Client) -> None:
+    """Whether that is asked for, or comes from a file; what is not one of the host's is none."""
+    hers = {"cage": HERS, "owner": str(uid(ALICE))}
+    for options, level in (
+        ({"level": ("s", "secret")}, "secret"), ({"definition": ("s", 'level = "secret"\n')}, "secret"),
+        ({"level": ("s", "no-such-level")}, ""), ({"level": ("s", "secret\n")}, ""),
+    ):
+        assert created(alice, options) == refused("Create", SAYS_NO)
+        (asked,) = polkit.take()
+        assert asked.details == hers | ({"level": level} if level else {})
+
+
+@pytest.mark.parametrize("options", [
+    {"autostart": ("b", True)}, {"definition": ("s", "[session]\nautostart = true\n")}])
+def test_a_cage_that_is_started_with_the_host_takes_the_right_to_enable_it(
+    core: Core, polkit: FakePolkit, alice: Client, options: dict[str, Any]
+) -> None:
+    polkit.says = lambda asked: YES if asked.action == action("Create") else NO
+    core.spawner.requests.clear()
+    assert created(alice, options) == ("NotAuthorized", f"Create is not authorised: {SAYS_NO} ({action('Enable')})")
+    assert core.spawner.requests == []
+    polkit.says = lambda asked: YES if asked.action == action("Enable") else NO
+    assert created(alice, options) == refused("Create", SAYS_NO)
+    polkit.take()
+    polkit.says = lambda _asked: YES
+    assert created(alice, options) == ("", "")
+    assert [asked.action for asked in polkit.take()] == [action("Create"), action("Enable")]
+    alice.call("Destroy", "sa{sv}", HERS, {})
+    polkit.says = lambda asked: NO if asked.action == action("Enable") else YES
+    assert created(alice, {}) == ("", "")
+
+
 # --- lists and objects -----------------------------------------------------------------------------------------------
 def names(client: Client) -> list[str]:
     return [cage["name"][1] for cage in client.call("List", "a{sv}", {})]
