@@ -2,8 +2,9 @@
 """From a call to what it may touch: the cage, the cages, or an error.
 
 Law of this room: a cage that the caller may not touch and one that is not there are answered alike, in words, in the
-error's name and in what polkit is asked meanwhile.  What was permitted is an instance: a cage that has gone while
-somebody was asked is not there any more, whatever has its name now (M17).
+error's name, in the record and in what polkit is asked meanwhile; but for those who see all cages anyway.  What was
+permitted is an instance: a cage that has gone while somebody was asked is not there any more, whatever has its name now
+(M17).
 """
 
 from __future__ import annotations
@@ -113,10 +114,10 @@ class Access:
         if not caller.is_root:
             if not _is_name(untrusted_name):  # which is no cage's, and nothing to show to an administrator
                 raise no_such_cage(untrusted_name)
-            unknown = {"cage": untrusted_name}
-            details = unknown if cage is None else _about(cage.name, cage.record.owner, cage.level)
+            known = {} if cage is None else _about(cage.name, cage.record.owner, cage.level)
+            details = {"cage": untrusted_name, **known}
             with self._refusals.noted(caller, untrusted_name, cage):
-                refusal = await self._authorization.refusal_of_any(caller, right, details, unknown)
+                refusal = await self._authorization.refusal_of_any(caller, right, details, there=cage is not None)
             if refusal is not None:
                 self._refusals.note(caller, refusal, untrusted_name, cage)
                 raise no_such_cage(untrusted_name)

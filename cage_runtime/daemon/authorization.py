@@ -61,24 +61,28 @@ class Authorization:
             raise _refusal(caller, right.action, verdict)
 
     async def refusal_of_any(
-        self, caller: Caller, right: Right, details: Details, unknown: Details
+        self, caller: Caller, right: Right, details: Details, *, there: bool
     ) -> NotAuthorized | None:
-        """Why the caller may not do it to what is not his own, which is for the record alone; None if he may.
+        """Why the caller may not do it to what is not his own, and must not be told, because he does not know whether
+        it is `there`; None where he may do it.  NotAuthorized where he may not, and sees that it is there.
 
-        `details` are those of what is asked for, `unknown` those of the same request where there is no such thing: who
-        may not, is asked the same questions in both cases, and cannot tell the one from the other.
+        Who does not see what is other people's is not asked for a password: that would tell what there is, or have to
+        be asked of whoever mistypes a name.
         """
         if caller.is_root:
             return None
         verdict = await self._verdict(caller, right.any_action, details)
-        if verdict is Verdict.YES or not caller.interactive:
-            return None if verdict is Verdict.YES else _refusal(caller, right.any_action, verdict)
-        # A rule's plain no for this cage must not be seen from the question that does not come.
-        asked_about = unknown if verdict is Verdict.NO else details
-        answer = await self._verdict(caller, right.any_action, asked_about, asking=True)
-        if answer is Verdict.YES and verdict is Verdict.CHALLENGE:
+        if verdict is Verdict.YES:
             return None
-        return _refusal(caller, right.any_action, verdict if answer is Verdict.YES else answer)
+        # Whatever the verdict: a rule's plain no to one cage must not be seen from what polkit is asked next.
+        sees = await self.sees_all(caller, RIGHTS["List"]) and there
+        if sees and verdict is Verdict.CHALLENGE and caller.interactive:
+            verdict = await self._verdict(caller, right.any_action, details, asking=True)
+            if verdict is Verdict.YES:
+                return None
+        if sees:
+            raise _refusal(caller, right.any_action, verdict)
+        return _refusal(caller, right.any_action, verdict)
 
     async def sees_all(self, caller: Caller, right: Right) -> bool:
         """Whether the caller gets to see other people's too; nobody is asked for what is only left out otherwise."""

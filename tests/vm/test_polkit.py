@@ -9,6 +9,7 @@ import select
 import subprocess
 import termios
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import pytest
@@ -75,6 +76,25 @@ def states() -> list[str]:
     return [line for line in ok("cagectl", "list", "--no-legend").splitlines() if HERS in line or HIS in line]
 
 
+SEEING = f"""polkit.addRule(function (action, subject) {{
+    if (action.id == "org.cageruntime.Core1.list-any" && subject.user == "{BOB}") return polkit.Result.YES;
+}});
+"""
+
+
+@contextmanager
+def rules(text: str) -> Iterator[None]:
+    file = RULES.with_name("49-cage-test.rules")
+    file.write_text(text)
+    # It would read it by itself, and tell nobody when it has.
+    ok("systemctl", "restart", "polkit.service")
+    try:
+        yield
+    finally:
+        file.unlink()
+        ok("systemctl", "restart", "polkit.service")
+
+
 # --- the default: a password ---------------------------------------------------------------------------------------
 def typed(person: str, password: str, *command: str) -> tuple[int, str]:
     """The command on a terminal of the person's, who types the password as often as it is asked for; its status, and
@@ -111,13 +131,18 @@ def test_a_password_is_asked_for_on_the_terminal() -> None:
     assert (status, "a-cage: running" in seen) == (0, True), seen
     assert PASSWORDS[ALICE] not in seen
     try:
-        # Bob's own password opens nothing of hers, and whose it is he does not learn; an administrator's does.
-        none = f'there is no cage "{HERS}"'
-        status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", HERS)
-        assert (status, none in seen) == (1, True), seen
-        assert f"to stop the cage {HERS}, which is not yours or does not exist" in seen
-        status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", HERS)
-        assert (status, "a-cage: stopped" in seen, none in seen) == (0, True, False), seen
+        # Nobody asks Bob for a password, whether he means hers or has mistyped a name: he sees neither.
+        for name in (HERS, NOBODYS):
+            status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", name)
+            assert (status, f'there is no cage "{name}"' in seen, "assword" in seen) == (1, True, False), seen
+        # Once he sees all cages, his own opens nothing of hers, and an administrator's does.
+        with rules(SEEING):
+            status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", NOBODYS)
+            assert (status, "assword" in seen) == (1, False), seen
+            status, seen = typed(BOB, PASSWORDS[BOB], "cagectl", "stop", HERS)
+            assert (status, f"to stop the cage {HERS}, which is not yours" in seen) == (126, True), seen
+            status, seen = typed(BOB, PASSWORDS[CAROL], "cagectl", "stop", HERS)
+            assert (status, "a-cage: stopped" in seen) == (0, True), seen
         status, seen = typed(ALICE, PASSWORDS[ALICE], "cagectl", "destroy", HERS, "--yes")
         assert (status, there(HERS)) == (0, False), seen
     finally:

@@ -192,19 +192,43 @@ def test_anothers_and_nobodys_cannot_be_told_apart(
         for name in (HIS, NOBODYS):
             assert outcome(alice, member, name) == none(name)
             seen.append([(action_, flags, bool(shown)) for action_, flags, shown in known(polkit)])
-        assert seen[0] == seen[1]
-        assert len(seen[0]) == (2 if interactive else 1)
+        # And nobody is asked for a password who has only mistyped a name.
+        assert seen == [[(action(member, "-any"), 0, False), (action("List", "-any"), 0, False)]] * 2
     assert core.spawner.requests == before
 
 
 @pytest.mark.usefixtures("cages")
 def test_a_rule_that_says_no_to_one_cage_does_not_tell_that_it_is_there(polkit: FakePolkit, alice: Client) -> None:
-    """The question comes all the same, and the right password changes nothing."""
+    """What polkit is asked after it is the same as after another answer."""
     polkit.says = lambda asked: NO if asked.details.get("level") == "secret" else YES if asked.flags else CHALLENGE
     alice.interactive = True
     for name in (HIS, NOBODYS):
         assert outcome(alice, "Stop", name) == none(name)
-        assert known(polkit) == [(action("Stop", "-any"), 0, []), (action("Stop", "-any"), INTERACTIVE, [name])]
+        assert known(polkit) == [(action("Stop", "-any"), 0, []), (action("List", "-any"), 0, [])]
+
+
+@pytest.mark.usefixtures("cages")
+def test_who_sees_all_cages_is_asked_for_a_password_and_only_for_one_that_is_there(
+    polkit: FakePolkit, alice: Client, client: Client
+) -> None:
+    password = NO
+    seeing = action("List", "-any")
+    polkit.says = lambda asked: YES if asked.action == seeing else password if asked.flags else CHALLENGE
+    asked_twice = [(action("Stop", "-any"), 0, []), (seeing, 0, [])]
+    assert outcome(alice, "Stop", HIS) == (
+        "AuthenticationNeeded", "Stop is not authorised: it needs a password, and this call does not allow to ask for "
+        f"one ({action('Stop', '-any')})")
+    assert outcome(alice, "Stop", NOBODYS) == none(NOBODYS)
+    assert known(polkit) == asked_twice * 2
+    alice.interactive = True
+    assert outcome(alice, "Stop", NOBODYS) == none(NOBODYS)
+    assert known(polkit) == asked_twice
+    wrong = "polkit says no, or the password was not the right one; who runs this host can allow it by a rule"
+    assert outcome(alice, "Stop", HIS) == refused("Stop", wrong, "-any")
+    assert known(polkit) == [*asked_twice, (action("Stop", "-any"), INTERACTIVE, [HIS])]
+    password = YES
+    assert outcome(alice, "Stop", HIS) == ("", "")
+    assert client.call("Status", "sa{sv}", HIS, {})["state"][1] == "stopped"
 
 
 @pytest.mark.usefixtures("cages")
@@ -525,7 +549,7 @@ def test_a_polkit_that_dies_in_the_middle_is_a_refusal(core: Core, client: Clien
     client.call("Create", "sa{sv}", HIS, {})
     for name in (HIS, NOBODYS):
         fake = FakePolkit(core.address)
-        fake.says = lambda asked: CHALLENGE if interactive and not asked.flags else None
+        fake.says = lambda asked: CHALLENGE if interactive and asked.action != action("List", "-any") else None
         with contextlib.closing(core.client_of(ALICE)) as alice:
             alice.interactive = interactive
             pending = alice.send("Stop", "sa{sv}", name, {})
