@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import os
+
 from cage_runtime.cli.client import core
 from cage_runtime.cli.command import VERSION
 from cage_runtime.cli.output import Screen, cell, visible
@@ -48,9 +50,23 @@ def _list(args: argparse.Namespace, screen: Screen) -> int:
     if screen.as_json:
         screen.document(cages)
         return 0
-    rows = [[cage.get(key, "") for key in _LIST_KEYS] for cage in cages]
-    screen.table([key.upper() for key in _LIST_KEYS], rows, "cage")
+    keys: tuple[str, ...] = _LIST_KEYS
+    if any(cage.get("owner", os.getuid()) != os.getuid() for cage in cages):
+        keys = (*_LIST_KEYS, "owner")
+        cages = [{**cage, "owner": _person(cage.get("owner"))} for cage in cages]
+    rows = [[cage.get(key, "") for key in keys] for cage in cages]
+    screen.table([key.upper() for key in keys], rows, "cage")
     return 0
+
+
+def _person(uid: int | None) -> str:
+    """Who has the uid, and the number where nobody does."""
+    import pwd
+
+    try:
+        return "" if uid is None else pwd.getpwuid(uid).pw_name
+    except KeyError:
+        return str(uid)
 
 
 def _status(args: argparse.Namespace, screen: Screen) -> int:

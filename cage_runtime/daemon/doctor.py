@@ -4,10 +4,13 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
-from collections.abc import Iterator, Mapping
+from collections import Counter
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from enum import StrEnum
+from types import MappingProxyType
 
 from cage_runtime.spawner.spec import Host
 
@@ -42,10 +45,12 @@ class Check:
 def examine(
     host: Host, *, authorisation: tuple[bool, str], policy_fault: str | None, policy_faults: int, labels: int,
     unenforced: Mapping[str, tuple[str, ...]],
-    orphans: tuple[str, ...] = (), faults: tuple[str, ...] = (), counted: bool = True,
+    orphans: tuple[str, ...] = (), strangers: Mapping[int, int] = MappingProxyType({}), faults: tuple[str, ...] = (),
+    counted: bool = True,
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage.  `authorisation` is
-    whether others than root can use cages, and why; unless `counted`, nothing tells how many cages there are."""
+    whether others than root can use cages, and why; `strangers` are what `unknown_owners` finds; unless `counted`,
+    nothing tells how many cages there are."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
         _authorisation(*authorisation),
@@ -54,6 +59,7 @@ def examine(
         *_cages(unenforced),
         *(Check(check="storage", state=Health.LIMITED, detail=f"{uuid} belongs to no cage that is known, and is kept",
                 help="restore its definition, or look through it as root and remove it") for uuid in orphans),
+        *(_stranger(uid, cages) for uid, cages in strangers.items()),
         *(Check(check="state", state=Health.LIMITED, detail=fault, help="mend it, then start the core again")
           for fault in faults),
     ]
@@ -65,6 +71,25 @@ def _id_ranges(host: Host, *, counted: bool) -> Check:
         return Check(check="id ranges", state=Health.OK, detail=detail)
     help_ = "destroy cages that are not needed"
     return Check(check="id ranges", state=Health.MISSING, detail=detail if counted else "none is free", help=help_)
+
+
+def unknown_owners(owners: Iterable[int]) -> dict[int, int]:
+    """How many of cages that have these owners each uid has whom this host does not know; may ask over the network."""
+    return {uid: count for uid, count in sorted(Counter(owners).items()) if not _is_known(uid)}
+
+
+def _is_known(uid: int) -> bool:
+    try:
+        pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return True
+
+
+def _stranger(uid: int, cages: int) -> Check:
+    return Check(check="persons", state=Health.LIMITED,
+                 detail=f"uid {uid}, whom this host does not know, has {cages} cage{'s' if cages != 1 else ''}",
+                 help="who is given that uid next has them too: see cagectl list, and destroy them before that")
 
 
 def _kernel(host: Host) -> Iterator[Check]:

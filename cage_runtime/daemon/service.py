@@ -7,6 +7,7 @@ then it turns arguments into types, calls one thing, turns the result back.
 
 from __future__ import annotations
 
+import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 from typing import TypeVar
@@ -329,6 +330,7 @@ class CoreService:
         if host is None:
             raise RuntimeFailure("the spawner does not describe this host")
         fault = mediation.policy.fault
+        owners = [cage.record.owner for cage in view.cages] if view.whole else []
         checks = doctor.examine(
             host, authorisation=await self._parts.authorization.health(), labels=len(manager.levels.names),
             # The text of the policy, records, storage and menus may name cages.
@@ -336,6 +338,7 @@ class CoreService:
             policy_faults=len(mediation.check()) if view.whole else 0,
             unenforced={cage.name: cage.unenforced for cage in view.cages},
             orphans=manager.orphans if view.whole else (),
+            strangers=await asyncio.to_thread(doctor.unknown_owners, owners),
             faults=(*manager.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))

@@ -7,6 +7,7 @@ import contextlib
 import fcntl
 import json
 import os
+import pwd
 import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -241,6 +242,17 @@ def test_list_is_a_table(caged: Any, capsys: Captured) -> None:
     )
     assert cagectl.main(["list", "-j"]) == 0
     assert json.loads(capsys.readouterr().out) == [plain(WORK), plain(VAULT)]
+
+
+def test_list_says_whose_where_others_are_among_them(caged: Any, capsys: Captured) -> None:
+    others = VAULT | {"owner": ("u", 4_000_000_000)}
+    caged.answers["List"] = lambda _: ("aa{sv}", ([WORK | {"owner": ("u", os.getuid())}],))
+    assert cagectl.main(["list"]) == 0
+    assert "OWNER" not in capsys.readouterr().out
+    caged.answers["List"] = lambda _: ("aa{sv}", ([WORK | {"owner": ("u", os.getuid())}, others],))
+    assert cagectl.main(["list"]) == 0
+    assert [line.split()[-1] for line in capsys.readouterr().out.splitlines()[:3]] == [
+        "OWNER", pwd.getpwuid(os.getuid()).pw_name, "4000000000"]
 
 
 def test_status_shows_what_is_known_and_what_a_later_version_adds(caged: Any, capsys: Captured) -> None:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import pwd
+
 import msgspec
 import pytest
 
@@ -18,9 +20,10 @@ GOOD = Host(
 
 def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0,
            authorisation: tuple[bool, str] = (True, "polkit decides"),
-           unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = ()) -> dict[str, Check]:
+           unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = (),
+           strangers: dict[int, int] | None = None) -> dict[str, Check]:
     found = examine(host, authorisation=authorisation, policy_fault=fault, policy_faults=faults, labels=3,
-                    unenforced=unenforced or {}, orphans=orphans)
+                    unenforced=unenforced or {}, orphans=orphans, strangers=strangers or {})
     return {check.check: check for check in found}
 
 
@@ -67,3 +70,14 @@ def test_storage_without_a_cage_is_told() -> None:
     found = checks(orphans=("a" * 32,))["storage"]
     assert found.state is Health.LIMITED
     assert "a" * 32 in found.detail
+
+
+def test_cages_of_a_person_who_has_left_are_told() -> None:
+    nobody_has = next(uid for uid in range(60_000, 1 << 31) if uid not in {entry.pw_uid for entry in pwd.getpwall()})
+    strangers = doctor.unknown_owners([0, nobody_has, 0, nobody_has])
+    assert strangers == {nobody_has: 2}
+    found = checks(strangers=strangers)["persons"]
+    assert (found.state, found.detail) == (
+        Health.LIMITED, f"uid {nobody_has}, whom this host does not know, has 2 cages")
+    assert found.help
+    assert "persons" not in checks()
