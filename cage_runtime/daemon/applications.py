@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+from contextlib import AbstractAsyncContextManager
 
 import msgspec
 
@@ -17,7 +18,8 @@ from cage_runtime.bus import Bus, Value
 from cage_runtime.config import Apps
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.exports import Exports
-from cage_runtime.daemon.manager import Manager
+from cage_runtime.daemon.manager import ACTING, Manager
+from cage_runtime.daemon.turns import Turns
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, UsageError
 from cage_runtime.model import CageState
 from cage_runtime.spawner import spec
@@ -34,10 +36,15 @@ class Applications:
     def __init__(self, bus: Bus, manager: Manager, exports: Exports) -> None:
         self._bus, self._manager, self._exports = bus, manager, exports
         manager.started = self.show_all
-        # cage-apps cancels whatever its caller has under way, and all that is asked is asked by us: one at a time.
-        self._turn = asyncio.Lock()
+        # cage-apps cancels whatever its caller has under way, and all that is asked is asked by us: one at a time,
+        # and persons in turn.
+        self._turns = Turns()
         self._forgetting: set[asyncio.Task[None]] = set()
         self._offering = asyncio.Lock()
+
+    def _turn(self) -> AbstractAsyncContextManager[None]:
+        """A turn of whoever this is done for."""
+        return self._turns.turn(ACTING.get())
 
     async def _ask(self, member: str, signature: str = "", *arguments: Value, seconds: float | None = None) -> Value:
         answer = await self._bus.call(*APPS, member, signature, arguments, seconds=seconds)
@@ -45,13 +52,13 @@ class Applications:
 
     async def add_remote(self, name: str, url: str, key: bytes) -> str:
         """The fingerprint of the pinned key."""
-        async with self._turn:
+        async with self._turn():
             fingerprint = str(await self._ask("AddRemote", "ssay", name, url, key, seconds=REMOTE_SECONDS))
         self._manager.record(Kind.REMOTE_ADDED, None, {"remote": name, "url": url, "key": fingerprint})
         return fingerprint
 
     async def remove_remote(self, name: str) -> None:
-        async with self._turn:
+        async with self._turn():
             await self._ask("RemoveRemote", "s", name, seconds=QUICK_SECONDS)
         self._manager.record(Kind.REMOTE_REMOVED, None, {"remote": name})
 
@@ -77,7 +84,7 @@ class Applications:
         return entry
 
     async def _install(self, cage: Cage, application: str, remote: str) -> dict[str, str]:
-        async with self._turn:
+        async with self._turn():
             try:
                 entry: dict[str, str] = await self._ask("Install", "ss", application, remote)
             except asyncio.CancelledError:
@@ -96,7 +103,7 @@ class Applications:
         """Update every application of `cage`; answers application: commit."""
         updated = {}
         for application in cage.record.definition.apps.allow:
-            async with self._turn:
+            async with self._turn():
                 entry: dict[str, str] = await self._ask("Update", "s", application)
             updated[application] = entry["commit"]
             self._manager.record(Kind.APPLICATION_UPDATED, cage, entry)
@@ -122,7 +129,7 @@ class Applications:
         await self._uninstall_unused(application)
 
     async def _uninstall_unused(self, application: str) -> None:
-        async with self._turn:
+        async with self._turn():
             if not any(application in other.record.definition.apps.allow for other in self._manager.cages()):
                 with contextlib.suppress(NoSuchApplication):  # installed it is not, as it should be
                     await self._ask("Remove", "s", application)

@@ -585,6 +585,25 @@ def test_a_job_is_there_for_who_started_it(
     alice.call("Cancel", interface=f"{CORE}.Job", path=job)
 
 
+@pytest.mark.usefixtures("cages")
+def test_who_installs_much_keeps_nobody_waiting_for_more_than_one(
+    polkit: FakePolkit, apps: FakeApps, alice: Client, bob: Client
+) -> None:
+    polkit.says = lambda _asked: YES
+    apps.patient = True
+    jobs = [(alice, alice.call("InstallApplication", "ssa{sv}", HERS, f"org.example.A{number}", {}))
+            for number in range(JOBS_PER_PERSON)]
+    alice.until(lambda: bool(names(alice)) and bool(apps.waiting))
+    jobs.append((bob, bob.call("InstallApplication", "ssa{sv}", HIS, "org.example.B", {})))
+    assert names(bob)
+    apps.patient = False
+    apps.finish()
+    for who, job in jobs:
+        who.call("Wait", interface=f"{CORE}.Job", path=job)
+    order = [arguments[0].removeprefix("org.example.") for member, arguments in apps.calls if member == "Install"]
+    assert order == ["A0", "B", *(f"A{number}" for number in range(1, JOBS_PER_PERSON))]
+
+
 def test_what_was_installed_for_a_cage_that_has_gone_does_not_stay(
     polkit: FakePolkit, apps: FakeApps, alice: Client
 ) -> None:
