@@ -156,6 +156,15 @@ async def serve(config: RuntimeConfig) -> None:
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
 
 
+def _check_host(config: RuntimeConfig) -> None:
+    """HostUnsupported unless caged is who it has to be, and what it needs is there and is its own."""
+    if os.geteuid() == 0:
+        raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
+                              "or use --standalone")
+    _check_group(config)
+    folders.check(folders.of_state(config, "cages", "audit"))
+
+
 def _check_group(config: RuntimeConfig) -> None:
     """HostUnsupported where the gateways are out of our reach: every cage would look as if it had ended."""
     users = config.users
@@ -199,11 +208,11 @@ def main() -> int:
         config = load_runtime(options.config)
         if options.standalone:
             return asyncio.run(standalone.supervise(config, options.config, options.ready_fd))
-        if os.geteuid() == 0:
-            raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
-                                  "or use --standalone")
-        _check_group(config)
-        folders.check(folders.of_state(config, "cages", "audit"))
+        try:
+            _check_host(config)
+        except HostUnsupported as error:
+            LOG.critical("%s", error.sentence)
+            return os.EX_CONFIG  # somebody has to see to it first: the unit does not try again
         os.umask(0o077)
         asyncio.run(serve(config))
     except CageError as error:
