@@ -52,7 +52,7 @@ def test_a_path_runs_its_own_phase_alone(top: Path) -> None:
 
 def test_a_machine_runs_for_what_has_phases(top: Path) -> None:
     assert courses(planned([], top)) == [Course.LIFE, Course.TROUBLE]
-    assert courses(planned(["tests/vm/persons"], top)) == [Course.TROUBLE]
+    assert courses(planned(["tests/vm/trouble"], top)) == [Course.TROUBLE]
 
 
 @pytest.mark.parametrize("stranger", ["tests/unit", "tests/vm/machine.py", "tests/vm/host"])

@@ -15,9 +15,9 @@ class Course(StrEnum):
     """What a machine goes through."""
 
     LIFE = "life"
-    """It is used, rebooted, used again, and the package removed."""
+    """It is used, by persons too, is rebooted, and the package upgraded and removed."""
     TROUBLE = "trouble"
-    """Persons who get at each other's cages, a core that is cut off, a host that is not as it must be."""
+    """The core is cut off, and the host is not as it must be."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -36,10 +36,10 @@ class Phase:
 
 
 PHASES = (
+    Phase(name="persons", course=Course.LIFE, globs=("tests/vm/persons",)),
     Phase(name="machine", course=Course.LIFE, globs=("tests/vm/test_*.py",)),
     Phase(name="after-reboot", course=Course.LIFE, globs=("tests/vm/after_reboot",), reboots=True),
     Phase(name="at-last", course=Course.LIFE, globs=("tests/vm/at_last",)),
-    Phase(name="persons", course=Course.TROUBLE, globs=("tests/vm/persons",)),
     Phase(name="trouble", course=Course.TROUBLE, globs=("tests/vm/trouble",)),
 )
 """Those of a course in their order."""

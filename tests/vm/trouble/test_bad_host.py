@@ -154,6 +154,7 @@ def test_a_unit_that_somebody_has_overridden(kept: str) -> None:
             assert refusal(unit) == ({f"{unit}: {sentence}"} if sentence else set()), lines
             if lines == "User=caged":
                 assert refused("cagectl", "status", kept) == (125, WITHOUT_SPAWNER)
+        ok("systemctl", "start", "caged")
 
 
 @contextlib.contextmanager
