@@ -240,7 +240,7 @@ class Systemd:
             self._systemd = message.body("sss")[2]
             if self._systemd and self._bus is not None:  # it has executed itself anew
                 self._calls[self._bus.post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "Subscribe")] = lambda _reply: None
-        elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved"):
+        elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved") and message.has("so"):
             # Whoever says that: to ask once more does no harm.
             until, request = self._unregistered.pop(message.body("so")[0], (0.0, None))
             if request is not None and time.monotonic() < until:

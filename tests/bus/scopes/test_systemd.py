@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 from jeepney import DBusAddress, MessageFlag, new_signal
 from jeepney.bus_messages import message_bus
-from jeepney.io.blocking import open_dbus_connection
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import HeaderFields
 
 from cage_runtime.scopes import systemd as module
@@ -28,6 +28,7 @@ __all__ = ["bus_address", "system_bus"]
 SECONDS = 10.0
 MANAGER = DBusAddress("/org/freedesktop/systemd1", interface="org.freedesktop.systemd1.Manager")
 MACHINES = DBusAddress("/org/freedesktop/machine1", interface="org.freedesktop.machine1.Manager")
+BUS = DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
 JOB, UNIT = "/org/freedesktop/systemd1/job/7", "cage-work.scope"
 
 
@@ -117,17 +118,24 @@ def test_a_scope_is_there_when_its_job_is_done(host: Host) -> None:
     assert not lives(seed)
 
 
+def send_to(host: Host, stranger: DBusConnection, about: DBusAddress, member: str, signature: str, *body: Any) -> None:
+    signal = new_signal(about, member, signature, body)
+    signal.header.fields[HeaderFields.destination] = host.name
+    signal.header.flags |= MessageFlag.no_reply_expected
+    stranger.send(signal)
+
+
 def test_nobody_else_can_say_that_a_job_has_ended(host: Host) -> None:
     """A signal to one name alone passes no match rule, and any user may send one on the system bus."""
     host.scopes.ask(OPEN)
     host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
     with open_dbus_connection(host.address) as stranger:
-        for member, signature, body in (("JobRemoved", "uoss", (7, JOB, UNIT, "failed")), ("JobRemoved", "s", ("",)),
-                                        ("JobNew", "uos", (7, JOB, "cage-vault.scope"))):
-            signal = new_signal(MANAGER, member, signature, body)
-            signal.header.fields[HeaderFields.destination] = host.name
-            signal.header.flags |= MessageFlag.no_reply_expected
-            stranger.send(signal)
+        send_to(host, stranger, MANAGER, "JobRemoved", "uoss", 7, JOB, UNIT, "failed")
+        send_to(host, stranger, MANAGER, "JobRemoved", "s", "")
+        send_to(host, stranger, MANAGER, "JobNew", "uos", 7, JOB, "cage-vault.scope")
+        send_to(host, stranger, MACHINES, "MachineRemoved", "so", "work", JOB)
+        send_to(host, stranger, MACHINES, "MachineRemoved", "s", "work")
+        send_to(host, stranger, BUS, "NameOwnerChanged", "s", "")
         stranger.send_and_get_reply(message_bus.GetId())
     host.job_ends("done")
     host.until(lambda: host.told)
