@@ -130,6 +130,67 @@ def test_uninstall_takes_what_install_put_there(tmp_path: Path) -> None:
     assert "/usr/local/share/man/man8/caged.8" in ended.stdout.splitlines()
 
 
+THEIRS = rf"""
+mkdir -p /usr/local/bin /usr/local/share/man/man8 /etc/dbus-1/system.d /usr/share/polkit-1 /usr/local/lib
+echo theirs >/usr/local/bin/cagectl
+ln -s /srv/theirs /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+mkdir -p /usr/local/share/man/man8/caged.8
+echo theirs >/usr/local/lib/tmpfiles.d
+before=$({LIST})
+scripts/install && exit 9
+test "$({LIST})" = "$before"
+test "$(cat /usr/local/bin/cagectl)" = theirs
+test ! -e /opt/cage-runtime/.installed
+"""
+
+
+def test_install_replaces_nothing_that_is_somebody_else_s(tmp_path: Path) -> None:
+    """Not even a part of it: a file, a link, a folder in a file's place, and a file in a folder's."""
+    ended = apart(tmp_path, THEIRS)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.endswith(
+        "install: nothing is installed, because this is here already and none of the runtime's; move it away: "
+        "/etc/dbus-1/system.d/org.cageruntime.Core1.conf, /usr/local/bin/cagectl, /usr/local/lib/tmpfiles.d, "
+        "/usr/local/share/man/man8/caged.8\n")  # fmt: skip
+
+
+OURS = r"""
+mkdir -p /usr/share/polkit-1
+{earlier}
+scripts/install
+cmp policies/dbus/org.cageruntime.Core1.conf /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+test "$(readlink /usr/local/bin/cagectl)" = /opt/cage-runtime/bin/cagectl
+scripts/uninstall
+test ! -e /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+test ! -e /opt/cage-runtime
+"""
+BEFORE = {
+    "of another version": r"""
+        scripts/install
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf
+        ln -sfn /opt/cage-runtime/bin/earlier /usr/local/bin/cagectl
+        rm /opt/cage-runtime/.stamp""",
+    "of the earlier layout": r"""
+        mkdir -p /opt/cage-runtime/venv/lib/python3.11/site-packages /opt/cage-runtime/bin
+        ln -s venv/lib/python3.11/site-packages /opt/cage-runtime/lib
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf
+        echo earlier >/opt/cage-runtime/bin/cagectl
+        ln -s /opt/cage-runtime/bin/cagectl /usr/local/bin/cagectl""",
+    "cut off": r"""
+        mkdir "$work/cut"
+        printf '#!/bin/sh\ncase $* in *tmpfiles*) exit 1 ;; esac\nexec /bin/mv "$@"\n' >"$work/cut/mv"
+        chmod 755 "$work/cut/mv"
+        PATH="$work/cut:$PATH" scripts/install && exit 9
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf""",
+}
+
+
+@pytest.mark.parametrize("earlier", BEFORE)
+def test_install_replaces_what_is_its_own(tmp_path: Path, earlier: str) -> None:
+    ended = apart(tmp_path, OURS.format(earlier=BEFORE[earlier]))
+    assert ended.returncode == 0, ended.stderr
+
+
 PURGE = r"""
 mkdir "$work/bin"
 printf '#!/bin/sh\n[ "$1" != cage-files ] || { echo "$1 is busy" >&2; exit 8; }\n' >"$work/bin/userdel"
