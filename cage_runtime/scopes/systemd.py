@@ -48,6 +48,8 @@ _SYSTEMD, _SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1
 _MANAGER = _SYSTEMD + ".Manager"
 _MACHINED, _MACHINED_PATH = "org.freedesktop.machine1", "/org/freedesktop/machine1"
 _UNIT_EXISTS = _SYSTEMD + ".UnitExists"
+_NO_REPLY = _DBUS + ".Error.NoReply"
+"""The bus's own word for one that has gone with a call in hand."""
 _MACHINE_EXISTS = _MACHINED + ".MachineExists"
 _PASSING = (_MACHINE_EXISTS, _DBUS + ".Error.UnixProcessIdUnknown", "System.Error.ESRCH")
 """Of a cage whose last life machined has not forgotten, and of one that has ended by now."""
@@ -73,7 +75,7 @@ class Opening:
     job: str = ""
     """The D-Bus path of systemd's job, while that runs."""
     waiting: bool = False
-    """For a unit of that name to be removed."""
+    """For a unit of that name to be removed, or for systemd to come back."""
     opened: bool = False
 
     @property
@@ -129,6 +131,11 @@ class Systemd:
         except BusError as error:
             if error.name == _UNIT_EXISTS and time.monotonic() < opening.until:
                 opening.waiting = True
+            elif error.name == _NO_REPLY and time.monotonic() < opening.until:
+                # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the same
+                # goes with its seed.
+                _end(opening.seed)
+                opening.seed, opening.waiting = _seed(), True
             elif error.name == _UNIT_EXISTS:
                 self._fail(opening, f"there is a unit {opening.unit} already, which is none of this runtime's; "
                                     f"see systemctl status {opening.unit}")
@@ -240,6 +247,7 @@ class Systemd:
             self._systemd = message.body("sss")[2]
             if self._systemd and self._bus is not None:  # it has executed itself anew
                 self._calls[self._bus.post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "Subscribe")] = lambda _reply: None
+                self._start_waiting()
         elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved") and message.has("so"):
             # Whoever says that: to ask once more does no harm.
             until, request = self._unregistered.pop(message.body("so")[0], (0.0, None))
@@ -257,8 +265,12 @@ class Systemd:
                 self._tell(Leaving(unit=unit))
         elif message.is_signal(_MANAGER, "UnitRemoved"):
             unit, _ = message.body("so")
-            for opening in [each for each in self._openings.values() if each.waiting and each.unit == unit]:
-                self._start(opening)
+            self._start_waiting(unit)
+
+    def _start_waiting(self, unit: str = "") -> None:
+        """Ask again for what waits to be, or for that one."""
+        for opening in [each for each in self._openings.values() if each.waiting and unit in ("", each.unit)]:
+            self._start(opening)
 
     def _job_ended(self, job: str, result: str) -> None:
         opening = next((each for each in self._openings.values() if each.job == job), None)

@@ -7,6 +7,7 @@ The real ones are talked to in tests/vm; here is what they say seldom, and what 
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -179,6 +180,30 @@ def test_the_scope_of_a_cage_s_last_life_is_waited_for(host: Host) -> None:
     host.job_ends("done")
     host.until(lambda: host.told)
     assert host.told[0].fault == ""  # type: ignore[union-attr]
+
+
+def test_a_systemd_that_executes_itself_anew_is_asked_again(host: Host) -> None:
+    """It may have made the scope, and it may not; what it has made around the first seed goes with that."""
+    def leave(*_: object) -> tuple[str, tuple[str]]:
+        host.systemd._connection.sock.shutdown(socket.SHUT_RDWR)
+        return "o", (JOB,)
+
+    gone = host.systemd
+    gone.answers["StartTransientUnit"] = leave
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.scopes.waits_until())
+    (first,) = dict(host.asked(gone, "StartTransientUnit")[0][2])["PIDs"][1]
+    assert not lives(first)
+    gone.close()
+    host.systemd = FakeService(host.address, "org.freedesktop.systemd1")
+    host.systemd.answers |= {"Subscribe": lambda: ("", ()), "StartTransientUnit": lambda *_: ("o", (JOB,))}
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    assert [call[0] for call in host.systemd.calls] == ["Subscribe", "StartTransientUnit"]
+    host.job_ends("done")
+    host.until(lambda: host.told)
+    (second,) = dict(host.asked(host.systemd, "StartTransientUnit")[0][2])["PIDs"][1]
+    assert host.told == [Opened(number=1, seed=second)]
+    assert lives(second)
 
 
 def test_a_unit_of_somebody_else_s_is_not_waited_for_for_ever(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
