@@ -208,6 +208,27 @@ def test_a_user_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
                             "for the reasons above; end what uses them, then this again\n")
 
 
+MOUNTED = r"""
+mkdir "$work/disk" "$work/bin"
+echo kept >"$work/disk/letters"
+mkdir -p /opt/cage-runtime /var/lib/cage-runtime/storage/of-work/home
+touch /var/lib/cage-runtime/storage/of-work/range
+mount -t tmpfs none /var/lib/cage-runtime/storage/of-work/home
+cp "$work/disk/letters" /var/lib/cage-runtime/storage/of-work/home
+for program in userdel groupdel; do cp /bin/true "$work/bin/$program"; done
+PATH="$work/bin:$PATH" scripts/uninstall --purge || status=$?
+cat /var/lib/cage-runtime/storage/of-work/home/letters
+test ! -e /var/lib/cage-runtime/storage/of-work/range
+exit ${status:-0}
+"""
+
+
+def test_what_somebody_has_mounted_in_a_home_is_not_purged_with_it(tmp_path: Path) -> None:
+    ended = apart(tmp_path, MOUNTED)
+    assert (ended.returncode, ended.stdout) == (1, "kept\n")
+    assert "skipping '/var/lib/cage-runtime/storage/of-work/home'" in ended.stderr
+
+
 GOING_ON = r"""
 mkdir "$work/cgroup2" /opt/cage-runtime
 mount -t cgroup2 none "$work/cgroup2"
