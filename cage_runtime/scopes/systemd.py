@@ -29,6 +29,8 @@ CALL_SECONDS = 10.0
 """What the bus and systemd have to answer the few calls that open the conversation."""
 GONE_SECONDS = 10.0
 """How long a unit of the cage's name may still be there: that of its last life, which systemd removes by itself."""
+AGAIN_SECONDS = 0.5
+"""Between two looks whether it is."""
 STOP_SECONDS = 15
 """From the SIGTERM of a scope's stop to its SIGKILL: cage-init gives its processes 5 of them (model.STOP_SECONDS)."""
 AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
@@ -74,9 +76,13 @@ class Opening:
     """When a unit of that name that is there is no more taken for one that goes."""
     job: str = ""
     """The D-Bus path of systemd's job, while that runs."""
-    waiting: bool = False
-    """For a unit of that name to be removed, or for systemd to come back."""
+    again: float | None = None
+    """When it is asked for again, which waits for a unit of that name to be removed, or for systemd to come back: at
+    the latest then, because what is told of that may be lost while systemd is away."""
     opened: bool = False
+
+    def wait(self) -> None:
+        self.again = min(self.until, time.monotonic() + AGAIN_SECONDS)
 
     @property
     def unit(self) -> str:
@@ -116,7 +122,7 @@ class Systemd:
                 self._register(request)
 
     def _start(self, opening: Opening) -> None:
-        opening.waiting = False
+        opening.again = None
         no_others: list[object] = []
         arguments = (opening.unit, JOB_MODE, _properties(opening), no_others)
         try:
@@ -130,12 +136,13 @@ class Systemd:
             (opening.job,) = reply.body("o")
         except BusError as error:
             if error.name == _UNIT_EXISTS and time.monotonic() < opening.until:
-                opening.waiting = True
+                opening.wait()
             elif error.name == _NO_REPLY and time.monotonic() < opening.until:
                 # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the same
                 # goes with its seed.
                 _end(opening.seed)
-                opening.seed, opening.waiting = _seed(), True
+                opening.seed = _seed()
+                opening.wait()
             elif error.name == _UNIT_EXISTS:
                 self._fail(opening, f"there is a unit {opening.unit} already, which is none of this runtime's; "
                                     f"see systemctl status {opening.unit}")
@@ -180,7 +187,7 @@ class Systemd:
 
     def waits_until(self) -> float | None:
         """The moment of time.monotonic() at which `turn` has something to do, whatever comes."""
-        ends = [opening.until for opening in self._openings.values() if opening.waiting]
+        ends = [opening.again for opening in self._openings.values() if opening.again is not None]
         if self._bus is not None and (due := self._bus.waits_for()[1]) is not None:
             ends.append(due)
         return min(ends, default=None)
@@ -192,7 +199,8 @@ class Systemd:
                 self._hear(message)
         except NoSystemBus as error:
             self._lost(error)
-        for opening in [each for each in self._openings.values() if each.waiting and time.monotonic() >= each.until]:
+        now = time.monotonic()
+        for opening in [each for each in self._openings.values() if each.again is not None and now >= each.again]:
             self._start(opening)
 
     def _post(self, *call: Any) -> None:
@@ -269,8 +277,9 @@ class Systemd:
 
     def _start_waiting(self, unit: str = "") -> None:
         """Ask again for what waits to be, or for that one."""
-        for opening in [each for each in self._openings.values() if each.waiting and unit in ("", each.unit)]:
-            self._start(opening)
+        for opening in [each for each in self._openings.values() if each.again is not None]:
+            if unit in ("", opening.unit):
+                self._start(opening)
 
     def _job_ended(self, job: str, result: str) -> None:
         opening = next((each for each in self._openings.values() if each.job == job), None)
