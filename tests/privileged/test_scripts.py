@@ -297,3 +297,30 @@ def test_without_systemd_the_package_is_removed_where_nothing_runs(tmp_path: Pat
     script = f"mkdir /run/cage-runtime; touch /run/cage-runtime/spawner.lock; unshare --cgroup {PRERM}"
     ended = apart(tmp_path, script)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+POSTRM = r"""
+mkdir -p "$work/theirs" /run/cage-runtime/cages /etc/cage-runtime /var/lib/cage-runtime/exports/1000/share
+touch "$work/theirs/kept" /run/cage-runtime/cages/socket
+mkdir /var/lib/cage-runtime/staging
+for link in exports/1000/share/applications exports/0 staging/link; do ln -s "$work/theirs" /var/lib/cage-runtime/$link; done
+ln -s "$work/theirs" /run/cage-runtime/caged
+before=$(find /run /var/lib/cage-runtime /etc/cage-runtime)
+for word in upgrade failed-upgrade abort-install abort-upgrade disappear; do
+    sh scripts/debian/cage-runtime.postrm $word 0.0.9
+done
+test "$(find /run /var/lib/cage-runtime /etc/cage-runtime)" = "$before"
+sh scripts/debian/cage-runtime.postrm remove
+test ! -e /run/cage-runtime
+test "$(find /var/lib/cage-runtime /etc/cage-runtime | wc -l)" = "$(echo "$before" | grep -vc ^/run)"
+sh scripts/debian/cage-runtime.postrm purge
+test ! -e /var/lib/cage-runtime
+test ! -e /etc/cage-runtime
+find "$work/theirs" -printf '%f %U\n'
+"""
+
+
+def test_the_package_deletes_what_it_is_told_to_and_follows_no_link(tmp_path: Path) -> None:
+    """caged and the mediators write in these folders; dpkg also calls this where it goes back on something."""
+    ended = apart(tmp_path, POSTRM)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "theirs 0\nkept 0\n", "")
