@@ -40,6 +40,8 @@ _INTEGERS: dict[str, tuple[Any, int, int]] = {
     "h": (c_int, 0, 2**31 - 1),
 }
 _TEXT = "sog"
+SILENCE_SECONDS = 1.0
+"""Nearly all calls are answered sooner."""
 _FOREVER = 2**64 - 1
 """sd_bus_get_timeout: nothing is due."""
 
@@ -142,20 +144,22 @@ class Connection:
         meanwhile: Callable[[], object] | None = None,
         interactive: bool = False,
         quietly: bool = False,
+        silence: Callable[[], object] | None = None,
     ) -> tuple[Any, ...]:
         """Calls a method and waits `timeout` seconds (None: until it answers) for a reply of signature `returns`.
 
         Raises BusError for an error reply, TimeoutError, NoSystemBus when the bus goes away, and RuntimeFailure for a
         reply of another signature.  A KeyboardInterrupt leaves the connection usable.  `meanwhile` is done while the
         peer works.  With `interactive` the peer may have a person asked for a password first.  `quietly`, nothing is
-        started for it.
+        started for it.  `silence` is done after each SILENCE_SECONDS without an answer, and may raise to end the wait.
         """
         names = (destination, path, interface, member)
         cookie = self._call(names, signature, values, flush=meanwhile is not None, interactive=interactive,
                             quietly=quietly)
         if meanwhile:
             meanwhile()
-        reply = self._reply(cookie, None if timeout is None else time.monotonic() + timeout)
+        deadline = None if timeout is None else time.monotonic() + timeout
+        reply = self._reply(cookie, deadline) if silence is None else self._watched(cookie, deadline, silence)
         try:
             return _body(self._c, reply, member, returns)
         finally:
@@ -255,6 +259,17 @@ class Connection:
             if got >= 0 and answered.value == cookie:
                 return message
             self._c.sd_bus_message_unref(message)
+
+    def _watched(self, cookie: int, deadline: float | None, silence: Callable[[], object]) -> c_void_p:
+        """As _reply, with `silence` done now and then."""
+        while True:
+            look = time.monotonic() + SILENCE_SECONDS
+            try:
+                return self._reply(cookie, look if deadline is None else min(look, deadline))
+            except TimeoutError:
+                if deadline is not None and time.monotonic() >= deadline:
+                    raise
+                silence()
 
     def _next(self, deadline: float | None) -> c_void_p:
         """The next message that arrives, of whatever kind; TimeoutError where none does."""

@@ -17,12 +17,12 @@ import re
 import stat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
-from datetime import UTC, datetime
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 from types import TracebackType
 from typing import BinaryIO
 
-from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record, decode
+from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record, decode, rfc3339
 from cage_runtime.audit.reserve import ENTITLED, FULL, Reserve
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_TAIL_MAX
@@ -30,6 +30,8 @@ from cage_runtime.model import AUDIT_FILE_BYTES, AUDIT_RECORD_BYTES_MAX, AUDIT_T
 _FILE_NAME = re.compile(r"[0-9]{6}\.jsonl\Z")
 
 
+CLOCK_SLACK = timedelta(seconds=1)
+"""A clock that is set back by less is one that is kept right (NTP)."""
 _ADVICE = {
     errno.EACCES: "; all that is in it must belong to the core's user, so chown -R it to that user",
     errno.EROFS: "; its file system is read-only, so mount it writable",
@@ -48,10 +50,15 @@ def _now() -> datetime:
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Head:
-    """The record that the next one follows: its number and hash."""
+    """The record that the next one follows: its number, hash and time."""
 
     sequence: int = 0
     hash: str = FIRST_PREVIOUS
+    time: str = ""
+
+    @classmethod
+    def of(cls, record: Record) -> _Head:
+        return cls(sequence=record.sequence, hash=record.hash, time=record.event.time)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -106,7 +113,19 @@ class Chain:
         """
         if self._broken or self._fd < 0:
             raise RuntimeFailure(f"the audit chain in {self._directory} takes no more records: start the core again")
-        event = Event.at(self._clock(), kind, fields)
+        moment = self._clock()
+        self._note_clock(moment)
+        self._add(Event.at(moment, kind, fields), kind, durable)
+
+    def _note_clock(self, moment: datetime) -> None:
+        """A record of its own where the clock was set back: times tell no order from there on."""
+        last = self._end.head.time
+        # Of one form and of UTC, they sort as they follow on each other.
+        if last and rfc3339(moment + CLOCK_SLACK) < last:
+            fields = {"to": rfc3339(moment), "why": f"record {self._end.head.sequence} is of {last}"}
+            self._add(Event.at(moment, Kind.CLOCK_SET_BACK, fields), Kind.CLOCK_SET_BACK, durable=True)
+
+    def _add(self, event: Event, kind: Kind, durable: bool) -> None:
         head = self._end.head
         record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
         line = record.encode()
@@ -116,8 +135,7 @@ class Chain:
             advice = _ADVICE.get(error.errno or 0, "")
             fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
             raise RuntimeFailure(fault) from error
-        new_head = _Head(sequence=record.sequence, hash=record.hash)
-        self._end = replace(self._end, size=self._end.size + len(line), head=new_head)
+        self._end = replace(self._end, size=self._end.size + len(line), head=_Head.of(record))
         self._tell(record)
 
     def tail(self, count: int) -> list[str]:
@@ -312,7 +330,7 @@ def _find_head(file: BinaryIO) -> tuple[_Head | None, bool]:
         record = decode(last[0] + b"\n")
     except ValueError:
         return _head_after_damage(file), False
-    return _Head(sequence=record.sequence, hash=record.hash), True
+    return _Head.of(record), True
 
 
 def _head_after_damage(file: BinaryIO) -> _Head:
@@ -347,5 +365,5 @@ def _verify_file(file: BinaryIO, size: int | None, path: str, head: _Head) -> tu
             return head, f"{place}: record {record.sequence} stands where record {head.sequence + 1} should"
         if record.previous != head.hash:
             return head, f"{place}: record {record.sequence} does not follow from the record before it"
-        head = _Head(sequence=record.sequence, hash=record.hash)
+        head = _Head.of(record)
     return head, None

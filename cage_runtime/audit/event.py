@@ -24,6 +24,7 @@ class Kind(StrEnum):
     CORE_STARTED = "core-started"
     CORE_STOPPED = "core-stopped"
     RECOVERED = "recovered"
+    CLOCK_SET_BACK = "clock-set-back"
     CAGE_CREATED = "cage-created"
     CAGE_STARTED = "cage-started"
     CAGE_ADOPTED = "cage-adopted"
@@ -72,8 +73,11 @@ class Event:
     @classmethod
     def at(cls, moment: datetime, kind: Kind, untrusted_fields: Mapping[str, str]) -> Event:
         """An event of `moment`, which knows its time zone, with whatever fields may come from a cage made safe."""
-        time = moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
-        return cls(time=time, kind=kind.value, fields=_safe(untrusted_fields))
+        return cls(time=rfc3339(moment), kind=kind.value, fields=_safe(untrusted_fields))
+
+
+def rfc3339(moment: datetime) -> str:
+    return moment.astimezone(UTC).isoformat(timespec="microseconds").removesuffix("+00:00") + "Z"
 
 
 def _safe(untrusted_fields: Mapping[str, str]) -> dict[str, str]:

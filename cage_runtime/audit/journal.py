@@ -47,6 +47,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.CORE_STOPPED: Message(id="e3eb3e3bdd8549a7978c095202d8c520", text="The core was told to end"),
     Kind.RECOVERED: Message(id="74af1eeb6eed42cd9ad265810d18c60d", priority=Priority.WARNING,
                             text="What was cut off has been put in order"),
+    Kind.CLOCK_SET_BACK: Message(id="f4cdc476b5e24217abf528240575585c", priority=Priority.WARNING,
+                            text="The clock of this host was set back, to {to}"),
     Kind.CAGE_CREATED: Message(id="9e31413c7eeb40569d0debc1ad550562",
                             text="The cage {cage} was created at the level {level}"),
     Kind.CAGE_STARTED: Message(id="8f18854e968a4842a87a6eea59d584a9", text="The cage {cage} has started"),

@@ -18,8 +18,8 @@ NAME = "reserve"
 FULL = (errno.ENOSPC, errno.EDQUOT)
 
 ENTITLED = frozenset({
-    Kind.CORE_STARTED, Kind.CORE_STOPPED, Kind.RECOVERED, Kind.POLICY_LOADED, Kind.CAGE_ADOPTED, Kind.CAGE_PAUSED,
-    Kind.CAGE_STOPPED, Kind.CAGE_FAILED, Kind.CAGE_DESTROYED,
+    Kind.CORE_STARTED, Kind.CORE_STOPPED, Kind.RECOVERED, Kind.CLOCK_SET_BACK, Kind.POLICY_LOADED, Kind.CAGE_ADOPTED,
+    Kind.CAGE_PAUSED, Kind.CAGE_STOPPED, Kind.CAGE_FAILED, Kind.CAGE_DESTROYED,
 })
 """What may use the reserve: coming up, and bringing cages to an end.  A cage can cause none of it at will."""
 

@@ -59,7 +59,7 @@ class Peer:
 
     `who` it is to a person, and `absent` gives what to say when nobody is there.  `verb` is what the person typed, and
     `asks` whether the person, or an administrator, may be asked for a password.  `returning` says whether one that is
-    not there is about to be.
+    not there is about to be, and `given_up` whether whoever starts it has given it up, for which the bus would wait.
     """
 
     def __init__(
@@ -74,8 +74,9 @@ class Peer:
         verb: str = "",
         asks: bool = False,
         returning: Callable[[], bool] = lambda: False,
+        given_up: Callable[[], bool] | None = None,
     ) -> None:
-        self._returning = returning
+        self._returning, self._given_up = returning, given_up
         self._bus, self._name, self._path, self._interface = bus, name, path, interface
         self._who, self._absent, self._verb, self._asks = who, absent, verb, asks
 
@@ -118,7 +119,7 @@ class Peer:
 
         def once(meanwhile: Callable[[], object] | None) -> tuple[Any, ...]:
             return self._bus.call(*names, signature, values, returns=returns, timeout=timeout, meanwhile=meanwhile,
-                                  interactive=interactive)
+                                  interactive=interactive, silence=self._given_up and self._look)
 
         try:
             try:
@@ -134,6 +135,10 @@ class Peer:
         except TimeoutError as error:
             raise RuntimeFailure(f"{self._who} did not answer {member} within {timeout:.0f} seconds") from error
         return results[0] if len(results) == 1 else results or None
+
+    def _look(self) -> None:
+        if self._given_up is not None and self._given_up():
+            raise NotRunning(f"{self._who} does not start; systemctl status {self._who} says why")
 
     def _error(self, error: BusError, member: str) -> CageError:
         if error.name.startswith(BUS_ERROR_PREFIX):
@@ -155,7 +160,7 @@ class Peer:
     def at(self, path: str, interface: str) -> Peer:
         """Another object of the same program."""
         return Peer(self._bus, self._name, path, interface, who=self._who, absent=self._absent, verb=self._verb,
-                    asks=self._asks, returning=self._returning)
+                    asks=self._asks, returning=self._returning, given_up=self._given_up)
 
     def close(self) -> None:
         self._bus.close()
@@ -170,13 +175,19 @@ def core(verb: str, asks: bool = False) -> Peer:
     manager = CORE_NAME + ".Manager"
     asks = asks and os.geteuid() != 0  # for root nobody is asked
     return Peer(Connection(), CORE_NAME, CORE_PATH, manager, who="caged", absent=_no_core, verb=verb, asks=asks,
-                returning=lambda: _held(STANDALONE_LOCK))
+                returning=lambda: _held(STANDALONE_LOCK), given_up=_is_given_up)
 
 
 def _no_core() -> str:
     if _held(STANDALONE_LOCK):
         return "caged is just being started again; try again"
     return "caged is not running; start it with systemctl start caged or caged --standalone"
+
+
+def _is_given_up() -> bool:
+    from cage_runtime.cli.unit import has_failed
+
+    return has_failed("caged.service")
 
 
 def _held(lock: str) -> bool:

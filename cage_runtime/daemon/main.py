@@ -28,6 +28,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
+from cage_runtime.daemon.lives import Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.service import CoreService, MediationService, Parts
@@ -57,7 +58,7 @@ class Daemon:
         registry = Registry(Path(paths.state, "cages"), own / "cages")
         self._manager = Manager(
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
-            gateways=gateways, changed=self._changed,
+            gateways=gateways, lives=Lives(own / "running"), changed=self._changed,
         )
         self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
@@ -91,6 +92,11 @@ class Daemon:
             await self._bus.release(CORE_BUS_NAME)
             # A job that is given up has somebody who waits for it, and is to be told.
             await asyncio.gather(self._jobs.end(ENDING_SECONDS), self._bus.finish(ENDING_SECONDS + GIVING_UP_SECONDS))
+        try:
+            async with asyncio.timeout(GIVING_UP_SECONDS):
+                await self._manager.last_look()
+        except (CageError, TimeoutError) as error:
+            LOG.warning("cages that have just ended are recorded by the next core: %s", error or "nobody answers")
 
     def reload(self) -> None:
         """What SIGHUP asks for, as cagectl policy reload does, but that nobody hears of a bad policy but the log."""
@@ -132,7 +138,7 @@ async def serve(config: RuntimeConfig) -> None:
     """Until told to end; RuntimeFailure where it cannot go on, or begin."""
     bus = await Bus.connect()
     with closing(Journal()) as journal, Chain.open(Path(config.paths.state, "audit"), tell=journal.tell) as chain:
-        chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid())})
+        chain.append(Kind.CORE_STARTED, {"pid": str(os.getpid()), "boot": boot()})
         daemon = Daemon(config, bus, chain)
         await daemon.start()
         told = _listen_for_signals(daemon)
@@ -148,6 +154,15 @@ async def serve(config: RuntimeConfig) -> None:
         notify("STOPPING=1")
         await daemon.end()
         chain.append(Kind.CORE_STOPPED, {"pid": str(os.getpid())})
+
+
+def _check_host(config: RuntimeConfig) -> None:
+    """HostUnsupported unless caged is who it has to be, and what it needs is there and is its own."""
+    if os.geteuid() == 0:
+        raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
+                              "or use --standalone")
+    _check_group(config)
+    folders.check(folders.of_state(config, "cages", "audit"))
 
 
 def _check_group(config: RuntimeConfig) -> None:
@@ -193,11 +208,11 @@ def main() -> int:
         config = load_runtime(options.config)
         if options.standalone:
             return asyncio.run(standalone.supervise(config, options.config, options.ready_fd))
-        if os.geteuid() == 0:
-            raise HostUnsupported(f"caged does not run as root: start it as the user {config.users.caged}, "
-                                  "or use --standalone")
-        _check_group(config)
-        folders.check(folders.of_state(config, "cages", "audit"))
+        try:
+            _check_host(config)
+        except HostUnsupported as error:
+            LOG.critical("%s", error.sentence)
+            return os.EX_CONFIG  # somebody has to see to it first: the unit does not try again
         os.umask(0o077)
         asyncio.run(serve(config))
     except CageError as error:

@@ -32,6 +32,7 @@ from cage_runtime.daemon.define import (
     home_bounds,
 )
 from cage_runtime.daemon.gateway import Gateways
+from cage_runtime.daemon.lives import Lives
 from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import (
@@ -65,11 +66,12 @@ ACTING: ContextVar[int | None] = ContextVar("acting", default=None)
 
 class Manager:
     def __init__(self, *, paths: Paths, levels: Levels, registry: Registry, spawner: SpawnerClient, chain: Chain,
-                 gateways: Gateways, changed: Callable[[Cage, bool], None]) -> None:
+                 gateways: Gateways, lives: Lives, changed: Callable[[Cage, bool], None]) -> None:
         self.levels = levels
         self.spawner = spawner
         self.chain = chain
         self._paths, self._registry, self._gateways, self._changed = paths, registry, gateways, changed
+        self._lives = lives
         self.started: Callable[[Cage], Awaitable[None]] | None = None
         """Called under the lock of a cage that has just started or been adopted from nothing."""
         self._cages: dict[str, Cage] = {}
@@ -143,6 +145,16 @@ class Manager:
         self._finishing.add(finishing)
         finishing.add_done_callback(self._finishing.discard)
 
+    async def last_look(self) -> None:
+        """Record the ends that have come by now and have not been told: when a host shuts down, caged is told to end in
+        the moment in which the last cage has.  Nobody waits for a spawner that is away."""
+        if not self.spawner.is_up:
+            return
+        standings = (await self.spawner.ask(spec.Standing(id=self.spawner.number()))).standings
+        for cage in self.cages():
+            if standings is not None and cage.uuid not in standings.running:
+                self.on_ended(cage.uuid)
+
     def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
         """Have `cage` follow what stands; what one cannot have is no reason to leave the others as they are."""
         try:
@@ -159,6 +171,8 @@ class Manager:
         elif cage.uuid in standings.running:
             self._adopt(cage, standings)
         elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
+            if self._lives.end(cage.uuid):
+                self.record(Kind.CAGE_STOPPED, cage, {"why": "it ended while the core did not look"})
             self._ended(cage)
         elif cage.record.ephemeral:
             self._forget(cage)  # a reboot has taken it
@@ -238,12 +252,16 @@ class Manager:
 
     def _set(self, cage: Cage, state: CageState) -> None:
         cage.state = state
-        if state in (CageState.STOPPED, CageState.FAILED):
+        if state is CageState.RUNNING:
+            self._lives.begin(cage.uuid)
+        elif state in (CageState.STOPPED, CageState.FAILED):
+            self._lives.end(cage.uuid)
             cage.since = ""
         self._changed(cage, True)
 
     def _forget(self, cage: Cage) -> None:
         self._gateways.close(cage.uuid)
+        self._lives.end(cage.uuid)
         self._registry.remove(cage.record)
         del self._cages[cage.name]
         self._changed(cage, False)
@@ -391,6 +409,7 @@ class Manager:
     async def _stop(self, cage: Cage, seconds: float) -> None:
         # Before it is done, as everything here: what cannot be recorded is not done.
         self.record(Kind.CAGE_STOPPED, cage)
+        self._lives.end(cage.uuid)
         ran = cage.state is CageState.RUNNING  # a paused one does not answer
         self._set(cage, CageState.STOPPING)
         if ran and seconds > 0:
@@ -446,6 +465,7 @@ class Manager:
         try:
             await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             await self.spawner.ask(spec.Remove(id=self.spawner.number(), uuid=cage.uuid))
+            self._lives.end(cage.uuid)
         finally:
             del self._cages[cage.name]
             self._changed(cage, False)

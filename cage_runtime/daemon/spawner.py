@@ -53,6 +53,10 @@ class SpawnerClient:
         self._keeper = asyncio.get_running_loop().create_task(self._keep())
         await self._wait_up()
 
+    @property
+    def is_up(self) -> bool:
+        return self._up.is_set()
+
     async def _wait_up(self) -> None:
         try:
             async with asyncio.timeout(SPAWNER_RETURN_SECONDS):

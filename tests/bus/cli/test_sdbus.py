@@ -8,14 +8,16 @@ import os
 import signal
 import socket
 import threading
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from cage_runtime import model
+from cage_runtime import model, sdbus
 from cage_runtime.cli import agent, client
 from cage_runtime.cli.client import Peer, core, files, job
+from cage_runtime.cli.unit import has_failed
 from cage_runtime.errors import (
     CageError,
     NameTaken,
@@ -360,6 +362,73 @@ def test_who_is_started_by_the_bus_and_comes_late_is_asked_once_more(caged: Any)
     caged.answers["Late"] = answer
     assert core("list").call("Late", returns="s") == "here"
     assert [call[0] for call in caged.calls] == ["Never", "Never", "Late", "Late"]
+
+
+# --- a caged that does not start --------------------------------------------------------------------------------------
+@pytest.fixture
+def waiting(caged: Any) -> Iterator[threading.Event]:
+    """What is asked of caged gets no answer before this is set, as when the bus waits for it to come."""
+    may_answer = threading.Event()
+
+    def answer(*_: object) -> tuple[str, tuple[Any, ...]]:
+        may_answer.wait(20)
+        return "s", ("came all the same",)
+
+    caged.answers["List"] = answer
+    yield may_answer
+    may_answer.set()
+    with caged.turn:  # until it has
+        pass
+
+
+@pytest.fixture
+def unit(system_bus: str, fake_service: Any) -> Iterator[dict[str, tuple[str, Any]]]:
+    """What systemd says of caged.service."""
+    systemd = fake_service(system_bus, "org.freedesktop.systemd1")
+    shown: dict[str, tuple[str, Any]] = {}
+    path = "/org/freedesktop/systemd1/unit/caged_2eservice"
+    systemd.answers["GetUnit"] = lambda name: ("o", ({"caged.service": path}[name],))
+    systemd.answers["Get"] = lambda _, name: ("v", (shown[name],))
+    yield shown
+    systemd.close()
+
+
+@pytest.mark.usefixtures("waiting")
+def test_a_core_that_systemd_has_given_up_is_not_waited_for(unit: dict[str, tuple[str, Any]],
+                                                            monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sdbus, "SILENCE_SECONDS", 0.01)
+    unit |= {"Job": ("(uo)", (0, "/")), "ActiveState": ("s", "failed")}
+    with pytest.raises(RuntimeFailure, match=r"^caged does not start; systemctl status caged says why$"):
+        core("list").call("List", returns="s")
+
+
+@pytest.mark.parametrize("shown", [
+    {"Job": ("(uo)", (7, "/org/freedesktop/systemd1/job/7")), "ActiveState": ("s", "failed")},
+    {"Job": ("(uo)", (0, "/")), "ActiveState": ("s", "active")},
+    {"Job": ("(uo)", (0, "/")), "ActiveState": ("s", "activating")},
+])
+def test_one_that_systemd_starts_or_has_started_is(
+    waiting: threading.Event, unit: dict[str, tuple[str, Any]], shown: dict[str, tuple[str, Any]],
+    monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(sdbus, "SILENCE_SECONDS", 0.01)
+    unit |= shown
+    looks = []
+
+    def look(name: str) -> bool:
+        looks.append(failed := has_failed(name))
+        if len(looks) == 2:
+            waiting.set()
+        return failed
+
+    monkeypatch.setattr("cage_runtime.cli.unit.has_failed", look)
+    assert core("list").call("List", returns="s") == "came all the same"
+    assert looks[:2] == [False, False]
+
+
+@pytest.mark.usefixtures("system_bus")
+def test_without_systemd_no_unit_has_failed() -> None:
+    assert not has_failed("caged.service")
 
 
 def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:

@@ -132,6 +132,51 @@ def test_a_command_is_not_started_twice(core: Core, client: Client) -> None:
     assert "Spawn" not in core.spawner.kinds()
 
 
+# --- a cage that ends unseen ---------------------------------------------------------------------------------------
+def end_unseen(core: Core) -> None:
+    """The one cage ends, and nobody is told."""
+    (uuid,) = core.spawner.running
+    core.spawner.running.discard(uuid)
+
+
+@pytest.mark.parametrize("kill", [True, False], ids=["killed", "told"])
+def test_an_end_without_a_core_is_recorded_by_the_next(core: Core, client: Client, kill: bool) -> None:
+    created(client, "work")
+    core.stop(kill=kill)
+    end_unseen(core)
+    for _ in range(2):
+        core.start()
+        assert kinds_of_the_record(client).count("cage-stopped") == 1
+        assert states(client) == {"work": "stopped"}
+        core.stop()
+    core.start()
+
+
+def test_an_end_at_the_core_s_own_end_is_in_its_record(core: Core, client: Client) -> None:
+    created(client, "work")
+    end_unseen(core)
+    core.stop()
+    core.start()
+    assert kinds_of_the_record(client)[-4:] == ["cage-stopped", "core-stopped", "core-started", "policy-loaded"]
+
+
+def test_an_end_without_a_spawner_is_recorded(core: Core, client: Client) -> None:
+    created(client, "work")
+    core.spawner.stop()
+    end_unseen(core)
+    core.spawner.start()
+    assert states(client) == {"work": "stopped"}
+    assert kinds_of_the_record(client)[-1] == "cage-stopped"
+
+
+def test_a_cage_that_was_stopped_is_recorded_once(core: Core, client: Client) -> None:
+    created(client, "work")
+    client.call("Stop", "sa{sv}", "work", {})
+    core.stop(kill=True)
+    core.start()
+    assert kinds_of_the_record(client).count("cage-stopped") == 1
+
+
 # --- a caged that is told to end -----------------------------------------------------------------------------------
 def test_what_is_in_hand_is_finished(core: Core) -> None:
     """The name is free at once, and who asked before that is answered."""

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Which phases a command line runs, and what a phase without a result counts as."""
+"""Which phases a command line runs and on which machines, and what a phase without a result counts as."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ from pathlib import Path
 import pytest
 
 from tests.vm.host import run
+from tests.vm.host.plan import PHASES, Course, Phase, courses, planned
 from tests.vm.host.report import Totals
-from tests.vm.host.run import NO_TESTS, PHASES, Phase, Timings, planned, run_all
+from tests.vm.host.run import NO_TESTS, Timings, run_all
 
-FILES = ("test_machine.py", "test_scopes.py", "machine.py", "after_reboot/test_again.py",
-         "at_last/test_purge.py")
+FILES = ("test_machine.py", "test_scopes.py", "machine.py", "after_reboot/test_again.py", "at_last/test_purge.py",
+         "persons/test_persons.py", "trouble/test_full.py")
 
 
 @pytest.fixture
@@ -32,12 +33,13 @@ def shown(plan: Sequence[tuple[Phase, list[str]]]) -> dict[str, list[str]]:
 def test_without_arguments_every_file_runs_in_its_phase(top: Path) -> None:
     assert shown(planned([], top)) == {
         "machine": ["tests/vm/test_machine.py", "tests/vm/test_scopes.py"],
-        "after-reboot": ["tests/vm/after_reboot"], "at-last": ["tests/vm/at_last"]}
+        "after-reboot": ["tests/vm/after_reboot"], "at-last": ["tests/vm/at_last"],
+        "persons": ["tests/vm/persons"], "trouble": ["tests/vm/trouble"]}
 
 
 def test_options_alone_go_to_every_phase(top: Path) -> None:
     plan = shown(planned(["-k", "limits"], top))
-    assert list(plan) == [phase.name for phase in PHASES if not phase.on_request]
+    assert list(plan) == [phase.name for phase in PHASES]
     assert plan["at-last"] == ["-k", "limits", "tests/vm/at_last"]
 
 
@@ -45,7 +47,12 @@ def test_a_path_runs_its_own_phase_alone(top: Path) -> None:
     assert shown(planned(["-x", "tests/vm/after_reboot/test_again.py::test_it"], top)) == {
         "after-reboot": ["-x", "tests/vm/after_reboot/test_again.py::test_it"]}
     assert list(shown(planned(["tests/vm/test_machine.py"], top))) == ["machine"]
-    assert shown(planned(["tests/vm/bad_host"], top)) == {"bad-host": ["tests/vm/bad_host"]}
+    assert shown(planned(["tests/vm/trouble"], top)) == {"trouble": ["tests/vm/trouble"]}
+
+
+def test_a_machine_runs_for_what_has_phases(top: Path) -> None:
+    assert courses(planned([], top)) == [Course.LIFE, Course.TROUBLE]
+    assert courses(planned(["tests/vm/trouble"], top)) == [Course.TROUBLE]
 
 
 @pytest.mark.parametrize("stranger", ["tests/unit", "tests/vm/machine.py", "tests/vm/host"])

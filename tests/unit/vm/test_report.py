@@ -3,9 +3,11 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
-from tests.vm.host.report import Totals, totals
+from tests.vm.host.report import Totals, read_totals, totals, write_totals
 
 JUNIT = """<?xml version="1.0" encoding="utf-8"?><testsuites><testsuite name="pytest" errors="1" failures="2"
   skipped="1" tests="5" time="61.5" timestamp="2026-01-01T00:00:00" hostname="machine">
@@ -30,3 +32,15 @@ def test_nothing_that_ran_is_not_good() -> None:
 def test_one_fault_spoils_it_and_a_skip_is_one(fault: Totals) -> None:
     assert (Totals(passed=5) + Totals(passed=1)).good
     assert not (Totals(passed=5) + fault).good
+
+
+def test_what_a_machine_came_to_is_what_its_program_has_written(tmp_path: Path) -> None:
+    for found, status in ((Totals(passed=3, seconds=1.5), 0), (Totals(passed=2, failed=1), 1)):
+        write_totals(found, tmp_path)
+        assert read_totals(tmp_path, status) == found
+
+
+def test_a_program_that_ended_otherwise_than_it_says_is_an_error(tmp_path: Path) -> None:
+    assert read_totals(tmp_path, 0) == Totals(errors=1)
+    write_totals(Totals(passed=3), tmp_path)
+    assert read_totals(tmp_path, -9) == Totals(passed=3, errors=1)

@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
 from xml.etree import ElementTree as ET
 
 WIDTH = 80
@@ -48,3 +50,20 @@ def totals(junit: str) -> Totals:
         found += Totals(passed=passed, failed=count["failures"], errors=count["errors"], skipped=count["skipped"],
                         seconds=float(suite.attrib["time"]))
     return found
+
+
+TOTALS = "totals.json"
+
+
+def write_totals(found: Totals, results: Path) -> None:
+    (results / TOTALS).write_text(json.dumps(asdict(found)) + "\n", encoding="utf-8")
+
+
+def read_totals(results: Path, status: int) -> Totals:
+    """What a program has written that ended with `status`; one that has written nothing, or more good than it says
+    itself, is an error."""
+    try:
+        found = Totals(**json.loads((results / TOTALS).read_text(encoding="utf-8")))
+    except FileNotFoundError:
+        return Totals(errors=1)
+    return found + Totals(errors=int(found.good and status != 0))

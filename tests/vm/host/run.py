@@ -1,8 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The tests of this tier on a booted machine: a saved one goes on, gets our package, and runs them in phases.
+"""The tests of one course on a booted machine: a saved one goes on, gets our package, and runs them in phases.
 
-Between the first and the second the machine is rebooted; the last may leave it without the package.  The line printed
-last adds the phases up; what else there is to know is in the results' directory.
+What the phases came to is written to the results' directory, and what else there is to know.
 """
 
 from __future__ import annotations
@@ -23,11 +22,11 @@ from pathlib import Path
 
 from tests.vm.host import cache, image, qemu
 from tests.vm.host.guest import Guest
+from tests.vm.host.plan import TOP, Course, Phase, planned
 from tests.vm.host.recipe import Recipe, Suite, packages
-from tests.vm.host.report import Totals, totals
+from tests.vm.host.report import Totals, totals, write_totals
 
-TOP = Path(__file__).parents[3]
-WHOLE_SECONDS = 45 * 60
+COURSE_SECONDS = 45 * 60
 PHASE_SECONDS = 20 * 60
 INSTALL_SECONDS = 10 * 60
 RESTORE_SECONDS = 60
@@ -39,45 +38,6 @@ TREE, PACKAGES, RESULTS = "/root/cage-runtime", "/root/packages", "/root/results
 SAMPLE = "/var/lib/cage-runtime-quickstart/sample"
 PUSHED = ("README.md", "tests/readme.py", "tests/vm")
 ENVIRONMENT = {"LANG": "C.UTF-8", "TERM": "dumb", "PYTHONUNBUFFERED": "1"}
-
-
-@dataclass(frozen=True, kw_only=True)
-class Phase:
-    name: str
-    globs: tuple[str, ...]
-    reboots: bool = False
-    """Before its tests."""
-    on_request: bool = False
-    """Where a path of it is given alone: it takes longer than all the others, for which nobody waits."""
-
-    def holds(self, path: str) -> bool:
-        file = Path(path.partition("::")[0])
-        return any(file.match(glob) or file.is_relative_to(glob) for glob in self.globs)
-
-
-PHASES = (
-    Phase(name="machine", globs=("tests/vm/test_*.py",)),
-    Phase(name="after-reboot", globs=("tests/vm/after_reboot",), reboots=True),
-    Phase(name="bad-host", globs=("tests/vm/bad_host",), on_request=True),
-    Phase(name="at-last", globs=("tests/vm/at_last",)),
-)
-
-
-def planned(arguments: Sequence[str], top: Path = TOP) -> list[tuple[Phase, list[str]]]:
-    """The phases that are to run, each with pytest's arguments: all of them, or those that the paths given name."""
-    paths = [word for word in arguments if word.startswith("tests/")]
-    options = [word for word in arguments if word not in paths]
-    strangers = [path for path in paths if not any(phase.holds(path) for phase in PHASES)]
-    if strangers:
-        raise SystemExit(f"vm-test: not of this tier: {' '.join(strangers)}")
-    plan = []
-    for phase in PHASES:
-        mine = [path for path in paths if phase.holds(path)]
-        if not paths and not phase.on_request:
-            mine = [str(found.relative_to(top)) for glob in phase.globs for found in sorted(top.glob(glob))]
-        if mine if phase.on_request else mine or not paths:
-            plan.append((phase, [*options, *mine]))
-    return plan
 
 
 @dataclass(kw_only=True)
@@ -150,15 +110,16 @@ def restored(files: image.Files, work: Path, timings: Timings) -> Iterator[Guest
 
 
 # --- the tests --------------------------------------------------------------------------------------------------------
-def prepare(guest: Guest, given: Given, timings: Timings) -> None:
+def prepare(guest: Guest, given: Given, course: Course, timings: Timings) -> None:
     """The package installed as an administrator does it, and beside it what the tests need."""
     with timings.step("files"):
         guest.put({TOP / name: f"{TREE}/{name}" for name in PUSHED})
         guest.put({deb: f"{PACKAGES}/{deb.name}" for deb in (given.package, given.later)})
         guest.put({given.sample / name: f"{SAMPLE}/{name}" for name in ("repo", "key.gpg")})
         guest.ok("mkdir", "-p", RESULTS)
-    with timings.step("footprint"):
-        guest.ok("env", f"--chdir={TREE}", "python3", "-m", "tests.vm.footprint", f"{PACKAGES}/before.json")
+    if course is Course.LIFE:
+        with timings.step("footprint"):
+            guest.ok("env", f"--chdir={TREE}", "python3", "-m", "tests.vm.footprint", f"{PACKAGES}/before.json")
     with timings.step("apt-get install"):
         said = guest.ok("env", "DEBIAN_FRONTEND=noninteractive", "apt-get", "install", "--yes",
                         f"{PACKAGES}/{given.package.name}", seconds=INSTALL_SECONDS)
@@ -205,12 +166,10 @@ def bring_back(guest: Guest, results: Path) -> None:
     guest.get(RESULTS, results)
 
 
-def tier(suite: Suite, arguments: Sequence[str], given: Given, results: Path) -> Totals:
-    plan = planned(arguments)
+def course_of(suite: Suite, course: Course, arguments: Sequence[str], given: Given, results: Path) -> Totals:
+    plan = [(phase, words) for phase, words in planned(arguments) if phase.course is course]
     timings = Timings()
     recipe = recipe_for(suite, given.package)
-    shutil.rmtree(results, ignore_errors=True)
-    results.mkdir(parents=True)
     found = Totals()
     try:
         with cache.machine(recipe, lambda place: build(recipe, place, results, timings), cache.place()) as files, \
@@ -218,7 +177,7 @@ def tier(suite: Suite, arguments: Sequence[str], given: Given, results: Path) ->
             stack.callback(_keep_logs, work, results)
             guest = stack.enter_context(restored(files, work, timings))
             try:
-                prepare(guest, given, timings)
+                prepare(guest, given, course, timings)
                 for came in run_all(guest, plan, results, timings, whole=not arguments):
                     found += came
             except qemu.MachineError as error:
@@ -240,7 +199,7 @@ def _keep_logs(work: Path, results: Path) -> None:
 
 def _too_long(number: int, frame: object) -> None:
     del number, frame
-    raise qemu.MachineError(f"the tier is not done within {WHOLE_SECONDS // 60} minutes")
+    raise qemu.MachineError(f"the machine is not done within {COURSE_SECONDS // 60} minutes")
 
 
 def _told_to_end(number: int, frame: object) -> None:
@@ -248,22 +207,28 @@ def _told_to_end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(prog="vm-test")
+def options() -> argparse.ArgumentParser:
+    """Of this program, and of the one that starts it for each course."""
+    parser = argparse.ArgumentParser(prog="vm-test", add_help=False)
     for name in ("--package", "--later", "--sample"):
         parser.add_argument(name, type=Path, required=True)
+    return parser
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(prog="vm-test", parents=[options()])
+    parser.add_argument("--results", type=Path, required=True)
+    parser.add_argument("course", type=Course)
     parser.add_argument("suite", type=Suite)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="pytest's")
     words = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
     signal.signal(signal.SIGTERM, _told_to_end)
     signal.signal(signal.SIGHUP, _told_to_end)
-    signal.alarm(WHOLE_SECONDS)
+    signal.alarm(COURSE_SECONDS)
     given = Given(package=words.package, later=words.later, sample=words.sample)
-    start = time.monotonic()
-    found = tier(words.suite, words.arguments, given, TOP / ".build/vm" / words.suite)
-    say(f"everything: {time.monotonic() - start:.1f} s; results in .build/vm/{words.suite}")
-    print(found.line(), flush=True)  # noqa: T201
+    found = course_of(words.suite, words.course, words.arguments, given, words.results)
+    write_totals(found, words.results)
     return 0 if found.good else 1
 
 

@@ -57,7 +57,7 @@ def test_it_goes_on_after_it_was_closed(directory: Path) -> None:
         assert chain.verify() is None
 
 
-def test_a_clock_that_goes_back_changes_no_order(directory: Path) -> None:
+def test_a_clock_that_goes_back_changes_no_order_and_is_told(directory: Path) -> None:
     """Records follow one another by their numbers; the time is what the host's clock said, and no more."""
     noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
     moments = [noon, noon - timedelta(days=400), noon + timedelta(seconds=1), noon - timedelta(seconds=1)]
@@ -67,11 +67,25 @@ def test_a_clock_that_goes_back_changes_no_order(directory: Path) -> None:
             chain.append(Kind.CAGE_STARTED, {"number": str(number)})
             assert chain.verify() is None
     with Chain.open(directory) as chain:
-        assert numbers(chain) == ["0", "1", "2", "3"]
-        assert [json.loads(line)["sequence"] for line in chain.tail(9)] == [1, 2, 3, 4]
-        said = [datetime.fromisoformat(json.loads(line)["time"]) for line in chain.tail(9)]
+        back = "clock-set-back"
+        assert numbers(chain) == ["0", back, "1", "2", back, "3"]
+        records = [json.loads(line) for line in chain.tail(9)]
+        assert [record["sequence"] for record in records] == [1, 2, 3, 4, 5, 6]
+        said = [datetime.fromisoformat(record["time"]) for record in records if record["kind"] != back]
         assert said == moments
+        assert [record["fields"] for record in records if record["kind"] == back] == [
+            {"to": "2024-11-27T12:00:00.000000Z", "why": "record 1 is of 2026-01-01T12:00:00.000000Z"},
+            {"to": "2026-01-01T11:59:59.000000Z", "why": "record 4 is of 2026-01-01T12:00:01.000000Z"}]
         assert chain.verify() is None
+
+
+def test_a_clock_that_is_kept_right_is_not_told_of(directory: Path) -> None:
+    noon = datetime(2026, 1, 1, 12, tzinfo=UTC)
+    clock = iter([noon, noon - timedelta(seconds=1), noon])
+    with Chain.open(directory, clock=lambda: next(clock)) as chain:
+        for number in range(3):
+            chain.append(Kind.CAGE_STARTED, {"number": str(number)})
+        assert numbers(chain) == ["0", "1", "2"]
 
 
 def test_it_goes_on_over_files(directory: Path) -> None:

@@ -220,7 +220,7 @@ def test_an_entry_says_who_and_what(kind: Kind) -> None:
 SAMPLES: dict[Kind, dict[str, str]] = {
     Kind.DECISION: DENIED, Kind.TRANSFER: {"cage": "work", "target": "vault", "request": "f" * 32, "outcome": "x"},
     Kind.MALFORMED: {"cage": "work", "service": "files.Send", "fault": "x"},
-    Kind.RECOVERED: {"what": "x"}, Kind.POLICY_REFUSED: {"why": "x"},
+    Kind.RECOVERED: {"what": "x"}, Kind.CLOCK_SET_BACK: {"to": "x", "why": "x"}, Kind.POLICY_REFUSED: {"why": "x"},
     Kind.CORE_STARTED: {"pid": "1"}, Kind.CORE_STOPPED: {"pid": "1"}, Kind.POLICY_LOADED: {"rules": "1"},
     Kind.REMOTE_ADDED: {"remote": "x", "url": "x"}, Kind.REMOTE_REMOVED: {"remote": "x"},
     Kind.CAGE_FAILED: {"cage": "work", "why": "x"}, Kind.AUTOSTART_FAILED: {"cage": "work", "why": "x"},

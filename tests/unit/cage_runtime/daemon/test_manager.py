@@ -21,7 +21,7 @@ WORK = Record(name="work", uuid="a" * 32, created=now(), owner=0, definition=Def
 def test_a_cage_of_the_same_name_is_another_cage() -> None:
     manager = Manager(
         paths=Paths(), levels=Levels(names=("public",)), registry=cast(Any, None), spawner=cast(Any, None),
-        chain=cast(Any, None), gateways=cast(Any, None), changed=lambda _cage, _present: None,
+        chain=cast(Any, None), gateways=cast(Any, None), lives=cast(Any, None), changed=lambda _cage, _present: None,
     )
     before = manager._admit(WORK)
 
