@@ -138,8 +138,8 @@ class Systemd:
             if error.name == _UNIT_EXISTS and time.monotonic() < opening.until:
                 opening.wait()
             elif error.name == _NO_REPLY and time.monotonic() < opening.until:
-                # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the same
-                # goes with its seed.
+                # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the
+                # same goes with its seed.
                 _end(opening.seed)
                 opening.seed = _seed()
                 opening.wait()

@@ -263,7 +263,7 @@ def remove_cradle(cradle: Cradle) -> None:
 
 
 def _remove_gateway(directory: Path) -> None:
-    """It belongs to caged, which has sockets there, and could have a tree too deep for Python's own way to delete it."""
+    """It belongs to caged, which has sockets there, and could have a tree too deep for Python's own way of deletion."""
     try:
         for entry in directory.iterdir():
             entry.unlink()

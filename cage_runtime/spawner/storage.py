@@ -25,7 +25,6 @@ from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
 from cage_runtime.spawner.mount import Directory
 from cage_runtime.spawner.root import USER_DIRECTORIES, new_home
 
-
 LOOKED_AT_MAX = 10_000
 """Entries of a home; they are read in some milliseconds, and all cages wait meanwhile."""
 
@@ -232,8 +231,8 @@ def _sync(path: Path) -> None:
 def holds_documents(home: Path) -> bool:
     """Whether somebody has put anything where documents are; what programs keep in hidden directories is not asked for.
 
-    It all belongs to a cage: no link is followed, each directory is read up to its first entry that counts, and one with
-    more than LOOKED_AT_MAX that do not is taken for documents.
+    It all belongs to a cage: no link is followed, each directory is read up to its first entry that counts, and a home
+    with more than LOOKED_AT_MAX that do not is taken for one with documents.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with _opened(os.open(home, flags)) as top, os.scandir(top) as entries:

@@ -303,7 +303,9 @@ POSTRM = r"""
 mkdir -p "$work/theirs" /run/cage-runtime/cages /etc/cage-runtime /var/lib/cage-runtime/exports/1000/share
 touch "$work/theirs/kept" /run/cage-runtime/cages/socket
 mkdir /var/lib/cage-runtime/staging
-for link in exports/1000/share/applications exports/0 staging/link; do ln -s "$work/theirs" /var/lib/cage-runtime/$link; done
+for link in exports/1000/share/applications exports/0 staging/link; do
+    ln -s "$work/theirs" /var/lib/cage-runtime/$link
+done
 ln -s "$work/theirs" /run/cage-runtime/caged
 before=$(find /run /var/lib/cage-runtime /etc/cage-runtime)
 for word in upgrade failed-upgrade abort-install abort-upgrade disappear; do

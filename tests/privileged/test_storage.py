@@ -11,8 +11,8 @@ import pytest
 from cage_runtime.config import Ids
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
-from cage_runtime.spawner import syscall
 from cage_runtime.spawner import storage as module
+from cage_runtime.spawner import syscall
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Runtime
