@@ -127,7 +127,7 @@ class Init:
         self._loop.watch(self._signals, self._signalled)
         for bus in self._buses:
             self._await_first(bus)
-        while not (self._stopping and not self._running and not any(bus.pid for bus in self._buses)):
+        while not (self._stopping and is_alone()):
             self._loop.turn()
 
     # --- requests --------------------------------------------------------------------------------------------
@@ -437,6 +437,17 @@ def signal_all(number: signal.Signals) -> None:
         os.kill(-1, number)
     except ProcessLookupError:
         return
+
+
+def is_alone() -> bool:
+    """Whether nothing is left in the cage but this process, which reaps whatever ends in it (kill(2), pid -1)."""
+    try:
+        os.kill(-1, 0)
+    except ProcessLookupError:
+        return True
+    except PermissionError:
+        return False
+    return False
 
 
 def _expose(request: Expose, descriptors: list[int]) -> Reply:

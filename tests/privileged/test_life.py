@@ -118,6 +118,19 @@ def test_a_paused_cage_stands_still(runtime: Runtime, cage: MakeCage) -> None:
         assert shell.wait(SECONDS) == 0
 
 
+SAVES = "trap 'sleep 0.3; echo saved > Documents/last; exit' TERM; echo > ready; while :; do sleep 0.05; done"
+"""Takes its time for what is in hand, as an editor does that writes a document down."""
+DETACHED = 'setsid sh -c "$0" > /dev/null 2>&1 & until [ -e ready ]; do sleep 0.05; done'
+
+
+def test_what_nobody_waits_for_has_its_time_to_end_too(cage: MakeCage) -> None:
+    left = cage("left-behind")
+    left.enter("sh", "-c", DETACHED, SAVES)
+    left.runtime.ok("stop", "left-behind")
+    left.runtime.ok("start", "left-behind")
+    assert left.sh("cat Documents/last") == "saved\n"
+
+
 def test_a_cage_is_stopped_or_destroyed_while_it_is_paused(runtime: Runtime, cage: MakeCage) -> None:
     paused = cage("frozen")
     runtime.ok("pause", "frozen")
