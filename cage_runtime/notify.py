@@ -7,6 +7,8 @@ import contextlib
 import os
 import socket
 
+SEND_SECONDS = 5.0
+"""What a supervisor that does not listen for now, whose queue anybody on the host may fill, has to take a message."""
 FIRST_DESCRIPTOR = 3
 """SD_LISTEN_FDS_START."""
 
@@ -18,6 +20,7 @@ def notify(state: str) -> None:
         return
     # Nobody hears: to work comes before to tell of it.
     with contextlib.suppress(OSError), socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+        sender.settimeout(SEND_SECONDS)
         sender.connect("\0" + address[1:] if address.startswith("@") else address)
         sender.sendall(state.encode())
 

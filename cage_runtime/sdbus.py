@@ -313,6 +313,10 @@ class Incoming:
     def is_signal(self, interface: str, member: str) -> bool:
         return bool(self._c.sd_bus_message_is_signal(self.message, interface.encode(), member.encode()) > 0)
 
+    def has(self, signature: str) -> bool:
+        """Whether its values are of that signature: of what a stranger sends, anything may be."""
+        return bool(self._c.sd_bus_message_has_signature(self.message, signature.encode()) > 0)
+
     def body(self, signature: str) -> tuple[Any, ...]:
         """Its values; BusError where it is an error, RuntimeFailure where they have another signature."""
         return _body(self._c, self.message, "a call", signature)

@@ -29,6 +29,8 @@ CALL_SECONDS = 10.0
 """What the bus and systemd have to answer the few calls that open the conversation."""
 GONE_SECONDS = 10.0
 """How long a unit of the cage's name may still be there: that of its last life, which systemd removes by itself."""
+AGAIN_SECONDS = 0.5
+"""Between two looks whether it is."""
 STOP_SECONDS = 15
 """From the SIGTERM of a scope's stop to its SIGKILL: cage-init gives its processes 5 of them (model.STOP_SECONDS)."""
 AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
@@ -48,6 +50,8 @@ _SYSTEMD, _SYSTEMD_PATH = "org.freedesktop.systemd1", "/org/freedesktop/systemd1
 _MANAGER = _SYSTEMD + ".Manager"
 _MACHINED, _MACHINED_PATH = "org.freedesktop.machine1", "/org/freedesktop/machine1"
 _UNIT_EXISTS = _SYSTEMD + ".UnitExists"
+_NO_REPLY = _DBUS + ".Error.NoReply"
+"""The bus's own word for one that has gone with a call in hand."""
 _MACHINE_EXISTS = _MACHINED + ".MachineExists"
 _PASSING = (_MACHINE_EXISTS, _DBUS + ".Error.UnixProcessIdUnknown", "System.Error.ESRCH")
 """Of a cage whose last life machined has not forgotten, and of one that has ended by now."""
@@ -72,9 +76,13 @@ class Opening:
     """When a unit of that name that is there is no more taken for one that goes."""
     job: str = ""
     """The D-Bus path of systemd's job, while that runs."""
-    waiting: bool = False
-    """For a unit of that name to be removed."""
+    again: float | None = None
+    """When it is asked for again, which waits for a unit of that name to be removed, or for systemd to come back: at
+    the latest then, because what is told of that may be lost while systemd is away."""
     opened: bool = False
+
+    def wait(self) -> None:
+        self.again = min(self.until, time.monotonic() + AGAIN_SECONDS)
 
     @property
     def unit(self) -> str:
@@ -114,7 +122,7 @@ class Systemd:
                 self._register(request)
 
     def _start(self, opening: Opening) -> None:
-        opening.waiting = False
+        opening.again = None
         no_others: list[object] = []
         arguments = (opening.unit, JOB_MODE, _properties(opening), no_others)
         try:
@@ -128,7 +136,13 @@ class Systemd:
             (opening.job,) = reply.body("o")
         except BusError as error:
             if error.name == _UNIT_EXISTS and time.monotonic() < opening.until:
-                opening.waiting = True
+                opening.wait()
+            elif error.name == _NO_REPLY and time.monotonic() < opening.until:
+                # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the
+                # same goes with its seed.
+                _end(opening.seed)
+                opening.seed = _seed()
+                opening.wait()
             elif error.name == _UNIT_EXISTS:
                 self._fail(opening, f"there is a unit {opening.unit} already, which is none of this runtime's; "
                                     f"see systemctl status {opening.unit}")
@@ -173,7 +187,7 @@ class Systemd:
 
     def waits_until(self) -> float | None:
         """The moment of time.monotonic() at which `turn` has something to do, whatever comes."""
-        ends = [opening.until for opening in self._openings.values() if opening.waiting]
+        ends = [opening.again for opening in self._openings.values() if opening.again is not None]
         if self._bus is not None and (due := self._bus.waits_for()[1]) is not None:
             ends.append(due)
         return min(ends, default=None)
@@ -185,7 +199,8 @@ class Systemd:
                 self._hear(message)
         except NoSystemBus as error:
             self._lost(error)
-        for opening in [each for each in self._openings.values() if each.waiting and time.monotonic() >= each.until]:
+        now = time.monotonic()
+        for opening in [each for each in self._openings.values() if each.again is not None and now >= each.again]:
             self._start(opening)
 
     def _post(self, *call: Any) -> None:
@@ -240,7 +255,8 @@ class Systemd:
             self._systemd = message.body("sss")[2]
             if self._systemd and self._bus is not None:  # it has executed itself anew
                 self._calls[self._bus.post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, "Subscribe")] = lambda _reply: None
-        elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved"):
+                self._start_waiting()
+        elif message.is_signal(_MACHINED + ".Manager", "MachineRemoved") and message.has("so"):
             # Whoever says that: to ask once more does no harm.
             until, request = self._unregistered.pop(message.body("so")[0], (0.0, None))
             if request is not None and time.monotonic() < until:
@@ -257,7 +273,12 @@ class Systemd:
                 self._tell(Leaving(unit=unit))
         elif message.is_signal(_MANAGER, "UnitRemoved"):
             unit, _ = message.body("so")
-            for opening in [each for each in self._openings.values() if each.waiting and each.unit == unit]:
+            self._start_waiting(unit)
+
+    def _start_waiting(self, unit: str = "") -> None:
+        """Ask again for what waits to be, or for that one."""
+        for opening in [each for each in self._openings.values() if each.again is not None]:
+            if unit in ("", opening.unit):
                 self._start(opening)
 
     def _job_ended(self, job: str, result: str) -> None:

@@ -190,7 +190,9 @@ def _map_ids(pid: int, base: int) -> None:
 
 def _hear(told: int) -> None:
     """Wait until the child serves; RuntimeFailure carries the step that it says has failed."""
-    ready, _, _ = select.select([told], [], [], BIRTH_SECONDS)
+    poll = select.poll()  # and not select(2), which ends at the descriptor 1023: a few hundred cages have more
+    poll.register(told, select.POLLIN)
+    ready = poll.poll(BIRTH_SECONDS * 1000)
     said = os.read(told, 4096).decode("utf-8", "backslashreplace") if ready else "no answer"
     if said != "ok":
         raise RuntimeFailure(f"the cage could not be started: {said or 'cage-init ended'}")

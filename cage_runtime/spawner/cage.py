@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable
+from pathlib import Path
 
 import msgspec
 
@@ -24,6 +25,7 @@ from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
+from cage_runtime.spawner.storage import delete
 
 LOG = logging.getLogger(__name__)
 
@@ -254,6 +256,20 @@ class Cage:
 
 def remove_cradle(cradle: Cradle) -> None:
     # The cage's own directory last: it is what a spawner that was killed here goes on from.
-    for directory in (cradle.gateway, cradle.directory):
-        if directory.is_dir():
-            shutil.rmtree(directory)
+    if cradle.gateway.is_dir():
+        _remove_gateway(cradle.gateway)
+    if cradle.directory.is_dir():
+        shutil.rmtree(cradle.directory)
+
+
+def _remove_gateway(directory: Path) -> None:
+    """It belongs to caged, which has sockets there, and could have a tree too deep for Python's own way of deletion."""
+    try:
+        for entry in directory.iterdir():
+            entry.unlink()
+    except IsADirectoryError:
+        delete(directory).wait()
+    else:
+        directory.rmdir()
+    if directory.is_dir():
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY), str(directory))

@@ -26,6 +26,9 @@ from cage_runtime.spawner.seccomp import Filter
 READABLE = ("/usr", "/lib", "/lib64", "/etc")
 """What it may read and execute besides its configuration; the second and third are links into /usr on most hosts."""
 
+REAP_SECONDS = 0.1
+"""Before a bus that is ending is looked at again."""
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Recipe:
@@ -50,11 +53,20 @@ class Gateway:
 
     def adopt(self) -> None:
         """Follow the bus that an earlier spawner has started, if there is one."""
-        self._events = self._cgroup.open_events()
-        if self.runs:
-            self._loop.watch(self._events, self._emptied, PRIORITY)
-            if not is_populated(self._events):
-                self._forget()
+        self._watch()
+        if self.runs and not is_populated(self._events):
+            self._forget()
+
+    def _watch(self) -> None:
+        events = self._cgroup.open_events()
+        if events < 0:
+            return
+        try:
+            self._loop.watch(events, self._emptied, PRIORITY)
+        except OSError:
+            os.close(events)
+            raise
+        self._events = events
 
     def start(self, listener: int, recipe: Recipe) -> None:
         """Start the bus on `listener`, unless it runs; OSError where the host has no room for it."""
@@ -63,16 +75,18 @@ class Gateway:
         self._cgroup.path.mkdir(exist_ok=True)
         directory = self._cgroup.open()
         try:
+            # First: a bus that nobody watches would run, and nobody would see to its end.
+            self._watch()
             self._pid, pidfd = syscall.clone3(syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
             if self._pid == 0:
                 _become(listener, recipe)
             os.close(pidfd)
+        except OSError:
+            if self.runs:
+                self._forget()
+            raise
         finally:
             os.close(directory)
-        self._events = self._cgroup.open_events()
-        self._loop.watch(self._events, self._emptied, PRIORITY)
-        # It may have ended before anybody watched.
-        self._loop.after(0.0, self._emptied)
 
     def end(self) -> bool:
         """Kill what is left; True where nothing is, its cgroup included.
@@ -97,8 +111,14 @@ class Gateway:
         os.close(self._events)
         self._events = -1
         if self._pid:
-            os.waitpid(self._pid, 0)  # it is ending: nothing of it is left in its cgroup
+            self._reap(self._pid)
             self._pid = 0
+
+    def _reap(self, pid: int) -> None:
+        """It is ending, as nothing of it is left in its cgroup; waited for it is not, because a process of its user's
+        that traces it keeps its end from us (ptrace(2))."""
+        if not os.waitpid(pid, os.WNOHANG)[0]:
+            self._loop.after(REAP_SECONDS, lambda: self._reap(pid))
 
 
 def _become(listener: int, recipe: Recipe) -> None:

@@ -25,6 +25,9 @@ from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
 from cage_runtime.spawner.mount import Directory
 from cage_runtime.spawner.root import USER_DIRECTORIES, new_home
 
+LOOKED_AT_MAX = 10_000
+"""Entries of a home; they are read in some milliseconds, and all cages wait meanwhile."""
+
 
 class Stage(StrEnum):
     """How far a cage's storage is; the value is the prefix of its directory's name."""
@@ -73,7 +76,7 @@ class Storage:
             elif parent == self._persistent and stage is Stage.KEPT:
                 self.faults.append(f"{entry} has neither a record of its id range nor a home, and is left alone")
             else:
-                _delete(entry).wait()  # cut off before it was whole, or after it was not any more
+                delete(entry).wait()  # cut off before it was whole, or after it was not any more
 
     def listed(self, stage: Stage, *, ephemeral: bool = False) -> list[str]:
         """The cages whose storage is that far."""
@@ -128,7 +131,7 @@ class Storage:
             if not ephemeral:
                 _make_home(directory, place.number)
         except OSError as error:
-            _delete(directory).wait()
+            delete(directory).wait()
             raise RuntimeFailure(f"{parent} takes no storage for another cage: {error.strerror}") from error
         self._places[uuid] = place
 
@@ -174,7 +177,7 @@ class Storage:
         if mounted := _mounted_below(directory):
             raise RuntimeFailure(f"{mounted} is mounted in the storage of {uuid}, which cannot be deleted with it; "
                                  "unmount it, and the rest is deleted when the core starts again")
-        return _delete(directory)
+        return delete(directory)
 
     def removed(self, uuid: str) -> None:
         """Nothing is left of it, so nothing has ids of its range any more."""
@@ -228,11 +231,14 @@ def _sync(path: Path) -> None:
 def holds_documents(home: Path) -> bool:
     """Whether somebody has put anything where documents are; what programs keep in hidden directories is not asked for.
 
-    It all belongs to a cage: no link is followed, and each directory is read up to its first entry that counts.
+    It all belongs to a cage: no link is followed, each directory is read up to its first entry that counts, and a home
+    with more than LOOKED_AT_MAX that do not is taken for one with documents.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
     with _opened(os.open(home, flags)) as top, os.scandir(top) as entries:
-        for entry in entries:
+        for number, entry in enumerate(entries):
+            if number == LOOKED_AT_MAX:
+                return True
             if entry.name.startswith("."):
                 continue
             if entry.name not in USER_DIRECTORIES.values() or not entry.is_dir(follow_symlinks=False):
@@ -273,6 +279,6 @@ def _mounted_below(directory: Path) -> str | None:
     return None
 
 
-def _delete(path: Path) -> subprocess.Popen[bytes]:
+def delete(path: Path) -> subprocess.Popen[bytes]:
     """Delete a tree of a cage's making: rm(1) copes with any depth, follows no link and stays on the file system."""
     return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], stdin=subprocess.DEVNULL)

@@ -2,7 +2,9 @@
 # shellcheck shell=sh
 # For sessions that are begun by a login shell: the applications of a person's cages are in its menus.
 cage_runtime_exports=/var/lib/cage-runtime/exports/$(id -u)/share
-case :${XDG_DATA_DIRS:-}: in
+# Not in root's: the folder belongs to caged, and shells and buses run what they find in such folders.
+case $cage_runtime_exports:${XDG_DATA_DIRS:-}: in
+  */exports/0/share:*) ;;
   *":$cage_runtime_exports:"*) ;;
   *)
     XDG_DATA_DIRS=${XDG_DATA_DIRS:-/usr/local/share:/usr/share}:$cage_runtime_exports

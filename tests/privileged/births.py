@@ -12,6 +12,7 @@ import errno
 import json
 import mmap
 import os
+import resource
 import signal
 import socket
 import struct
@@ -171,6 +172,17 @@ def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
     return {"call": fault.name, "said": said, "left": left}
 
 
+def bear_among_many(nursery: Nursery) -> None:
+    """One more where there are hundreds of cages, each of which has descriptors open: select(2) ends at 1024."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+    many = [os.open(os.devnull, os.O_RDONLY | os.O_CLOEXEC) for _ in range(1100)]
+    nursery.bear()
+    nursery.end()
+    for descriptor in many:
+        os.close(descriptor)
+
+
 def main() -> None:
     nursery = Nursery()
     nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=False))
@@ -186,6 +198,7 @@ def main() -> None:
             side = "inside" if inside else "outside"
             line = json.dumps({"side": side, "number": number, "of": fault.count, **outcome})
             sys.stdout.write(line + "\n")
+    bear_among_many(nursery)
     nursery.ask(Remove(id=1, uuid=UUID))
     nursery.subtree.rmdir()
 

@@ -8,6 +8,7 @@ import os
 import pwd
 import signal
 import socket
+import subprocess
 from pathlib import Path
 from typing import Any
 
@@ -141,6 +142,34 @@ def test_it_runs_as_long_as_its_cage(runtime: Runtime, sender: Cage) -> None:
     runtime.ok("start", sender.name)
     send(sender)
     assert runtime.gateway_bus(sender.uuid) != [pid]
+
+
+TRACER = """
+import ctypes, os, signal, sys
+PTRACE_SEIZE = 0x4206
+libc = ctypes.CDLL(None, use_errno=True)
+if libc.ptrace(PTRACE_SEIZE, int(sys.argv[1]), None, None):
+    sys.exit(os.strerror(ctypes.get_errno()))
+print("traced", flush=True)
+signal.pause()
+"""
+
+
+def test_whoever_traces_it_holds_nobody_up(runtime: Runtime, sender: Cage) -> None:
+    """Its end is told to the tracer first, and to the spawner when that has ended: caged's user can have one."""
+    (pid,) = runtime.gateway_bus(sender.uuid)
+    caged = pwd.getpwnam("caged")
+    with subprocess.Popen(["/usr/bin/python3", "-IS", "-c", TRACER, str(pid)], user=caged.pw_uid, group=caged.pw_gid,
+                          extra_groups=[], stdout=subprocess.PIPE, text=True) as tracer:  # fmt: skip
+        try:
+            assert tracer.stdout is not None
+            assert tracer.stdout.readline() == "traced\n"
+            runtime.ok("stop", sender.name)
+            assert status_of(pid)["State"].startswith("Z")
+            runtime.ok("start", sender.name)
+        finally:
+            tracer.kill()
+    wait_gone(pid)
 
 
 @pytest.mark.parametrize("program", [None, "caged", "cage-spawner"])

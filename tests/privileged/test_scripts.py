@@ -130,6 +130,67 @@ def test_uninstall_takes_what_install_put_there(tmp_path: Path) -> None:
     assert "/usr/local/share/man/man8/caged.8" in ended.stdout.splitlines()
 
 
+THEIRS = rf"""
+mkdir -p /usr/local/bin /usr/local/share/man/man8 /etc/dbus-1/system.d /usr/share/polkit-1 /usr/local/lib
+echo theirs >/usr/local/bin/cagectl
+ln -s /srv/theirs /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+mkdir -p /usr/local/share/man/man8/caged.8
+echo theirs >/usr/local/lib/tmpfiles.d
+before=$({LIST})
+scripts/install && exit 9
+test "$({LIST})" = "$before"
+test "$(cat /usr/local/bin/cagectl)" = theirs
+test ! -e /opt/cage-runtime/.installed
+"""
+
+
+def test_install_replaces_nothing_that_is_somebody_else_s(tmp_path: Path) -> None:
+    """Not even a part of it: a file, a link, a folder in a file's place, and a file in a folder's."""
+    ended = apart(tmp_path, THEIRS)
+    assert ended.returncode == 0, ended.stderr
+    assert ended.stderr.endswith(
+        "install: nothing is installed, because this is here already and none of the runtime's; move it away: "
+        "/etc/dbus-1/system.d/org.cageruntime.Core1.conf, /usr/local/bin/cagectl, /usr/local/lib/tmpfiles.d, "
+        "/usr/local/share/man/man8/caged.8\n")  # fmt: skip
+
+
+OURS = r"""
+mkdir -p /usr/share/polkit-1
+{earlier}
+scripts/install
+cmp policies/dbus/org.cageruntime.Core1.conf /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+test "$(readlink /usr/local/bin/cagectl)" = /opt/cage-runtime/bin/cagectl
+scripts/uninstall
+test ! -e /etc/dbus-1/system.d/org.cageruntime.Core1.conf
+test ! -e /opt/cage-runtime
+"""
+BEFORE = {
+    "of another version": r"""
+        scripts/install
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf
+        ln -sfn /opt/cage-runtime/bin/earlier /usr/local/bin/cagectl
+        rm /opt/cage-runtime/.stamp""",
+    "of the earlier layout": r"""
+        mkdir -p /opt/cage-runtime/venv/lib/python3.11/site-packages /opt/cage-runtime/bin
+        ln -s venv/lib/python3.11/site-packages /opt/cage-runtime/lib
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf
+        echo earlier >/opt/cage-runtime/bin/cagectl
+        ln -s /opt/cage-runtime/bin/cagectl /usr/local/bin/cagectl""",
+    "cut off": r"""
+        mkdir "$work/cut"
+        printf '#!/bin/sh\ncase $* in *tmpfiles*) exit 1 ;; esac\nexec /bin/mv "$@"\n' >"$work/cut/mv"
+        chmod 755 "$work/cut/mv"
+        PATH="$work/cut:$PATH" scripts/install && exit 9
+        echo earlier >/etc/dbus-1/system.d/org.cageruntime.Core1.conf""",
+}
+
+
+@pytest.mark.parametrize("earlier", BEFORE)
+def test_install_replaces_what_is_its_own(tmp_path: Path, earlier: str) -> None:
+    ended = apart(tmp_path, OURS.format(earlier=BEFORE[earlier]))
+    assert ended.returncode == 0, ended.stderr
+
+
 PURGE = r"""
 mkdir "$work/bin"
 printf '#!/bin/sh\n[ "$1" != cage-files ] || { echo "$1 is busy" >&2; exit 8; }\n' >"$work/bin/userdel"
@@ -145,6 +206,27 @@ def test_a_user_that_cannot_be_removed_is_named(tmp_path: Path) -> None:
     assert ended.returncode == 1
     assert ended.stderr == ("cage-files is busy\nuninstall: all is removed but the user cage-files, "
                             "for the reasons above; end what uses them, then this again\n")
+
+
+MOUNTED = r"""
+mkdir "$work/disk" "$work/bin"
+echo kept >"$work/disk/letters"
+mkdir -p /opt/cage-runtime /var/lib/cage-runtime/storage/of-work/home
+touch /var/lib/cage-runtime/storage/of-work/range
+mount -t tmpfs none /var/lib/cage-runtime/storage/of-work/home
+cp "$work/disk/letters" /var/lib/cage-runtime/storage/of-work/home
+for program in userdel groupdel; do cp /bin/true "$work/bin/$program"; done
+PATH="$work/bin:$PATH" scripts/uninstall --purge || status=$?
+cat /var/lib/cage-runtime/storage/of-work/home/letters
+test ! -e /var/lib/cage-runtime/storage/of-work/range
+exit ${status:-0}
+"""
+
+
+def test_what_somebody_has_mounted_in_a_home_is_not_purged_with_it(tmp_path: Path) -> None:
+    ended = apart(tmp_path, MOUNTED)
+    assert (ended.returncode, ended.stdout) == (1, "kept\n")
+    assert "skipping '/var/lib/cage-runtime/storage/of-work/home'" in ended.stderr
 
 
 GOING_ON = r"""
@@ -215,3 +297,32 @@ def test_without_systemd_the_package_is_removed_where_nothing_runs(tmp_path: Pat
     script = f"mkdir /run/cage-runtime; touch /run/cage-runtime/spawner.lock; unshare --cgroup {PRERM}"
     ended = apart(tmp_path, script)
     assert (ended.returncode, ended.stderr) == (0, "")
+
+
+POSTRM = r"""
+mkdir -p "$work/theirs" /run/cage-runtime/cages /etc/cage-runtime /var/lib/cage-runtime/exports/1000/share
+touch "$work/theirs/kept" /run/cage-runtime/cages/socket
+mkdir /var/lib/cage-runtime/staging
+for link in exports/1000/share/applications exports/0 staging/link; do
+    ln -s "$work/theirs" /var/lib/cage-runtime/$link
+done
+ln -s "$work/theirs" /run/cage-runtime/caged
+before=$(find /run /var/lib/cage-runtime /etc/cage-runtime)
+for word in upgrade failed-upgrade abort-install abort-upgrade disappear; do
+    sh scripts/debian/cage-runtime.postrm $word 0.0.9
+done
+test "$(find /run /var/lib/cage-runtime /etc/cage-runtime)" = "$before"
+sh scripts/debian/cage-runtime.postrm remove
+test ! -e /run/cage-runtime
+test "$(find /var/lib/cage-runtime /etc/cage-runtime | wc -l)" = "$(echo "$before" | grep -vc ^/run)"
+sh scripts/debian/cage-runtime.postrm purge
+test ! -e /var/lib/cage-runtime
+test ! -e /etc/cage-runtime
+find "$work/theirs" -printf '%f %U\n'
+"""
+
+
+def test_the_package_deletes_what_it_is_told_to_and_follows_no_link(tmp_path: Path) -> None:
+    """caged and the mediators write in these folders; dpkg also calls this where it goes back on something."""
+    ended = apart(tmp_path, POSTRM)
+    assert (ended.returncode, ended.stdout, ended.stderr) == (0, "theirs 0\nkept 0\n", "")

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -10,6 +11,7 @@ import pytest
 from cage_runtime.config import Ids
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
+from cage_runtime.spawner import storage as module
 from cage_runtime.spawner import syscall
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 from tests.privileged.conftest import MakeCage
@@ -146,6 +148,19 @@ def test_documents_are_what_somebody_would_miss(tmp_path: Path, path: str | None
         (home / path).parent.mkdir(parents=True, exist_ok=True)
         (home / path).touch()
     assert holds_documents(home) is holds
+
+
+def test_a_home_with_no_end_of_hidden_entries_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An entry may be but another name of one file; all cages wait while they are read."""
+    monkeypatch.setattr(module, "LOOKED_AT_MAX", 100)
+    home = tmp_path / "home"
+    home.mkdir()
+    (home / ".0").touch()
+    for number in range(1, 100):
+        os.link(home / ".0", home / f".{number}")
+    assert not holds_documents(home)
+    os.link(home / ".0", home / ".100")
+    assert holds_documents(home)
 
 
 def test_condemned_storage_cannot_be_used(tmp_path: Path) -> None:

@@ -76,11 +76,11 @@ class FakeService:
         while True:
             try:
                 message = self._connection.receive()
+                if message.header.message_type == MessageType.method_call:
+                    with self.turn:
+                        self._connection.send(self._answer(message))
             except (OSError, EOFError):
                 return
-            if message.header.message_type == MessageType.method_call:
-                with self.turn:
-                    self._connection.send(self._answer(message))
 
     def _answer(self, message: Message) -> Message:
         fields = message.header.fields

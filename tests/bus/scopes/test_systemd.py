@@ -7,6 +7,7 @@ The real ones are talked to in tests/vm; here is what they say seldom, and what 
 from __future__ import annotations
 
 import select
+import socket
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -15,7 +16,7 @@ from typing import Any
 import pytest
 from jeepney import DBusAddress, MessageFlag, new_signal
 from jeepney.bus_messages import message_bus
-from jeepney.io.blocking import open_dbus_connection
+from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import HeaderFields
 
 from cage_runtime.scopes import systemd as module
@@ -28,6 +29,7 @@ __all__ = ["bus_address", "system_bus"]
 SECONDS = 10.0
 MANAGER = DBusAddress("/org/freedesktop/systemd1", interface="org.freedesktop.systemd1.Manager")
 MACHINES = DBusAddress("/org/freedesktop/machine1", interface="org.freedesktop.machine1.Manager")
+BUS = DBusAddress("/org/freedesktop/DBus", interface="org.freedesktop.DBus")
 JOB, UNIT = "/org/freedesktop/systemd1/job/7", "cage-work.scope"
 
 
@@ -117,17 +119,24 @@ def test_a_scope_is_there_when_its_job_is_done(host: Host) -> None:
     assert not lives(seed)
 
 
+def send_to(host: Host, stranger: DBusConnection, about: DBusAddress, member: str, signature: str, *body: Any) -> None:
+    signal = new_signal(about, member, signature, body)
+    signal.header.fields[HeaderFields.destination] = host.name
+    signal.header.flags |= MessageFlag.no_reply_expected
+    stranger.send(signal)
+
+
 def test_nobody_else_can_say_that_a_job_has_ended(host: Host) -> None:
     """A signal to one name alone passes no match rule, and any user may send one on the system bus."""
     host.scopes.ask(OPEN)
     host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
     with open_dbus_connection(host.address) as stranger:
-        for member, signature, body in (("JobRemoved", "uoss", (7, JOB, UNIT, "failed")), ("JobRemoved", "s", ("",)),
-                                        ("JobNew", "uos", (7, JOB, "cage-vault.scope"))):
-            signal = new_signal(MANAGER, member, signature, body)
-            signal.header.fields[HeaderFields.destination] = host.name
-            signal.header.flags |= MessageFlag.no_reply_expected
-            stranger.send(signal)
+        send_to(host, stranger, MANAGER, "JobRemoved", "uoss", 7, JOB, UNIT, "failed")
+        send_to(host, stranger, MANAGER, "JobRemoved", "s", "")
+        send_to(host, stranger, MANAGER, "JobNew", "uos", 7, JOB, "cage-vault.scope")
+        send_to(host, stranger, MACHINES, "MachineRemoved", "so", "work", JOB)
+        send_to(host, stranger, MACHINES, "MachineRemoved", "s", "work")
+        send_to(host, stranger, BUS, "NameOwnerChanged", "s", "")
         stranger.send_and_get_reply(message_bus.GetId())
     host.job_ends("done")
     host.until(lambda: host.told)
@@ -171,6 +180,30 @@ def test_the_scope_of_a_cage_s_last_life_is_waited_for(host: Host) -> None:
     host.job_ends("done")
     host.until(lambda: host.told)
     assert host.told[0].fault == ""  # type: ignore[union-attr]
+
+
+def test_a_systemd_that_executes_itself_anew_is_asked_again(host: Host) -> None:
+    """It may have made the scope, and it may not; what it has made around the first seed goes with that."""
+    def leave(*_: object) -> tuple[str, tuple[str]]:
+        host.systemd._connection.sock.shutdown(socket.SHUT_RDWR)
+        return "o", (JOB,)
+
+    gone = host.systemd
+    gone.answers["StartTransientUnit"] = leave
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.scopes.waits_until())
+    (first,) = dict(host.asked(gone, "StartTransientUnit")[0][2])["PIDs"][1]
+    assert not lives(first)
+    gone.close()
+    host.systemd = FakeService(host.address, "org.freedesktop.systemd1")
+    host.systemd.answers |= {"Subscribe": lambda: ("", ()), "StartTransientUnit": lambda *_: ("o", (JOB,))}
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    assert [call[0] for call in host.systemd.calls] == ["Subscribe", "StartTransientUnit"]
+    host.job_ends("done")
+    host.until(lambda: host.told)
+    (second,) = dict(host.asked(host.systemd, "StartTransientUnit")[0][2])["PIDs"][1]
+    assert host.told == [Opened(number=1, seed=second)]
+    assert lives(second)
 
 
 def test_a_unit_of_somebody_else_s_is_not_waited_for_for_ever(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import socket
 import sys
@@ -26,6 +27,22 @@ def test_nobody_to_tell_is_no_fault(tmp_path: Path, monkeypatch: pytest.MonkeyPa
         monkeypatch.setenv("NOTIFY_SOCKET", address)
         notify("READY=1")
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_supervisor_that_does_not_listen_holds_nobody_up(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """systemd's socket takes from anybody, and its queue has an end."""
+    monkeypatch.setattr(sys.modules[notify.__module__], "SEND_SECONDS", 0.1)
+    with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as supervisor, \
+            socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as anybody:
+        supervisor.bind(str(tmp_path / "notify"))
+        anybody.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while True:
+                anybody.sendto(b"X=1", str(tmp_path / "notify"))
+        monkeypatch.setenv("NOTIFY_SOCKET", str(tmp_path / "notify"))
+        notify("WATCHDOG=1")
+        supervisor.setblocking(False)
+        assert supervisor.recv(64) == b"X=1"
 
 
 @pytest.mark.parametrize(("microseconds", "pid", "seconds"), [

@@ -11,10 +11,11 @@ SCRIPT = Path(__file__).parents[3] / "scripts/install"
 
 
 def _clear(prefix: Path) -> None:
-    function = re.search(r"^clear_earlier_layout\(\) \{$.*?^\}$", SCRIPT.read_text(), re.MULTILINE | re.DOTALL)
-    assert function is not None
+    functions = re.search(r"^has_earlier_layout\(\) .*?^clear_earlier_layout\(\) \{$.*?^\}$", SCRIPT.read_text(),
+                          re.MULTILINE | re.DOTALL)
+    assert functions is not None
     subprocess.run(
-        ["/bin/bash", "-euo", "pipefail", "-c", f"{function.group()}\nclear_earlier_layout"],
+        ["/bin/bash", "-euo", "pipefail", "-c", f"{functions.group()}\nclear_earlier_layout"],
         env={"PATH": "/usr/bin:/bin", "prefix": str(prefix), "no_system": "--no-system"}, check=True,
     )  # fmt: skip
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import os
 import subprocess
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -14,25 +15,31 @@ from cage_runtime.config import Paths
 SYSTEMD = Path(__file__).parents[3] / "systemd"
 GENERATOR = SYSTEMD / "user-environment-generators/60-cage-runtime"
 PROFILE = SYSTEMD / "profile.d/cage-runtime.sh"
-OURS = f"{Paths().state}/exports/{os.getuid()}/share"
+OURS = f"{Paths().state}/exports/1000/share"
+Way = Callable[[dict[str, str]], str]
 USUAL = "/usr/local/share:/usr/share"
 
 
-def generated(before: str | None) -> str:
+def environment_of(uid: int, before: str | None, directory: Path) -> dict[str, str]:
+    """As a session of `uid` begins with it; who that is, id(1) says."""
+    (directory / "id").write_text(f"#!/bin/sh\necho {uid}\n")
+    (directory / "id").chmod(0o755)
+    return {"PATH": f"{directory}:/usr/bin:/bin"} | ({} if before is None else {"XDG_DATA_DIRS": before})
+
+
+def generated(environment: dict[str, str]) -> str:
     """XDG_DATA_DIRS as the user manager has it after the generator."""
-    environment = {"PATH": "/usr/bin:/bin"} | ({} if before is None else {"XDG_DATA_DIRS": before})
     said = subprocess.run([GENERATOR], env=environment, capture_output=True, text=True, check=True)
     assert said.stderr == ""
     lines = said.stdout.splitlines()
-    return lines[0].removeprefix("XDG_DATA_DIRS=") if lines else before or ""
+    return lines[0].removeprefix("XDG_DATA_DIRS=") if lines else environment.get("XDG_DATA_DIRS", "")
 
 
-def sourced(before: str | None) -> str:
+def sourced(environment: dict[str, str]) -> str:
     """The same after a login shell has read the profile; sh is what a display manager reads it with."""
-    environment = {"PATH": "/usr/bin:/bin"} | ({} if before is None else {"XDG_DATA_DIRS": before})
     script = f'set -eu; . {PROFILE}; [ -z "${{cage_runtime_exports+set}}" ]; env'
     said = subprocess.run(["sh", "-c", script], env=environment, capture_output=True, text=True, check=True)
-    return dict(line.split("=", 1) for line in said.stdout.splitlines())["XDG_DATA_DIRS"]
+    return dict(line.split("=", 1) for line in said.stdout.splitlines()).get("XDG_DATA_DIRS", "")
 
 
 @pytest.mark.parametrize("way", [generated, sourced])
@@ -43,9 +50,15 @@ def sourced(before: str | None) -> str:
     (f"/a:{OURS}:/b", f"/a:{OURS}:/b"),
     (f"{OURS}0", f"{OURS}0:{OURS}"),
 ])
-def test_the_entries_are_looked_for(way: object, before: str | None, after: str) -> None:
-    assert callable(way)
-    assert way(before) == after
+def test_the_entries_are_looked_for(way: Way, before: str | None, after: str, tmp_path: Path) -> None:
+    assert way(environment_of(1000, before, tmp_path)) == after
+
+
+@pytest.mark.parametrize("way", [generated, sourced])
+@pytest.mark.parametrize("before", [None, "/usr/share/gnome:/usr/share"])
+def test_root_looks_for_nothing_where_caged_writes(way: Way, before: str | None, tmp_path: Path) -> None:
+    """A shell's completions and a session bus's services are looked for in the same folders, and run."""
+    assert way(environment_of(0, before, tmp_path)) == (before or "")
 
 
 @pytest.mark.parametrize("base", ["/usr", "/usr/local"])

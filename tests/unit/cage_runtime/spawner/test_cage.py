@@ -3,7 +3,9 @@
 
 from __future__ import annotations
 
+import os
 import socket
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -92,6 +94,29 @@ def test_a_teardown_that_the_host_has_no_room_for_is_tried_again(
     assert loop.running
     loop.run()
     assert refusals == []
+
+
+def test_what_caged_could_put_beside_its_sockets_keeps_no_cage_from_going(cradle: Cradle, tmp_path: Path) -> None:
+    """A tree deeper than Python's recursion goes; nothing that a link in it leads to."""
+    (tmp_path / "elsewhere").mkdir()
+    (tmp_path / "elsewhere/kept").touch()
+    cradle.gateway.mkdir()
+    (cradle.gateway / "link").symlink_to(tmp_path / "elsewhere")
+    before = os.open(".", os.O_PATH | os.O_DIRECTORY)
+    os.chdir(cradle.gateway)
+    try:
+        for _ in range(2 * sys.getrecursionlimit()):
+            os.mkdir("d")
+            os.chdir("d")
+    finally:
+        os.fchdir(before)
+        os.close(before)
+    loop = Loop()
+    cage = Cage(UUID, loop, cradle, Cgroup(tmp_path / "cgroup"), lambda _cage: setattr(loop, "running", False))
+    cage.end()
+    assert not loop.running
+    assert [entry.name for entry in tmp_path.iterdir()] == ["elsewhere"]
+    assert (tmp_path / "elsewhere/kept").exists()
 
 
 def test_a_step_that_was_to_be_tried_again_leaves_the_next_life_alone(
