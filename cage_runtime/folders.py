@@ -26,6 +26,8 @@ class Owned:
     path: Path
     uid: int
     mode: int
+    earlier: int | None = None
+    """Whose it was in an earlier version; the spawner takes it back."""
 
     @property
     def owner(self) -> str:
@@ -44,11 +46,13 @@ class Owned:
 def of_state(config: RuntimeConfig, *names: str) -> list[Owned]:
     """Those of `names`, or all, each after the one that it is in; HostUnsupported where a user of theirs is missing."""
     state, users = Path(config.paths.state), config.users
-    return [Owned(path=Path(state, name), uid=uid_of(user), mode=mode) for name, user, mode in (
+    folders = [Owned(path=Path(state, name), uid=uid_of(user), mode=mode) for name, user, mode in (
         ("", "root", 0o755), ("cages", users.caged, 0o700), ("audit", users.caged, 0o700),
-        ("flatpak", users.apps, 0o755), ("exports", users.caged, 0o711), ("storage", "root", 0o700),
-        ("staging", users.files, 0o700),
+        ("flatpak", users.apps, 0o755), ("storage", "root", 0o700), ("staging", users.files, 0o700),
     ) if name in names or not names]
+    if "exports" in names or not names:
+        folders.append(Owned(path=state / "exports", uid=0, mode=0o711, earlier=uid_of(users.caged)))
+    return folders
 
 
 def prepare(folders: Iterable[Owned]) -> None:
@@ -86,7 +90,7 @@ def _fault(owned: Owned) -> str:
     mode = stat.S_IMODE(found.st_mode) & 0o777
     if not stat.S_ISDIR(found.st_mode):
         return f"{path} is not a directory: move away what is there"
-    if found.st_uid != owned.uid:
+    if found.st_uid not in (owned.uid, owned.earlier):
         # What is in those of root belongs to others too.
         chown = f"chown -R {owned.owner}:" if owned.uid else "chown root:"
         return f"{path} belongs to uid {found.st_uid} and has to belong to {owned.owner}: {chown} {path}"

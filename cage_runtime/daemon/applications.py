@@ -41,6 +41,8 @@ class Applications:
         self._turns = Turns()
         self._forgetting: set[asyncio.Task[None]] = set()
         self._offering = asyncio.Lock()
+        self._persons: frozenset[int] = frozenset()
+        self._welcoming: asyncio.Task[None] | None = None
 
     def _turn(self) -> AbstractAsyncContextManager[None]:
         """A turn of whoever this is done for."""
@@ -181,9 +183,30 @@ class Applications:
                 cage.unenforced = (*cage.unenforced, f"{application}: {error.sentence}")
 
     # --- menus -----------------------------------------------------------------------------------------------
+    def see_persons(self) -> None:
+        """There may be a person who has a cage now and had none, or the other way round: have their folders so."""
+        if self._owners() != self._persons and (self._welcoming is None or self._welcoming.done()):
+            self._welcoming = asyncio.get_running_loop().create_task(self._welcome())
+
+    def _owners(self) -> frozenset[int]:
+        return frozenset(cage.record.owner for cage in self._manager.cages())
+
+    async def _welcome(self) -> None:
+        """Have folders for those who have cages, one request at a time, until these are all."""
+        while True:
+            async with self._offering:
+                await self._tell_persons()
+            if self._owners() == self._persons:
+                return
+
+    async def _tell_persons(self) -> None:
+        self._persons = self._owners()
+        await self._exports.welcome(self._persons)
+
     async def offer_all(self) -> None:
         """Bring everybody's menus in line with the cages that there are."""
         cages = self._manager.cages()
+        await self._welcome()
         self._exports.begin([cage.record for cage in cages])
         async with self._bus.ownership(APPS[0], owned=True) as there:  # it may be just being started, as we are
             await there
@@ -202,9 +225,15 @@ class Applications:
             except CageError as error:
                 LOG.warning("%s is in nobody's menu: %s", application, error.sentence)
                 values = {}
-            for cage in self._manager.cages():
-                if application in cage.record.definition.apps.allow:
+            if not all(self._exports.welcomes(cage.record.owner) for cage in self._running_it(application)):
+                await self._tell_persons()
+            for cage in self._running_it(application):
+                # Those of somebody who has come in the meantime are seen to when they start.
+                if cage.record.owner in self._persons:
                     self._exports.put(cage.record, application, values)
+
+    def _running_it(self, application: str) -> list[Cage]:
+        return [cage for cage in self._manager.cages() if application in cage.record.definition.apps.allow]
 
     @property
     def faults(self) -> tuple[str, ...]:

@@ -63,7 +63,7 @@ class Daemon:
         self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
-        self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")))
+        self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")), self._welcome)
         self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
             bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
@@ -120,10 +120,12 @@ class Daemon:
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:
             self._core.changed(cage, present)
-        if present:
-            self._exports.welcome(cage.record)
-        else:
-            self._exports.forget(cage.record, (other.record for other in self._manager.cages()))
+        if not present:
+            self._exports.forget(cage.record)
+        self._applications.see_persons()
+
+    async def _welcome(self, uids: list[int]) -> None:
+        await self._spawner.ask(spec.Welcome(id=self._spawner.number(), uids=uids))
 
     def _gateway_up(self, name: str, uuid: str, address: str) -> None:
         if self._mediators is not None:

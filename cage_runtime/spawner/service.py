@@ -21,6 +21,7 @@ from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, Runtim
 from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
+from cage_runtime.spawner.exports import Exports
 from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.profile import Filters
@@ -51,6 +52,7 @@ from cage_runtime.spawner.spec import (
     Standing,
     Standings,
     Stop,
+    Welcome,
 )
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
 
@@ -70,6 +72,7 @@ class Service:
         empty = run / "empty"
         _make_directories(config)
         self._installation = Path(paths.state, "flatpak")
+        self._exports = Exports(Path(paths.state, "exports"), caged_uid, loop)
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
         self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
         self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes, self._leaving))
@@ -176,6 +179,9 @@ class Service:
                 self._after_births([request.uuid], lambda: self._stop(request, respond))
             case Remove():
                 self._remove(request, respond)
+            case Welcome():
+                self._exports.welcome(request.uids, lambda error: respond(
+                    Reply(id=request.id) if error is None else failed(request, error)))
 
     def _describe(self) -> Host:
         return Host(

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX
+from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX, CAGES_MAX
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
@@ -21,6 +21,9 @@ Term = Annotated[str, msgspec.Meta(pattern=r"^[A-Za-z0-9][A-Za-z0-9+.-]{0,31}\Z"
 Bytes = Annotated[int, msgspec.Meta(ge=4096, le=2**60)]
 SENTENCE_MAX = 4000
 """Characters in what a failed request says."""
+UID_MAX = 2**32 - 2
+"""The number after it stands for no uid (chown(2))."""
+Uid = Annotated[int, msgspec.Meta(ge=0, le=UID_MAX)]
 Cells = Annotated[int, msgspec.Meta(ge=1, le=9999)]
 
 
@@ -152,13 +155,19 @@ class Remove(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag
     uuid: Uuid
 
 
+class Welcome(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="welcome"):
+    """These persons, and nobody else, have a folder for menu entries: as many as there may be cages."""
+
+    uids: Annotated[list[Uid], msgspec.Meta(max_length=CAGES_MAX)]
+
+
 AnyRequest = (
     Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Inspect | Logs | Freeze
-    | Stop | Remove | OpenGateway
+    | Stop | Remove | OpenGateway | Welcome
 )
 
 REPEATABLE = (Describe, Standing, Keep, Condemn, Expose, Conceal, Inspect, Logs, Freeze, Stop, Remove,
-              OpenGateway)
+              OpenGateway, Welcome)
 """What comes to the same if it is done again, and so may be asked of the next spawner where one has ended at it."""
 
 

@@ -279,6 +279,6 @@ def _mounted_below(directory: Path) -> str | None:
     return None
 
 
-def delete(path: Path) -> subprocess.Popen[bytes]:
-    """Delete a tree of a cage's making: rm(1) copes with any depth, follows no link and stays on the file system."""
-    return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", str(path)], stdin=subprocess.DEVNULL)
+def delete(*paths: Path) -> subprocess.Popen[bytes]:
+    """Delete trees of others' making: rm(1) copes with any depth, follows no link and stays on the file system."""
+    return subprocess.Popen(["/bin/rm", "-rf", "--one-file-system", "--", *map(str, paths)], stdin=subprocess.DEVNULL)

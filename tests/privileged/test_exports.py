@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -65,8 +66,13 @@ def test_an_entry_lives_as_long_as_the_application_in_the_cage(runtime: Runtime,
     assert entry(runtime, "private").exists()
     vault.destroy()
     assert not entry(runtime, "private").exists()
-    work.destroy()
-    assert list((runtime.state / "exports").iterdir()) == []
+    destroyed_with_the_folder(runtime, work)
+
+
+def destroyed_with_the_folder(runtime: Runtime, last: Cage) -> None:
+    with Changes(runtime.state / "exports") as changes:
+        last.destroy()
+        changes.until(lambda: not list((runtime.state / "exports").iterdir()), "the end of the person's folder")
 
 
 def given_to(runtime: Runtime, name: str, owner: int) -> None:
@@ -83,13 +89,12 @@ def test_entries_are_their_owners_alone_and_are_made_again_at_the_start(runtime:
     runtime.stop()
     given_to(runtime, "theirs", PERSON)
     (runtime.state / "exports/0/share/applications/gone.org.example.App.desktop").write_text("left behind")
+    directory = runtime.state / f"exports/{PERSON}/share/applications"
     with Changes(runtime.state / "exports") as changes:
         runtime.start()
-        changes.until((runtime.state / f"exports/{PERSON}").exists, "the person's directory")
-    directory = runtime.state / f"exports/{PERSON}/share/applications"
+        changes.until(lambda: directory.exists() and not (runtime.state / "exports/0").exists(), "the new folder")
     with Changes(directory) as changes:
         changes.until(entry(runtime, "theirs", PERSON).exists, "the person's entry")
-    assert not (runtime.state / "exports/0").exists()
     name = f"theirs.{NOTES}.desktop\n".encode()
     assert as_person(PERSON, "ls", str(directory)).stdout == name
     assert as_person(PERSON, "cat", str(directory / name.decode().strip())).stdout == before
@@ -101,8 +106,60 @@ def test_entries_are_their_owners_alone_and_are_made_again_at_the_start(runtime:
             assert (refused.returncode, refused.stdout) == ({"ls": 2, "cat": 1}[words[0]], b"")
             assert b"Permission denied" in refused.stderr
     assert as_person(PERSON, "ls", str(runtime.state / "exports")).returncode == 2, "who else has cages"
-    theirs.destroy()
-    assert list((runtime.state / "exports").iterdir()) == []
+    destroyed_with_the_folder(runtime, theirs)
+
+
+# --- a caged that somebody else has taken over ------------------------------------------------------------------------
+PLANTED = ("0/share/dbus-1/services", "0/share/bash-completion/completions", "0/bin", f"{PERSON}/share/dbus-1/services")
+"""Where a session of root's or of that person's would find what it runs."""
+
+
+def caged(runtime: Runtime) -> int:
+    """Its uid."""
+    return (runtime.state / "cages").stat().st_uid
+
+
+def plant(runtime: Runtime, where: str) -> Ended:
+    return as_person(caged(runtime), "mkdir", "-p", str(runtime.state / "exports" / where))
+
+
+@pytest.mark.usefixtures("notes")
+def test_a_defeated_caged_can_make_nothing_that_a_session_runs(runtime: Runtime, cage: MakeCage) -> None:
+    mine = cage("mine")
+    runtime.ok("app", "install", mine.name, NOTES)
+    for where in PLANTED:
+        refused = plant(runtime, where)
+        assert (refused.returncode, refused.stdout) == (1, b"")
+        assert b"Permission denied" in refused.stderr
+    exports = runtime.state / "exports"
+    for old, new in (("0", "1"), ("0/share", "0/x"), ("0/share/applications", "0/share/dbus-1")):
+        assert as_person(caged(runtime), "mv", "-T", str(exports / old), str(exports / new)).returncode == 1
+    assert as_person(caged(runtime), "touch", str(entry(runtime, "mine"))).returncode == 0, "this is its own"
+    assert sorted(str(path.relative_to(exports)) for path in exports.rglob("*")) == [
+        "0", "0/share", "0/share/applications", f"0/share/applications/mine.{NOTES}.desktop"]
+
+
+@pytest.mark.usefixtures("notes")
+def test_what_an_earlier_version_gave_to_caged_is_taken_back(runtime: Runtime, cage: MakeCage) -> None:
+    mine, exports = cage("before"), runtime.state / "exports"
+    runtime.ok("app", "install", mine.name, NOTES)
+    entries, before = entry(runtime, "before").parent, entry(runtime, "before").read_bytes()
+    runtime.stop()
+    for path in (exports, exports / "0", exports / "0/share"):
+        os.chown(path, caged(runtime), caged(runtime))
+    for where in PLANTED:
+        assert plant(runtime, where).returncode == 0, "in that version it could"
+    runtime.start()
+    with Changes(exports) as changes:
+        changes.until(entries.exists, "the folder as it has to be")
+    with Changes(entries) as changes:
+        changes.until(entry(runtime, "before").exists, "the entry that is made anew")
+    assert entry(runtime, "before").read_bytes() == before
+    with Changes(exports) as changes:
+        changes.until(lambda: [path.name for path in exports.iterdir()] == ["0"], "the end of the rest")
+    owners = {str(path.relative_to(exports)): path.stat().st_uid for path in (exports, *exports.rglob("*"))}
+    assert owners == {".": 0, "0": 0, "0/share": 0, "0/share/applications": caged(runtime),
+                      f"0/share/applications/before.{NOTES}.desktop": caged(runtime)}
 
 
 @pytest.mark.usefixtures("notes")

@@ -33,12 +33,16 @@ class FakeSpawner:
 
     def __init__(self, run: Path) -> None:
         self._run = run
+        self._exports = run.parent / "state/exports"
         self.requests: list[spec.AnyRequest] = []
+        """What was asked, but for Welcome, which caged asks beside the rest."""
         self.new: set[str] = set()
         self.stored: set[str] = set()
         self.ephemeral: set[str] = set()
         self.condemned: set[str] = set()
         self.running: set[str] = set()
+        self.welcome: list[int] = []
+        """Persons who have a folder for menu entries."""
         self.paused: set[str] = set()
         self.gateways: dict[str, int] = {}
         """The socket of each gateway's bus that would run; connections wait in it."""
@@ -149,7 +153,8 @@ class FakeSpawner:
     @contextlib.contextmanager
     def _noticed(self, request: spec.AnyRequest) -> Iterator[None]:
         with self.asked:
-            self.requests.append(request)
+            if not isinstance(request, spec.Welcome):
+                self.requests.append(request)
             yield
             self.asked.notify_all()
 
@@ -198,9 +203,21 @@ class FakeSpawner:
             case spec.Inspect():
                 insight = spec.Insight(processes=2 if request.uuid in self.running else 0, documents=True)
                 return spec.Reply(id=request.id, insight=insight)
+            case spec.Welcome():
+                self._welcome(request.uids)
             case spec.Logs():
                 return spec.Reply(id=request.id, log=b"hello\n")
         return spec.Reply(id=request.id)
+
+    def _welcome(self, uids: list[int]) -> None:
+        """All is caged's there, who is us or nobody."""
+        self.welcome = list(uids)
+        for uid in uids:
+            directory = self._exports
+            for name in (str(uid), "share", "applications"):
+                directory = directory / name
+                directory.mkdir(exist_ok=True)
+                directory.chmod(0o777)
 
     def _gateway(self, uuid: str) -> Path:
         return self._run / "gateways" / uuid

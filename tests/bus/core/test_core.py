@@ -420,6 +420,25 @@ def test_jobs_that_have_ended_are_in_nobody_s_way(client: Client) -> None:
         client.call("Wait", interface=f"{CORE}.Job", path=job)
 
 
+@pytest.mark.usefixtures("apps")
+def test_the_spawner_has_folders_for_menu_entries_of_those_who_have_cages(core: Core, client: Client) -> None:
+    created(client, "work")
+    core.spawner.wait_until(lambda: core.spawner.welcome == [os.geteuid()])
+    job = client.call("InstallApplication", "ssa{sv}", "work", "org.example.App", {})
+    client.call("Wait", interface=f"{CORE}.Job", path=job)
+    entries = core.top / f"state/exports/{os.geteuid()}/share/applications"
+    assert [entry.name for entry in entries.iterdir()] == ["work.org.example.App.desktop"]
+    core.spawner.welcome.clear()
+    core.stop()
+    core.start()
+    core.spawner.wait_until(lambda: core.spawner.welcome == [os.geteuid()])
+    again = core.client()
+    again.call("Destroy", "sa{sv}", "work", {})
+    again.close()
+    core.spawner.wait_until(lambda: core.spawner.welcome == [])
+    assert list(entries.iterdir()) == []
+
+
 def test_a_job_that_fails_says_why(client: Client, apps: FakeApps) -> None:
     created(client, "work")
     apps.fault = ("org.cageruntime.Error.UntrustedSource", "it is not signed")

@@ -57,7 +57,7 @@ def test_the_entries_are_looked_for(way: Way, before: str | None, after: str, tm
 @pytest.mark.parametrize("way", [generated, sourced])
 @pytest.mark.parametrize("before", [None, "/usr/share/gnome:/usr/share"])
 def test_root_looks_for_nothing_where_caged_writes(way: Way, before: str | None, tmp_path: Path) -> None:
-    """A shell's completions and a session bus's services are looked for in the same folders, and run."""
+    """An entry is one click away from being run, with all that root may."""
     assert way(environment_of(0, before, tmp_path)) == (before or "")
 
 

@@ -1,10 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Menu entries on disk: whole, only those of cages that there are, and behind a list that lets one person in."""
+"""Menu entries on disk: whole, and only those of cages that there are, in folders that somebody else makes."""
 
 from __future__ import annotations
 
+import asyncio
 import errno
 import os
+import shutil
 from pathlib import Path
 
 import pytest
@@ -12,11 +14,11 @@ import pytest
 from cage_runtime.config import Apps, Definition, convert
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.state import Record
-from cage_runtime.errors import CageError
-from cage_runtime.model import APPLICATION_MAX, NAME_MAX
+from cage_runtime.errors import CageError, HostUnsupported
+from cage_runtime.model import APPLICATION_MAX, CAGES_MAX, NAME_MAX
 
 APP, VALUES = "org.example.App", {"Name": "App", "Terminal": "true"}
-ALICE, BOB = 1000, 1001
+ALICE, BOB, STRANGER = 1000, 1001, 4711
 
 
 def record(name: str, owner: int = ALICE, *applications: str) -> Record:
@@ -24,10 +26,36 @@ def record(name: str, owner: int = ALICE, *applications: str) -> Record:
     return Record(name=name, uuid=name.ljust(32, "0"), created="", owner=owner, definition=definition)
 
 
+class Spawner:
+    """Its part of it, as far as caged sees that."""
+
+    def __init__(self, directory: Path) -> None:
+        self.directory = directory
+        self.asked: list[list[int]] = []
+        self.fault = ""
+
+    async def ask(self, uids: list[int]) -> None:
+        self.asked.append(uids)
+        if self.fault:
+            raise HostUnsupported(self.fault)
+        for person in self.directory.iterdir():
+            if int(person.name) not in uids:
+                shutil.rmtree(person)
+        for uid in uids:
+            (self.directory / f"{uid}/share/applications").mkdir(parents=True, exist_ok=True)
+
+
 @pytest.fixture
-def exports(tmp_path: Path) -> Exports:
+def spawner(tmp_path: Path) -> Spawner:
     (tmp_path / "exports").mkdir(0o711)
-    return Exports(tmp_path / "exports", "/usr/bin/cagectl")
+    return Spawner(tmp_path / "exports")
+
+
+@pytest.fixture
+def exports(spawner: Spawner) -> Exports:
+    exports = Exports(spawner.directory, "/usr/bin/cagectl", spawner.ask)
+    asyncio.run(exports.welcome([ALICE, BOB]))
+    return exports
 
 
 def there(tmp_path: Path) -> set[str]:
@@ -57,62 +85,50 @@ def test_an_entry_that_cannot_be_shown_is_not_left_as_it_was(exports: Exports, t
     assert there(tmp_path) == set()
 
 
-def test_with_the_last_cage_goes_the_directory(exports: Exports, tmp_path: Path) -> None:
+def test_with_the_cage_go_its_entries(exports: Exports, tmp_path: Path) -> None:
     work, vault, other = record("work"), record("vault"), record("other", BOB)
     for each in (work, vault, other):
-        exports.welcome(each)
         exports.put(each, APP, VALUES)
-    exports.forget(work, [vault, other])
+    exports.forget(work)
     assert there(tmp_path) == {f"{ALICE}/share/applications/vault.{APP}.desktop",
                                f"{BOB}/share/applications/other.{APP}.desktop"}
-    exports.forget(vault, [other])
-    assert os.listdir(tmp_path / "exports") == [str(BOB)]
-    exports.welcome(work)
-    assert sorted(os.listdir(tmp_path / "exports")) == [str(ALICE), str(BOB)]
+    exports.forget(record("nothing", STRANGER))
+    assert exports.fault == ""
 
 
-def test_what_no_cage_accounts_for_is_removed_at_the_start(exports: Exports, tmp_path: Path) -> None:
-    stays, gone, elsewhere = record("stays"), record("gone"), record("stays", BOB)
-    for each in (stays, gone, elsewhere):
+def test_what_no_cage_accounts_for_is_removed_at_the_start(exports: Exports, spawner: Spawner, tmp_path: Path) -> None:
+    stays, gone = record("stays"), record("gone")
+    for each in (stays, gone):
         exports.put(each, APP, VALUES)
     exports.put(stays, "org.example.Removed", VALUES)
     place = tmp_path / "exports" / str(ALICE) / "share/applications"
     (place / f".stays.{APP}.desktop.new").write_text("half")
-    Exports(tmp_path / "exports", "").begin([stays])
+    Exports(spawner.directory, "", spawner.ask).begin([stays, record("stays", STRANGER)])
     assert os.listdir(place) == [f"stays.{APP}.desktop"]
-    assert os.listdir(tmp_path / "exports") == [str(ALICE)]
 
 
-# --- who may look ----------------------------------------------------------------------------------------------------
-def access(path: Path) -> list[tuple[int, int, int]]:
-    raw = os.getxattr(path, "system.posix_acl_access")
-    return [(int.from_bytes(raw[at:at + 2], "little"), int.from_bytes(raw[at + 2:at + 4], "little"),
-             int.from_bytes(raw[at + 4:at + 8], "little")) for at in range(4, len(raw), 8)]
+# --- the folders, which are the spawner's to make ---------------------------------------------------------------------
+def test_the_spawner_is_told_who_has_cages(exports: Exports, spawner: Spawner) -> None:
+    assert (exports.welcomes(ALICE), exports.welcomes(STRANGER)) == (True, False)
+    asyncio.run(exports.welcome([BOB, 0, BOB]))
+    asyncio.run(exports.welcome(range(CAGES_MAX + 5)))
+    assert spawner.asked[1:] == [[0, BOB], list(range(CAGES_MAX))], "more are no request at all"
+    assert exports.fault == ""
 
 
-def test_one_person_is_let_in(exports: Exports, tmp_path: Path) -> None:
-    exports.welcome(record("work"))
-    directory = tmp_path / "exports" / str(ALICE)
-    assert access(directory) == [(1, 7, 0xFFFFFFFF), (2, 5, ALICE), (4, 0, 0xFFFFFFFF), (16, 5, 0xFFFFFFFF),
-                                 (32, 0, 0xFFFFFFFF)]
-    os.removexattr(directory, "system.posix_acl_access")
-    exports.put(record("work"), APP, VALUES)
-    assert access(directory)[1] == (2, 5, ALICE), "as one that comes from a backup"
+def test_what_the_spawner_cannot_do_is_told_for_as_long_as_that_is_so(exports: Exports, spawner: Spawner) -> None:
+    spawner.fault = "applications in cages are not in anybody's menu, because it rains"
+    asyncio.run(exports.welcome([ALICE]))
+    exports.put(record("new", STRANGER), APP, VALUES)
+    assert exports.fault == spawner.fault
+    spawner.fault = ""
+    asyncio.run(exports.welcome([ALICE]))
+    assert exports.fault == ""
 
 
-def test_without_lists_there_are_no_entries(
-    exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    exports.put(record("work"), APP, VALUES)
-
-    def no_lists(*_: object, **__: object) -> None:
-        raise OSError(errno.EOPNOTSUPP, "Operation not supported")
-
-    monkeypatch.setattr(os, "setxattr", no_lists)
-    exports.put(record("work"), APP, VALUES)
-    assert os.listdir(tmp_path / "exports") == []
-    assert exports.fault == ("applications in cages are not in anybody's menu, because the file system of "
-                             f"{tmp_path}/exports has no access control lists")
+def test_an_entry_whose_folder_is_missing_is_told_of(exports: Exports) -> None:
+    exports.put(record("new", STRANGER), APP, VALUES)
+    assert "No such file or directory" in exports.fault
 
 
 def test_a_full_disk_leaves_no_half_entry(exports: Exports, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -142,6 +158,5 @@ def test_the_longest_names_have_an_entry(exports: Exports, tmp_path: Path) -> No
 
 def test_an_entry_that_cannot_be_looked_for_is_a_fault_and_no_more(exports: Exports) -> None:
     """A cage starts all the same, which is when it is looked for."""
-    exports.welcome(record("work"))
     assert not exports.has(record("work"), "a" * 300)
     assert "File name too long" in exports.fault
