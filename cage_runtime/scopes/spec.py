@@ -35,6 +35,12 @@ def scope_of(runtime: str, name: str) -> str:
     return f"cage-{name}.{runtime}.scope" if runtime else f"cage-{name}.scope"
 
 
+def name_of(runtime: str, unit: str) -> str:
+    """The name of the cage whose unit that is (`scope_of`); empty where it is none's."""
+    found = re.fullmatch(re.escape(scope_of(runtime, "/")).replace("/", "([a-z][a-z0-9-]{0,30})"), unit)
+    return found[1] if found else ""
+
+
 def is_scope(unit: str) -> bool:
     """Whether a unit is called as that of a cage, of any runtime."""
     return unit.startswith("cage-") and unit.endswith(".scope")
@@ -62,6 +68,14 @@ class Register(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
     leader: Annotated[int, msgspec.Meta(ge=2, le=2**31)]
 
 
+class Unregister(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op",
+                 tag="unregister"):
+    """The cage has ended: have systemd-machined forget it, before anything is done for its next life."""
+
+    name: Name
+    uuid: Uuid
+
+
 class Opened(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="op", tag="opened"):
     """The answer to Open: the seed's pid, or a sentence that says why there is no scope."""
 
@@ -76,7 +90,7 @@ class Leaving(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     unit: Annotated[str, msgspec.Meta(max_length=256)]
 
 
-Asked = Open | Close | Register
+Asked = Open | Close | Register | Unregister
 
 _ENCODER = msgspec.json.Encoder()
 _ASKED = msgspec.json.Decoder(Asked)

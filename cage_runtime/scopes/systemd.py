@@ -10,16 +10,28 @@ from __future__ import annotations
 
 import logging
 import os
+import re
 import signal
 import time
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import prctl
 
-from cage_runtime.errors import CageError, NoSystemBus
-from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Opened, Register, is_scope, scope_of, slice_of
+from cage_runtime.errors import CageError, NoSystemBus, RuntimeFailure
+from cage_runtime.scopes.spec import (
+    Asked,
+    Close,
+    Leaving,
+    Open,
+    Opened,
+    Register,
+    Unregister,
+    is_scope,
+    scope_of,
+    slice_of,
+)
 from cage_runtime.sdbus import BusError, Connection, Incoming
 from cage_runtime.spawner import syscall
 
@@ -31,6 +43,8 @@ GONE_SECONDS = 10.0
 """How long a unit of the cage's name may still be there: that of its last life, which systemd removes by itself."""
 AGAIN_SECONDS = 0.5
 """Between two looks whether it is."""
+FORGOTTEN_SECONDS = 5.0
+"""What machined has to forget a cage that has ended; after that its next life begins all the same."""
 STOP_SECONDS = 15
 """From the SIGTERM of a scope's stop to its SIGKILL: cage-init gives its processes 5 of them (model.STOP_SECONDS)."""
 AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
@@ -67,6 +81,15 @@ _INFINITY = 2**64 - 1
 
 
 @dataclass(kw_only=True, slots=True)
+class Ending:
+    """A cage that machined is to forget.  Of a machine that has ended it stops the unit by its name, which may be that
+    of the next life: what it says once this is answered, it has said before that is begun."""
+
+    until: float
+    afterwards: list[Callable[[], None]] = field(default_factory=list)
+
+
+@dataclass(kw_only=True, slots=True)
 class Opening:
     """A scope that is asked for, or is there and kept by its seed."""
 
@@ -99,6 +122,8 @@ class Systemd:
         self._calls: dict[int, Callable[[Incoming], None]] = {}
         self._unregistered: dict[str, tuple[float, Register]] = {}
         """Cages whose name another machine has, most likely that of their last life; until when that is hoped for."""
+        self._endings: dict[str, Ending] = {}
+        """By the cage's name."""
         self._said: set[str] = set()
 
     def begin(self) -> None:
@@ -114,12 +139,25 @@ class Systemd:
             case Open():
                 opening = Opening(request=request, seed=_seed(), until=time.monotonic() + GONE_SECONDS)
                 self._openings[request.number] = opening
-                self._start(opening)
+                self._after_ending(request.name, lambda: self._start_if_wanted(opening))
             case Close():
                 if request.number in self._openings:
                     _end(self._openings.pop(request.number).seed)
             case Register():
-                self._register(request)
+                self._after_ending(request.name, lambda: self._register(request))
+            case Unregister():
+                self._after_ending(request.name, lambda: self._unregister(request))
+
+    def _after_ending(self, name: str, do: Callable[[], None]) -> None:
+        """`do` when nobody has to forget a cage of that name any more."""
+        if ending := self._endings.get(name):
+            ending.afterwards.append(do)
+        else:
+            do()
+
+    def _start_if_wanted(self, opening: Opening) -> None:
+        if self._openings.get(opening.request.number) is opening:
+            self._start(opening)
 
     def _start(self, opening: Opening) -> None:
         opening.again = None
@@ -175,6 +213,38 @@ class Systemd:
             if error.name not in _PASSING:
                 self._say_once(error.name, why)
 
+    def _unregister(self, request: Unregister) -> None:
+        """Have the machine forgotten, if it is that cage: another of its name is none of ours."""
+        self._unregistered.pop(request.name, None)
+        ending = self._endings[request.name] = Ending(until=time.monotonic() + FORGOTTEN_SECONDS)
+        self._post_for(request.name, ending, _machine_of(request.name), _DBUS + ".Properties", "Get", "ss",
+                       (_MACHINED + ".Machine", "Id"), lambda reply: self._identified(request, ending, reply))
+
+    def _identified(self, request: Unregister, ending: Ending, reply: Incoming) -> None:
+        try:
+            (found,) = reply.body("v")
+        except (BusError, RuntimeFailure):  # it is not there, or knows of none
+            found = None
+        if found == bytes.fromhex(request.uuid):
+            self._post_for(request.name, ending, _MACHINED_PATH, _MACHINED + ".Manager", "UnregisterMachine", "s",
+                           (request.name,), lambda _reply: self._forgotten(request.name, ending))
+        else:
+            self._forgotten(request.name, ending)
+
+    def _post_for(self, name: str, ending: Ending, *call: Any) -> None:
+        """Call machined, as `_post` does; without a bus nobody has anything to forget."""
+        try:
+            self._post(_MACHINED, *call)
+        except CageError:
+            self._forgotten(name, ending)
+
+    def _forgotten(self, name: str, ending: Ending) -> None:
+        """Go on with what waits for that, unless it was not waited for any more."""
+        if self._endings.get(name) is ending:
+            del self._endings[name]
+            for do in ending.afterwards:
+                self._after_ending(name, do)
+
     def _say_once(self, kind: str, sentence: str) -> None:
         if kind not in self._said:
             self._said.add(kind)
@@ -188,6 +258,7 @@ class Systemd:
     def waits_until(self) -> float | None:
         """The moment of time.monotonic() at which `turn` has something to do, whatever comes."""
         ends = [opening.again for opening in self._openings.values() if opening.again is not None]
+        ends += [ending.until for ending in self._endings.values()]
         if self._bus is not None and (due := self._bus.waits_for()[1]) is not None:
             ends.append(due)
         return min(ends, default=None)
@@ -200,6 +271,9 @@ class Systemd:
         except NoSystemBus as error:
             self._lost(error)
         now = time.monotonic()
+        for name, ending in list(self._endings.items()):
+            if now >= ending.until:
+                self._forgotten(name, ending)
         for opening in [each for each in self._openings.values() if each.again is not None and now >= each.again]:
             self._start(opening)
 
@@ -244,8 +318,11 @@ class Systemd:
             self._bus.close()
             self._bus = None
         self._calls.clear()
+        endings, self._endings = self._endings, {}
         for opening in [each for each in self._openings.values() if not each.opened]:
             self._fail(opening, error.sentence)
+        for do in [do for ending in endings.values() for do in ending.afterwards]:
+            do()  # of openings, those that are there still
 
     def _hear(self, message: Incoming) -> None:
         if cookie := message.cookie:
@@ -291,6 +368,11 @@ class Systemd:
             return
         opening.opened = True
         self._tell(Opened(number=opening.request.number, seed=opening.seed))
+
+
+def _machine_of(name: str) -> str:
+    """The D-Bus path of the machine (sd_bus_path_encode(3))."""
+    return f"{_MACHINED_PATH}/machine/{re.sub('[^A-Za-z0-9]', lambda it: f'_{ord(it[0]):02x}', name)}"
 
 
 def _subscribe(bus: Connection) -> None:

@@ -119,6 +119,9 @@ class Cgroups(Protocol):
     def born(self, name: str, uuid: str, pid: int) -> None:
         """The cage is in its cgroup, `pid` its first process."""
 
+    def ended(self, cgroup: Cgroup) -> None:
+        """Nothing of the cage is left in its cgroup, which is removed."""
+
     def unmake(self, uuid: str) -> None:
         """It is not, and the cgroup is not wanted."""
 
@@ -154,6 +157,9 @@ class Subtree:
 
     def born(self, name: str, uuid: str, pid: int) -> None:
         """Nobody has to know."""
+
+    def ended(self, cgroup: Cgroup) -> None:
+        """As with the birth."""
 
     def unmake(self, uuid: str) -> None:
         Cgroup(self.path / uuid).remove()

@@ -15,7 +15,7 @@ from collections.abc import Callable
 import msgspec
 
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
-from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Register, decode_told, encode
+from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Register, Unregister, decode_told, encode
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.loop import Loop
 
@@ -66,6 +66,10 @@ class Scopes:
     def register(self, name: str, uuid: str, leader: int) -> None:
         """Tell systemd-machined of a cage, if there is one."""
         self._send_if_it_runs(Register(name=name, uuid=uuid, leader=leader))
+
+    def unregister(self, name: str, uuid: str) -> None:
+        """Have systemd-machined forget a cage that has ended; what is asked for one of its name later comes after."""
+        self._send_if_it_runs(Unregister(name=name, uuid=uuid))
 
     def _send_if_it_runs(self, request: Asked) -> None:
         """A cage-scopes that has ended has taken its seeds along, and what it was to tell is no loss."""

@@ -114,6 +114,7 @@ class Service:
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
+        self._cgroups.ended(cage.cgroup)
         for tell in cage.waiting:
             tell()
         # Whoever asked for it may be gone: it is told as an end by itself too, after the answer.

@@ -12,7 +12,7 @@ from __future__ import annotations
 from pathlib import Path
 
 from cage_runtime.errors import CageError
-from cage_runtime.scopes.spec import runtime_of, scope_of, slice_of
+from cage_runtime.scopes.spec import name_of, runtime_of, scope_of, slice_of
 from cage_runtime.spawner.cgroup import UUID, Cgroup, Made, not_in_force, offered, put_in_force, switch_on
 from cage_runtime.spawner.scopes import Scopes
 from cage_runtime.spawner.spec import Limits
@@ -53,6 +53,10 @@ class Slice:
     def born(self, name: str, uuid: str, pid: int) -> None:
         self.unmake(uuid)
         self._scopes.register(name, uuid, pid)
+
+    def ended(self, cgroup: Cgroup) -> None:
+        if name := name_of(self._runtime, cgroup.path.parent.name):
+            self._scopes.unregister(name, cgroup.path.name)
 
     def unmake(self, uuid: str) -> None:
         """Let the seed go: of a scope that is empty then, systemd removes all there is."""

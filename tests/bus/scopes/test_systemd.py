@@ -20,7 +20,7 @@ from jeepney.io.blocking import DBusConnection, open_dbus_connection
 from jeepney.low_level import HeaderFields
 
 from cage_runtime.scopes import systemd as module
-from cage_runtime.scopes.spec import Close, Leaving, Open, Opened, Register
+from cage_runtime.scopes.spec import Close, Leaving, Open, Opened, Register, Unregister
 from cage_runtime.scopes.systemd import Systemd
 from tests.bus.cli.conftest import FakeError, FakeService, bus_address, system_bus
 
@@ -280,3 +280,116 @@ def test_a_machined_that_is_not_there_is_told_of_once(host: Host, caplog: pytest
     host.until(lambda: not host.scopes._calls)
     assert [record.getMessage() for record in caplog.records] == [
         "machinectl does not know of the cage work: no such service"]
+
+
+# --- the end of a cage, and its next life -----------------------------------------------------------------------------
+ENDED = Unregister(name="work", uuid="a" * 32)
+NEXT = Register(name="work", uuid="a" * 32, leader=4711)
+
+
+def knows(host: Host, uuid: bytes) -> None:
+    host.machined.answers |= {"Get": lambda *_: ("v", (("ay", uuid),)), "UnregisterMachine": lambda *_: ("", ())}
+
+
+def heard(host: Host) -> list[str]:
+    return [call[0] for call in host.machined.calls]
+
+
+def passed(host: Host) -> None:
+    """Until all that was sent to systemd before has been answered."""
+    host.scopes.ask(Open(number=3, name="other", runtime=""))
+    host.until(lambda: any("cage-other.scope" in call for call in host.systemd.calls))
+
+
+def test_machined_forgets_a_cage_before_anything_is_done_for_its_next_life(host: Host) -> None:
+    """Of a machine whose unit has gone it stops the unit of that name, which would be the new one."""
+    knows(host, b"\xaa" * 16)
+    with host.machined.turn:
+        host.scopes.ask(ENDED)
+        host.scopes.ask(OPEN)
+        host.scopes.ask(NEXT)
+        passed(host)
+        assert [call[0] for call in host.asked(host.systemd, "StartTransientUnit")] == ["cage-other.scope"]
+    host.until(lambda: any(UNIT in call for call in host.systemd.calls) and not host.scopes._calls)
+    assert host.machined.calls[:2] == [("Get", "org.freedesktop.machine1.Machine", "Id"), ("UnregisterMachine", "work")]
+    assert heard(host)[2:] == ["RegisterMachine"]
+
+
+def test_another_machine_of_that_name_is_left_alone(host: Host) -> None:
+    knows(host, b"\xbb" * 16)
+    host.scopes.ask(ENDED)
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    assert heard(host) == ["Get"]
+
+
+@pytest.mark.parametrize("error", [
+    "org.freedesktop.DBus.Error.ServiceUnknown", "org.freedesktop.DBus.Error.UnknownObject"])
+def test_a_machined_that_is_not_there_or_knows_nothing_is_nothing(
+    host: Host, error: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    host.machined.fail("Get", error, "nothing")
+    host.scopes.ask(ENDED)
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    assert (heard(host), host.scopes._endings, caplog.records) == (["Get"], {}, [])
+
+
+def test_one_that_does_not_unregister_is_not_asked_for_ever(host: Host) -> None:
+    knows(host, b"\xaa" * 16)
+    host.machined.fail("UnregisterMachine", "org.freedesktop.machine1.NoSuchMachine", "gone by now")
+    host.scopes.ask(ENDED)
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    assert heard(host) == ["Get", "UnregisterMachine"]
+
+
+def test_a_machined_that_does_not_answer_keeps_no_cage_from_its_next_life(
+    host: Host, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "FORGOTTEN_SECONDS", 0.1)
+    knows(host, b"\xaa" * 16)
+    with host.machined.turn:
+        host.scopes.ask(ENDED)
+        host.scopes.ask(ENDED)
+        host.scopes.ask(OPEN)
+        host.until(lambda: host.asked(host.systemd, "StartTransientUnit"))
+    assert host.scopes._endings == {}
+
+
+def test_one_that_is_not_wanted_any_more_is_not_started_afterwards(host: Host) -> None:
+    knows(host, b"\xaa" * 16)
+    with host.machined.turn:
+        host.scopes.ask(ENDED)
+        host.scopes.ask(OPEN)
+        host.scopes.ask(Close(number=1))
+    host.until(lambda: not host.scopes._endings)
+    assert host.asked(host.systemd, "StartTransientUnit") == []
+
+
+def test_a_life_that_has_ended_is_not_registered_any_more(host: Host) -> None:
+    host.machined.fail("RegisterMachine", "org.freedesktop.machine1.MachineExists", "there")
+    host.scopes.ask(NEXT)
+    host.until(lambda: host.scopes._unregistered)
+    knows(host, b"\xbb" * 16)
+    host.scopes.ask(ENDED)
+    host.says(host.machined, MACHINES, "MachineRemoved", "so", "work", "/org/freedesktop/machine1/machine/work")
+    host.until(lambda: not host.scopes._endings)
+    passed(host)
+    assert heard(host) == ["RegisterMachine", "Get"]
+
+
+def test_where_the_bus_goes_meanwhile_whoever_waits_is_told(host: Host) -> None:
+    with host.machined.turn:
+        host.scopes.ask(ENDED)
+        host.scopes.ask(OPEN)
+        assert host.scopes.connection is not None
+        with socket.socket(fileno=socket.dup(host.scopes.connection.fileno())) as connection:
+            connection.shutdown(socket.SHUT_RDWR)
+        host.scopes.turn()
+    assert [told.fault != "" for told in host.told if isinstance(told, Opened)] == [True]
+    assert host.scopes._endings == {}
+
+
+def test_the_path_of_a_machine() -> None:
+    assert module._machine_of("my-cage2") == "/org/freedesktop/machine1/machine/my_2dcage2"

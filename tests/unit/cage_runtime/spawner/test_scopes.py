@@ -111,7 +111,8 @@ def test_an_end_that_systemd_announces_is_passed_on(client: Client) -> None:
 
 
 def test_what_nobody_is_there_for_starts_nobody(client: Client) -> None:
-    calls: list[Callable[[], None]] = [lambda: client.scopes.close(1), lambda: client.scopes.register("a", "b" * 32, 2)]
+    calls: list[Callable[[], None]] = [lambda: client.scopes.close(1), lambda: client.scopes.register("a", "b" * 32, 2),
+                                        lambda: client.scopes.unregister("a", "b" * 32)]
     for call in calls:
         call()  # the program does not exist
     assert client.told == []
