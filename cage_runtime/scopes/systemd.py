@@ -161,7 +161,7 @@ class Systemd:
 
     # --- scopes in which nothing is ------------------------------------------------------------------------------
     def _clear(self, unit: str, opening: Opening | None, done: Callable[[], None]) -> None:
-        """Stop a scope in which nothing is, for one that waits for its name; `done` when that has begun, or is not to be.
+        """Stop a scope in which nothing is, for one that waits for its name; `done` when that has begun or need not.
 
         systemd hears that a scope becomes empty, and one whose process ends just as it is put in never was otherwise:
         that of a cage whose spawner was killed at its birth.  It would stay, and its name with it.
