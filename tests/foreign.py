@@ -261,8 +261,8 @@ class Busctl(Client):
         self.run("call", "--", CORE, path, interface, member, kinds, *spelled(kinds, value))
 
     def output(self, channel: Any) -> bytes | None:
-        """busctl has closed the descriptor by then."""
-        assert channel is None or isinstance(channel, int)
+        """busctl has closed the descriptor by then; since systemd 257 it describes what that was."""
+        assert channel is None or isinstance(channel, int) or channel["stat"]["type"] == "sock"
         return None
 
     def property(self, name: str, interface: str, path: str) -> Any:

@@ -14,7 +14,6 @@ from cage_runtime.errors import (
     AuthenticationNeeded,
     CageError,
     CutOff,
-    NoSuchCage,
     NotAuthorized,
     RuntimeFailure,
     from_bus,
@@ -46,8 +45,6 @@ _ENDED = {_DBUS + "NoReply", _DBUS + "Disconnected"}
 _LATE = _DBUS + "TimedOut"
 """Of the bus alone: whoever it has started for this name has not come in time."""
 _FORBIDDEN = {_DBUS + "AccessDenied", _DBUS + "InteractiveAuthorizationRequired"}
-_WORTH_ASKING = (AuthenticationNeeded, NoSuchCage)
-"""What whoever asks nobody is answered where a password may help: of another person's cage, that there is none."""
 
 
 class NotRunning(RuntimeFailure):
@@ -95,7 +92,7 @@ class Peer:
         """
         try:
             return self._call(member, signature, values, returns, timeout, meanwhile, interactive=False)
-        except _WORTH_ASKING:
+        except AuthenticationNeeded:
             if not self._asks:
                 raise
         from cage_runtime.cli.agent import Agent

@@ -8,6 +8,7 @@ anybody may send us a signal.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import re
@@ -103,8 +104,11 @@ class Opening:
     """When it is asked for again, which waits for a unit of that name to be removed, or for systemd to come back: at
     the latest then, because what is told of that may be lost while systemd is away."""
     opened: bool = False
+    waited: bool = False
+    """Whether it has been asked for again before."""
 
     def wait(self) -> None:
+        self.waited = True
         self.again = min(self.until, time.monotonic() + AGAIN_SECONDS)
 
     @property
@@ -132,6 +136,8 @@ class Systemd:
             self._connected()
         except CageError as error:
             LOG.warning("%s", error.sentence)
+            return
+        self._post_or_not("ListUnitsByPatterns", "asas", (["active"], ["cage-*.scope"]), self._clear_all)
 
     # --- what is asked -------------------------------------------------------------------------------------------
     def ask(self, request: Asked) -> None:
@@ -174,7 +180,11 @@ class Systemd:
             (opening.job,) = reply.body("o")
         except BusError as error:
             if error.name == _UNIT_EXISTS and time.monotonic() < opening.until:
-                opening.wait()
+                # One that goes has gone by the second time.
+                if opening.waited:
+                    self._clear(opening.unit, opening, opening.wait)
+                else:
+                    opening.wait()
             elif error.name == _NO_REPLY and time.monotonic() < opening.until:
                 # systemd executes itself anew, and is asked again when it is back; a scope that it has made all the
                 # same goes with its seed.
@@ -186,6 +196,43 @@ class Systemd:
                                     f"see systemctl status {opening.unit}")
             else:
                 self._fail(opening, f"systemd makes no {opening.unit}: {error.sentence or error.name}")
+
+    # --- scopes in which nothing is ------------------------------------------------------------------------------
+    def _clear(self, unit: str, opening: Opening | None, done: Callable[[], None]) -> None:
+        """Stop a scope in which nothing is, for one that waits for its name; `done` when that has begun or need not.
+
+        systemd hears that a scope becomes empty, and one whose process ends just as it is put in never was otherwise:
+        that of a cage whose spawner was killed at its birth.  It would stay, and its name with it.
+        """
+        self._post_or_not("GetUnitProcesses", "s", (unit,), lambda reply: self._clear_empty(unit, opening, reply, done))
+
+    def _clear_empty(self, unit: str, opening: Opening | None, reply: Incoming, done: Callable[[], None]) -> None:
+        try:
+            (processes,) = reply.body("a(sus)")
+        except BusError:  # it has gone
+            processes = None
+        # One that has been asked for since is another: it may be there already.
+        asked_for = any(each.unit == unit and each is not opening for each in self._openings.values())
+        if processes == [] and not asked_for:
+            self._post_or_not("StopUnit", "ss", (unit, "replace"), lambda _reply: done())
+        else:
+            done()
+
+    def _clear_all(self, reply: Incoming) -> None:
+        try:
+            (units,) = reply.body("a(ssssssouso)")
+        except BusError as error:
+            LOG.warning("the scopes of cages cannot be looked through: %s", error.sentence or error.name)
+            return
+        for unit, *_ in units:
+            if is_scope(unit):
+                self._clear(unit, None, lambda: None)
+
+    def _post_or_not(self, member: str, signature: str, values: tuple[object, ...],
+                     answered: Callable[[Incoming], None]) -> None:
+        """Of a bus that goes away all who wait hear at once."""
+        with contextlib.suppress(NoSystemBus):
+            self._post(_SYSTEMD, _SYSTEMD_PATH, _MANAGER, member, signature, values, answered)
 
     def _fail(self, opening: Opening, sentence: str) -> None:
         # Gone where nobody waits any more.

@@ -27,7 +27,7 @@ sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
 
 from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.errors import CageError  # noqa: E402
-from cage_runtime.spawner import capability, syscall  # noqa: E402
+from cage_runtime.spawner import capability, cgroup, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
 from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
@@ -101,6 +101,8 @@ class Nursery:
         syscall.unshare(syscall.CLONE_NEWNS)
         syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
         self.loop = Loop()
+        # Also where systemd makes the cgroups of cages: what fails here is a call of the kernel's, and ours.
+        cgroup.is_systemds = lambda _hierarchy: False
         self.service = Service(config, self.loop, 65534, lambda _ended: None)
         self.subtree = Path(self._describe().cgroup)
 

@@ -55,7 +55,7 @@ class Ground(Runtime):
         for command in self.programs(*names):
             ended = subprocess.run([*through, *command], env=self.environment(), capture_output=True, text=True,
                                    timeout=SECONDS, check=False)
-            assert ended.returncode == 125, ended.stderr
+            assert ended.returncode == (os.EX_CONFIG if command[-3].endswith("/caged") else 125), ended.stderr
             assert ended.stderr.count("\n") == 1, ended.stderr
             said.add(ended.stderr.partition(": ")[2].removeprefix("ERROR: ").strip())
         assert self.everything() == before

@@ -240,11 +240,12 @@ def test_killed_while_an_application_is_installed(
 # --- at the start ------------------------------------------------------------------------------------------------
 def test_what_is_half_made_is_cleared_at_the_start(runtime: Runtime, standing: Cage) -> None:
     """As a power cut leaves it: storage, registry, cradle and cgroup of cages that were coming or going."""
+    beside = runtime.cgroups()[standing.uuid].parent
     runtime.stop()
     storage = [runtime.storage / f".new-{'d' * 32}", runtime.storage / f".gone-{'e' * 32}"]
     registry = [runtime.state / f"cages/.new-{'d' * 32}", runtime.run / f"caged/cages/.gone-{'e' * 32}"]
     # Each of a cage of its own: a teardown may have been cut off between any two of them.
-    run = [runtime.run / f"cages/{'f' * 32}", runtime.run / f"gateways/{'0' * 32}", runtime.subtree() / ("1" * 32)]
+    run = [runtime.run / f"cages/{'f' * 32}", runtime.run / f"gateways/{'0' * 32}", beside / ("1" * 32)]
     for directory in storage:
         (directory / "home/Documents").mkdir(parents=True)
         (directory / "range").write_text("28700")

@@ -297,7 +297,9 @@ def test_a_command_on_a_terminal_has_three_descriptors_of_the_cage(left: Cage) -
 # --- what one does to others -------------------------------------------------------------------------------------
 @pytest.mark.parametrize("root", [False, True])
 def test_signals_to_all_reach_nobody_else(left: Cage, right: Cage, root: bool) -> None:
-    with right.popen("sleep", "1000") as bystander:
+    with right.popen("sh", "-c", "echo; exec sleep 1000", stdout=subprocess.PIPE) as bystander:
+        assert bystander.stdout is not None
+        assert bystander.stdout.readline() == b"\n"
         ended = left.enter("/bin/bash", "-c", "kill -9 1; kill -9 -1; echo still here", root=root)
         assert ended.stdout in (b"still here\n", b"")
         assert left.sh("echo init lives") == "init lives\n"

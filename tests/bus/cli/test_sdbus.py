@@ -267,7 +267,7 @@ eval "exec ${{1#--notify-fd=}}>&-"
 while :; do read -r line <{folder}/never || :; done
 """
 """What pkttyagent is to us: it closes the descriptor that it is told of once it is there, and stays until SIGTERM."""
-PASSWORD_WOULD_DO = (("AuthenticationNeeded", True), ("NoSuchCage", True), ("NotAuthorized", False),
+PASSWORD_WOULD_DO = (("AuthenticationNeeded", True), ("NoSuchCage", False), ("NotAuthorized", False),
                      ("NameTaken", False))
 
 

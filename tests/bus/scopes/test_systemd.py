@@ -6,6 +6,7 @@ The real ones are talked to in tests/vm; here is what they say seldom, and what 
 
 from __future__ import annotations
 
+import contextlib
 import select
 import socket
 import time
@@ -41,6 +42,7 @@ class Host:
         self.systemd = FakeService(address, "org.freedesktop.systemd1")
         self.machined = FakeService(address, "org.freedesktop.machine1")
         self.systemd.answers["Subscribe"] = lambda: ("", ())
+        self.systemd.answers["ListUnitsByPatterns"] = lambda *_: ("a(ssssssouso)", ([],))
         self.systemd.answers["ListJobs"] = lambda: ("a(usssoo)", ([],))
         self.systemd.answers["StartTransientUnit"] = lambda *_: ("o", (JOB,))
         self.machined.answers["RegisterMachine"] = lambda *_: ("o", ("/org/freedesktop/machine1/machine/work",))
@@ -180,6 +182,59 @@ def test_the_scope_of_a_cage_s_last_life_is_waited_for(host: Host) -> None:
     host.job_ends("done")
     host.until(lambda: host.told)
     assert host.told[0].fault == ""  # type: ignore[union-attr]
+
+
+EXISTS = FakeError("org.freedesktop.systemd1.UnitExists", "there")
+
+
+def test_a_scope_in_which_nothing_ever_was_is_stopped(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of itself systemd keeps it for good: the process that it was made around ended before it was in."""
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    there = [True]
+
+    def start(*_: object) -> tuple[str, tuple[str]]:
+        if there:
+            raise EXISTS
+        return "o", (JOB,)
+
+    host.systemd.answers |= {
+        "StartTransientUnit": start, "GetUnitProcesses": lambda _: ("a(sus)", ([],)),
+        "StopUnit": lambda *_: ("o", (str(there.clear() or JOB),))}
+    host.scopes.ask(OPEN)
+    host.until(lambda: any(each.job for each in host.scopes._openings.values()))
+    assert host.asked(host.systemd, "StopUnit") == [(UNIT, "replace")]
+    members = [call[0] for call in host.systemd.calls]
+    assert members[-4:] == ["StartTransientUnit", "GetUnitProcesses", "StopUnit", "StartTransientUnit"]
+
+
+def test_a_scope_in_which_something_is_is_not(host: Host, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(module, "AGAIN_SECONDS", 0.01)
+    monkeypatch.setattr(module, "GONE_SECONDS", 0.2)
+    host.systemd.answers["GetUnitProcesses"] = lambda _: ("a(sus)", ([("/cages.slice", 7, "sleep")],))
+    host.systemd.fail("StartTransientUnit", EXISTS.name, EXISTS.sentence)
+    host.scopes.ask(OPEN)
+    host.until(lambda: host.told)
+    assert len(host.asked(host.systemd, "GetUnitProcesses")) > 1
+    assert host.asked(host.systemd, "StopUnit") == []
+
+
+def unit(name: str) -> tuple[str, ...]:
+    return (name, "", "loaded", "active", "running", "", "/unit", 0, "", "/")  # type: ignore[return-value]
+
+
+def test_at_the_start_scopes_are_cleared_that_a_killed_one_has_left(host: Host) -> None:
+    inside = {UNIT: [], "cage-full.scope": [("/cages.slice", 7, "sleep")], "cage-new.scope": []}
+    host.systemd.answers |= {
+        "ListUnitsByPatterns": lambda *_: ("a(ssssssouso)", ([*map(unit, inside)],)),
+        "GetUnitProcesses": lambda name: ("a(sus)", (inside[name],)), "StopUnit": lambda *_: ("o", (JOB,))}
+    scopes = Systemd(host.told.append)
+    scopes.begin()
+    scopes.ask(Open(number=1, name="new", runtime=""))
+    with contextlib.closing(host.scopes.connection):  # type: ignore[type-var]
+        host.scopes = scopes
+        host.until(lambda: host.asked(host.systemd, "StopUnit"))
+        host.until(lambda: not scopes._calls)
+    assert host.asked(host.systemd, "StopUnit") == [(UNIT, "replace")], "what is asked for now is not what was left"
 
 
 def test_a_systemd_that_executes_itself_anew_is_asked_again(host: Host) -> None:
