@@ -90,7 +90,9 @@ def _fault(owned: Owned) -> str:
     mode = stat.S_IMODE(found.st_mode) & 0o777
     if not stat.S_ISDIR(found.st_mode):
         return f"{path} is not a directory: move away what is there"
-    if found.st_uid not in (owned.uid, owned.earlier):
+    if found.st_uid == owned.earlier:
+        return ""
+    if found.st_uid != owned.uid:
         # What is in those of root belongs to others too.
         chown = f"chown -R {owned.owner}:" if owned.uid else "chown root:"
         return f"{path} belongs to uid {found.st_uid} and has to belong to {owned.owner}: {chown} {path}"

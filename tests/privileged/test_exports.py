@@ -147,6 +147,7 @@ def test_what_an_earlier_version_gave_to_caged_is_taken_back(runtime: Runtime, c
     runtime.stop()
     for path in (exports, exports / "0", exports / "0/share"):
         os.chown(path, caged(runtime), caged(runtime))
+    exports.chmod(0o777)
     for where in PLANTED:
         assert plant(runtime, where).returncode == 0, "in that version it could"
     runtime.start()

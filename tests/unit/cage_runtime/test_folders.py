@@ -69,6 +69,13 @@ def test_whose_it_is_and_whose_it_has_to_be_is_told(tmp_path: Path) -> None:
         assert refusal(of_root) == f"{tmp_path} belongs to uid {mine} and has to belong to root: chown root: {tmp_path}"
 
 
+def test_one_that_was_somebody_else_s_in_an_earlier_version_is_left_to_whoever_takes_it_back(tmp_path: Path) -> None:
+    tmp_path.chmod(0o777)
+    mine = os.geteuid()
+    folders.check([Owned(path=tmp_path, uid=mine + 12345, mode=0o711, earlier=mine)])
+    assert "has to belong to" in refusal(Owned(path=tmp_path, uid=mine + 12345, mode=0o711, earlier=mine + 1))
+
+
 def test_one_that_cannot_be_made_is_told(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
     with pytest.raises(HostUnsupported) as refused:
