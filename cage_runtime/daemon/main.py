@@ -31,6 +31,7 @@ from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.lives import Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.service import CoreService, MediationService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
@@ -55,11 +56,12 @@ class Daemon:
         write_configuration(Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf")
         self._gateways = gateways = Gateways(run / "gateways", self._start_gateway, self._gateway_up,
                                              self._gateway_down)
-        registry = Registry(Path(paths.state, "cages"), own / "cages")
+        registry, lives = Registry(Path(paths.state, "cages"), own / "cages"), Lives(own / "running")
         self._manager = Manager(
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
-            gateways=gateways, lives=Lives(own / "running"), changed=self._changed,
+            gateways=gateways, lives=lives, changed=self._changed,
         )
+        self._recovery = Recovery(self._manager, registry, gateways, lives)
         self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
@@ -68,7 +70,7 @@ class Daemon:
         parts = Parts(
             bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
             sessions=sessions, applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
-            jobs=Jobs(bus),
+            recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation
@@ -77,7 +79,7 @@ class Daemon:
 
     async def start(self) -> None:
         await self._spawner.start()
-        await self._manager.recover()
+        await self._recovery.recover()
         self._autostart.begin()
         # Of itself: cage-apps, which is asked for it, may take its time.
         self._offering = asyncio.get_running_loop().create_task(self._applications.offer_all())
@@ -94,7 +96,7 @@ class Daemon:
             await asyncio.gather(self._jobs.end(ENDING_SECONDS), self._bus.finish(ENDING_SECONDS + GIVING_UP_SECONDS))
         try:
             async with asyncio.timeout(GIVING_UP_SECONDS):
-                await self._manager.last_look()
+                await self._recovery.last_look()
         except (CageError, TimeoutError) as error:
             LOG.warning("cages that have just ended are recorded by the next core: %s", error or "nobody answers")
 
@@ -115,7 +117,7 @@ class Daemon:
         await self._spawner.ask(spec.OpenGateway(id=self._spawner.number(), uuid=uuid), (listener,))
 
     async def _look(self) -> None:
-        await self._manager.look()
+        await self._recovery.look()
 
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:

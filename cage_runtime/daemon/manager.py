@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The life of cages: create, start, stop, pause, destroy, and finding them again after a restart.
+"""The life of cages: create, start, stop, pause, destroy; recovery.py finds them again after a restart.
 
 Law of this room: it decides and records, it does nothing itself: what needs a privilege is asked of the spawner.  A
 cage exists from the moment its directory is in the registry until the moment it is not; everything before is undone,
@@ -8,7 +8,6 @@ everything after is finished, if not now then at the next start.
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
 import logging
 import uuid as uuids
@@ -38,7 +37,6 @@ from cage_runtime.daemon.state import Record, Registry, moment, now
 from cage_runtime.errors import (
     CageError,
     DefinitionError,
-    HostUnsupported,
     NameTaken,
     NoSuchCage,
     RuntimeFailure,
@@ -77,13 +75,8 @@ class Manager:
         self._cages: dict[str, Cage] = {}
         self._coming: dict[str, int] = {}
         """Names that are being created, and the uids of whom for."""
-        self._in_hand: set[str] = set()
+        self.in_hand: set[str] = set()
         """Uuids of cages that are being created, started or destroyed: `look` leaves them to whoever does that."""
-        self.orphans: tuple[str, ...] = ()
-        """Storage that is kept and belongs to no cage."""
-        self._finishing: set[asyncio.Task[None]] = set()
-        self._unfinished: dict[str, str] = {}
-        """What could not be finished, by uuid."""
         self.controllers: frozenset[str] = frozenset()
 
     # --- finding ---------------------------------------------------------------------------------------------
@@ -113,110 +106,9 @@ class Manager:
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
         self.chain.append(kind, {**about, **whose, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
 
-    # --- restart ---------------------------------------------------------------------------------------------
-    async def recover(self) -> None:
-        """Read the registry, adopt what runs, and finish what was cut off (law 10)."""
-        for record in self._registry.load():
-            self._admit(record)
-        await self.look()
-
-    async def look(self) -> None:
-        """Bring every cage's state in line with what stands, and begin to remove what stands without a cage.
-
-        Between the spawner's answer and the last state nothing else comes in: what is asked of a spawner that has come
-        back waits for this (SpawnerClient).
-        """
-        host = (await self.spawner.ask(spec.Describe(id=self.spawner.number()))).host
-        standings = (await self.spawner.ask(spec.Standing(id=self.spawner.number()))).standings
-        if host is None or standings is None:
-            raise RuntimeFailure("the spawner does not say what stands")
-        self.controllers = frozenset(host.controllers)
-        half_stopped = [cage for cage in self._cages.values() if cage.state is CageState.STOPPING]
-        for cage in list(self._cages.values()):
-            if cage.uuid not in self._in_hand:
-                self._bring_in_line(cage, standings)
-        known = {cage.uuid for cage in self._cages.values()} | self._in_hand
-        self.orphans = tuple(sorted(set(standings.stored) - known))
-        for uuid in self.orphans:
-            # Somebody's documents: that we do not know whose is no reason to delete them.
-            LOG.error("the storage of %s belongs to no cage that is known, and is kept", uuid)
-        finishing = asyncio.get_running_loop().create_task(
-            self._finish(standings, frozenset(known), half_stopped))
-        self._finishing.add(finishing)
-        finishing.add_done_callback(self._finishing.discard)
-
-    async def last_look(self) -> None:
-        """Record the ends that have come by now and have not been told: when a host shuts down, caged is told to end in
-        the moment in which the last cage has.  Nobody waits for a spawner that is away."""
-        if not self.spawner.is_up:
-            return
-        standings = (await self.spawner.ask(spec.Standing(id=self.spawner.number()))).standings
-        for cage in self.cages():
-            if standings is not None and cage.uuid not in standings.running:
-                self.on_ended(cage.uuid)
-
-    def _bring_in_line(self, cage: Cage, standings: spec.Standings) -> None:
-        """Have `cage` follow what stands; what one cannot have is no reason to leave the others as they are."""
-        try:
-            self._follow(cage, standings)
-        except (CageError, OSError) as error:
-            LOG.error("%s: %s", cage.name, error)
-            self._unfinished[cage.uuid] = f"{cage.name}: {error}"
-        else:
-            self._unfinished.pop(cage.uuid, None)
-
-    def _follow(self, cage: Cage, standings: spec.Standings) -> None:
-        if cage.uuid in standings.condemned:
-            self._forget(cage)
-        elif cage.uuid in standings.running:
-            self._adopt(cage, standings)
-        elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
-            if self._lives.end(cage.uuid):
-                self.record(Kind.CAGE_STOPPED, cage, {"why": "it ended while the core did not look"})
-            self._ended(cage)
-        elif cage.record.ephemeral:
-            self._forget(cage)  # a reboot has taken it
-        else:
-            self._lose(cage)
-
-    async def _finish(self, standings: spec.Standings, known: frozenset[str], half_stopped: list[Cage]) -> None:
-        """End what was cut off and left half done; homes may take their time to delete."""
-        for uuid in set(standings.new) & known:
-            if uuid not in self._in_hand and self.by_uuid(uuid):
-                await self._tried(uuid, self.spawner.ask(spec.Keep(id=self.spawner.number(), uuid=uuid)))
-        for cage in half_stopped:
-            if self._cages.get(cage.name) is cage and cage.state is CageState.RUNNING:
-                await self._tried(cage.uuid, self.stop(cage))
-        unknown = {*standings.condemned, *standings.new, *standings.ephemeral, *standings.running} - known
-        if self._registry.faults:
-            # One of those may be the cage whose record cannot be read: what was condemned is nobody's for sure.
-            unknown &= set(standings.condemned)
-        for uuid in unknown:
-            await self._tried(uuid, self._clear(uuid, stored=uuid in standings.stored))
-
-    async def _tried(self, uuid: str, work: Awaitable[object]) -> None:
-        """`work` of finishing; what cannot be finished now is said, and tried again at the next look."""
-        try:
-            await work
-        except CageError as error:
-            LOG.error("%s: %s", uuid, error.sentence)
-            self._unfinished[uuid] = error.sentence
-        else:
-            self._unfinished.pop(uuid, None)
-
-    @property
-    def faults(self) -> tuple[str, ...]:
-        """What an administrator has to see to, a sentence each."""
-        return (*self._registry.faults, *self._unfinished.values())
-
-    def _lose(self, cage: Cage) -> None:
-        """Say that a cage's storage is not there; it may be on a file system that is not mounted."""
-        why = f"its storage {cage.uuid} is not there; mount or restore it, or destroy the cage"
-        cage.unenforced = (f"{cage.name}: {why}",)
-        self._set(cage, CageState.FAILED)
-        self.record(Kind.CAGE_FAILED, cage, {"why": "its storage is not there"})
-
-    def _admit(self, record: Record) -> Cage:
+    # --- the table -------------------------------------------------------------------------------------------
+    def admit(self, record: Record) -> Cage:
+        """A cage of the registry, in the table too; FAILED where its record or its label is not to be trusted."""
         label = None
         fault = record.fault
         try:
@@ -230,27 +122,8 @@ class Manager:
         self._changed(cage, True)
         return cage
 
-    def _adopt(self, cage: Cage, standings: spec.Standings) -> None:
-        state = CageState.PAUSED if cage.uuid in standings.paused else CageState.RUNNING
-        try:
-            self._gateways.settle(cage.name, cage.uuid, runs=cage.uuid in standings.gateways)
-        except OSError as error:
-            LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
-            self._ended(cage)
-            return
-        if cage.state is not state:
-            cage.unenforced = cage.unenforced or self._unenforced(cage)
-            cage.since = moment(standings.running[cage.uuid])
-            self._set(cage, state)
-            self.record(Kind.CAGE_ADOPTED, cage)
-
-    def _unenforced(self, cage: Cage) -> tuple[str, ...]:
-        try:
-            return birth_limits(cage.record.definition, self.controllers)[1]
-        except HostUnsupported as error:
-            return (error.sentence,)
-
-    def _set(self, cage: Cage, state: CageState) -> None:
+    def set_state(self, cage: Cage, state: CageState) -> None:
+        """Have the cage be in `state`, and whoever follows it told."""
         cage.state = state
         if state is CageState.RUNNING:
             self._lives.begin(cage.uuid)
@@ -259,14 +132,28 @@ class Manager:
             cage.since = ""
         self._changed(cage, True)
 
-    def _forget(self, cage: Cage) -> None:
+    def ended(self, cage: Cage) -> None:
+        """Nothing runs in the cage any more; its record is the caller's."""
+        self._gateways.close(cage.uuid)
+        if cage.state is not CageState.FAILED:
+            self.set_state(cage, CageState.STOPPED)
+
+    def on_ended(self, uuid: str) -> None:
+        """The spawner says that a cage ended by itself."""
+        cage = self.by_uuid(uuid)
+        if cage is not None and cage.state in (CageState.RUNNING, CageState.PAUSED):
+            self.ended(cage)
+            self.record(Kind.CAGE_STOPPED, cage, {"why": "its last process, cage-init, ended"})
+
+    def forget(self, cage: Cage) -> None:
+        """What there was of the cage is gone, and so is the cage."""
         self._gateways.close(cage.uuid)
         self._lives.end(cage.uuid)
         self._registry.remove(cage.record)
         del self._cages[cage.name]
         self._changed(cage, False)
 
-    async def _clear(self, uuid: str, *, stored: bool = False) -> None:
+    async def clear(self, uuid: str, *, stored: bool = False) -> None:
         """End what runs of an unfinished create or destroy, and remove its storage unless that is kept."""
         LOG.warning("removing what is left of %s", uuid)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=uuid, seconds=0))
@@ -292,12 +179,12 @@ class Manager:
         self._check_room(owner)
         record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
         self._coming[name] = owner
-        self._in_hand.add(record.uuid)
+        self.in_hand.add(record.uuid)
         try:
             return await self._make(record, start=start)
         finally:
             del self._coming[name]
-            self._in_hand.discard(record.uuid)
+            self.in_hand.discard(record.uuid)
 
     def _check_room(self, owner: int) -> None:
         """RuntimeFailure where there are as many cages as there may be, on the host or of `owner`."""
@@ -314,11 +201,11 @@ class Manager:
             await self._once(make, spec.Remove(id=self.spawner.number(), uuid=record.uuid))
             self._registry.add(record)
         except (CageError, OSError) as error:
-            await self._clear(record.uuid)
+            await self.clear(record.uuid)
             if isinstance(error, OSError):
                 raise RuntimeFailure(f"{record.name} could not be written down: {error.strerror}") from error
             raise
-        cage = self._admit(record)
+        cage = self.admit(record)
         try:
             self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level})
             if start:
@@ -359,11 +246,11 @@ class Manager:
             if cage.state is CageState.RUNNING:
                 return
             cage.require(CageState.STOPPED, CageState.FAILED)
-            self._in_hand.add(cage.uuid)
+            self.in_hand.add(cage.uuid)
             try:
                 await self._start(cage)
             finally:
-                self._in_hand.discard(cage.uuid)
+                self.in_hand.discard(cage.uuid)
 
     async def _start(self, cage: Cage) -> None:
         definition = cage.record.definition
@@ -371,7 +258,7 @@ class Manager:
         limits, unenforced = birth_limits(definition, self.controllers)
         home_bytes, home_files = home_bounds(definition)
         before = cage.state
-        self._set(cage, CageState.STARTING)
+        self.set_state(cage, CageState.STARTING)
         try:
             birth = spec.Birth(
                 id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
@@ -383,18 +270,18 @@ class Manager:
         except (CageError, OSError) as error:
             if isinstance(error, OSError):
                 await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
-            self._set(cage, before)
+            self.set_state(cage, before)
             self.record(Kind.CAGE_FAILED, cage, {"why": str(error)})
             if isinstance(error, OSError):
                 raise RuntimeFailure(f"{cage.name} could not be started: {error}") from error
             raise
         cage.unenforced, cage.since = unenforced, moment(born.since)
-        self._set(cage, CageState.RUNNING)
+        self.set_state(cage, CageState.RUNNING)
         try:
             self.record(Kind.CAGE_STARTED, cage)
         except RuntimeFailure:
             await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
-            self._ended(cage)
+            self.ended(cage)
             raise
         if self.started is not None:
             await self.started(cage)
@@ -411,24 +298,12 @@ class Manager:
         self.record(Kind.CAGE_STOPPED, cage)
         self._lives.end(cage.uuid)
         ran = cage.state is CageState.RUNNING  # a paused one does not answer
-        self._set(cage, CageState.STOPPING)
+        self.set_state(cage, CageState.STOPPING)
         if ran and seconds > 0:
             with contextlib.suppress(CageError):  # a cage that does not answer ends without its log
                 cage.log = await self._printed(cage)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
-        self._ended(cage)
-
-    def _ended(self, cage: Cage) -> None:
-        self._gateways.close(cage.uuid)
-        if cage.state is not CageState.FAILED:
-            self._set(cage, CageState.STOPPED)
-
-    def on_ended(self, uuid: str) -> None:
-        """The spawner says that a cage ended by itself."""
-        cage = self.by_uuid(uuid)
-        if cage is not None and cage.state in (CageState.RUNNING, CageState.PAUSED):
-            self._ended(cage)
-            self.record(Kind.CAGE_STOPPED, cage, {"why": "its last process, cage-init, ended"})
+        self.ended(cage)
 
     async def freeze(self, cage: Cage, *, frozen: bool) -> None:
         """Pause or resume every process of the cage."""
@@ -439,18 +314,18 @@ class Manager:
             cage.require(CageState.RUNNING if frozen else CageState.PAUSED)
             self.record(Kind.CAGE_PAUSED if frozen else Kind.CAGE_RESUMED, cage)
             await self.spawner.ask(spec.Freeze(id=self.spawner.number(), uuid=cage.uuid, frozen=frozen))
-            self._set(cage, wanted)
+            self.set_state(cage, wanted)
 
     async def destroy(self, cage: Cage) -> None:
         """Stop the cage and delete all of it."""
         async with self.held(cage):
-            self._in_hand.add(cage.uuid)
+            self.in_hand.add(cage.uuid)
             try:
                 self.record(Kind.CAGE_DESTROYED, cage)
                 await self._condemn(cage)
                 await self._unmake(cage)
             finally:
-                self._in_hand.discard(cage.uuid)
+                self.in_hand.discard(cage.uuid)
 
     async def _condemn(self, cage: Cage) -> None:
         """From here on the cage's storage will be deleted, whatever is cut off."""
@@ -460,7 +335,7 @@ class Manager:
     async def _unmake(self, cage: Cage) -> None:
         """Forget the cage and end it; where that is cut off, `look` finishes it."""
         self._registry.remove(cage.record)
-        self._set(cage, CageState.STOPPING)
+        self.set_state(cage, CageState.STOPPING)
         self._gateways.close(cage.uuid)
         try:
             await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))

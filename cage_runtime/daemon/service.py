@@ -26,6 +26,7 @@ from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import CageError, RuntimeFailure, UsageError
 from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
@@ -75,6 +76,7 @@ class Parts:
     sessions: Sessions
     applications: Applications
     mediation: Mediation
+    recovery: Recovery
     jobs: Jobs
 
 
@@ -325,7 +327,7 @@ class CoreService:
 
     async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
-        manager, mediation = self._parts.manager, self._parts.mediation
+        manager, mediation, recovery = self._parts.manager, self._parts.mediation, self._parts.recovery
         host = (await manager.spawner.ask(spec.Describe(id=manager.spawner.number()))).host
         if host is None:
             raise RuntimeFailure("the spawner does not describe this host")
@@ -337,9 +339,9 @@ class CoreService:
             policy_fault=fault if view.whole or fault is None else NO_POLICY,
             policy_faults=len(mediation.check()) if view.whole else 0,
             unenforced={cage.name: cage.unenforced for cage in view.cages},
-            orphans=manager.orphans if view.whole else (),
+            orphans=recovery.orphans if view.whole else (),
             strangers=await asyncio.to_thread(doctor.unknown_owners, owners),
-            faults=(*manager.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
+            faults=(*recovery.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
         shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 

@@ -23,13 +23,13 @@ def test_a_cage_of_the_same_name_is_another_cage() -> None:
         paths=Paths(), levels=Levels(names=("public",)), registry=cast(Any, None), spawner=cast(Any, None),
         chain=cast(Any, None), gateways=cast(Any, None), lives=cast(Any, None), changed=lambda _cage, _present: None,
     )
-    before = manager._admit(WORK)
+    before = manager.admit(WORK)
 
     async def held_meanwhile() -> None:
         async with manager.held(before):
             waiting = asyncio.ensure_future(manager.stop(before))
             await asyncio.sleep(0)
-            after = manager._admit(replace(WORK, uuid="b" * 32))
+            after = manager.admit(replace(WORK, uuid="b" * 32))
         with pytest.raises(NoSuchCage, match='there is no cage "work" any more'):
             await waiting
         async with manager.held(after):
