@@ -6,8 +6,10 @@ from __future__ import annotations
 import errno
 import os
 import pwd
+import shutil
 import subprocess
-from collections.abc import Callable
+import tempfile
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -53,13 +55,14 @@ class Place:
 
 
 @pytest.fixture
-def place(tmp_path: Path, tmp_path_factory: pytest.TempPathFactory) -> Place:
-    for parent in (tmp_path, *tmp_path.parents):
-        if parent.is_relative_to(tmp_path_factory.getbasetemp()):  # pytest keeps them from everybody else
-            parent.chmod(parent.stat().st_mode | 0o011)
-    (tmp_path / "exports").mkdir(0o711)
-    (tmp_path / "exports").chmod(0o711)
-    return Place(tmp_path / "exports")
+def place() -> Iterator[Place]:
+    """Where other users reach it, from whom pytest keeps its own directories."""
+    top = Path(tempfile.mkdtemp(prefix="exports-"))
+    top.chmod(0o711)
+    (top / "exports").mkdir(0o711)
+    (top / "exports").chmod(0o711)
+    yield Place(top / "exports")
+    shutil.rmtree(top)
 
 
 def sh(uid: int, script: str, directory: Path) -> subprocess.CompletedProcess[str]:
