@@ -9,6 +9,7 @@ Whoever owns the home may rearrange it meanwhile, so every step holds the direct
 from __future__ import annotations
 
 import errno
+import fcntl
 import hashlib
 import os
 import signal
@@ -99,10 +100,15 @@ class _Held:
 
 
 class _Subdirectory:
-    """The directory `name` in `parent`, made if it is missing, and removed again if the delivery fails."""
+    """The directory `name` in `parent`, made if it is missing, and removed again if the delivery fails.
+
+    Not where another delivery has come meanwhile, which has found it there: each holds a shared lock of the parent, and
+    whoever removes something has it alone.  (Whoever owns the home can hold it too, and has its deliveries withdrawn.)
+    """
 
     def __init__(self, parent: int, name: str) -> None:
         self._parent, self._name, self._made = parent, name, True
+        fcntl.flock(parent, fcntl.LOCK_SH)
         try:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
@@ -118,6 +124,7 @@ class _Subdirectory:
             os.fsync(self._parent)
         elif self._made:
             try:
+                fcntl.flock(self._parent, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 os.rmdir(self._name, dir_fd=self._parent)
             except OSError:  # somebody else uses it by now, or has moved it: theirs
                 return

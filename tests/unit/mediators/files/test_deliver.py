@@ -9,6 +9,8 @@ import signal
 import stat
 import subprocess
 import sys
+import threading
+import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -24,6 +26,7 @@ from mediators.files.protocol import CROWDED, DAMAGED, FULL, INBOX, WITHDRAWN, D
 
 TOP = Path(__file__).parents[4]
 CONTENT = b"quarterly figures\n"
+SECONDS = 10.0
 
 
 @pytest.fixture
@@ -54,6 +57,12 @@ def announced(name: str = "figures.txt", content: bytes = CONTENT, size: int | N
 def deliver(staged: int, home: str, delivery: Delivery) -> int:
     """With a core half that has no objection."""
     return half.deliver(staged, home, delivery, lambda: None)
+
+
+def until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + SECONDS
+    while not condition():
+        assert time.monotonic() < deadline, "it has not come about"
 
 
 def everything(home: Path) -> list[str]:
@@ -149,6 +158,36 @@ def test_directories_renamed_under_the_delivery_take_it_along(
     deliver(staged(CONTENT), str(home), announced())
     assert (home / "moved/work/figures.txt").read_bytes() == CONTENT
     assert everything(elsewhere) == []
+
+
+def test_one_that_fails_takes_no_directory_away_from_another(home: Path, staged: Staged) -> None:
+    """It made them, and the other has found them there: they are the other's too."""
+    descriptor, both_there, failed = staged(CONTENT), threading.Barrier(2), threading.Event()
+
+    def fail() -> None:
+        both_there.wait(SECONDS)
+        raise Undelivered(WITHDRAWN)
+
+    def wait() -> None:
+        both_there.wait(SECONDS)
+        assert failed.wait(SECONDS)
+
+    def first() -> None:
+        with pytest.raises(Undelivered):
+            half.deliver(descriptor, str(home), announced(), fail)
+        failed.set()
+
+    for names in (["Inbox", "Inbox/work"], ["Inbox/work"]):
+        failing = threading.Thread(target=first)
+        failing.start()
+        until(lambda: (home / "Inbox/work").is_dir())
+        assert half.deliver(descriptor, str(home), announced(), wait) == 1
+        failing.join()
+        (home / "Inbox/work/figures.txt").unlink()
+        for name in reversed(names):
+            (home / name).rmdir()
+        failed.clear()
+        (home / "Inbox").mkdir(exist_ok=True)
 
 
 def test_nothing_is_visible_before_it_is_complete(home: Path, staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
