@@ -91,13 +91,17 @@ class Recovery:
         elif cage.uuid in standings.running:
             self._adopt(cage, standings)
         elif cage.uuid in (*standings.stored, *standings.ephemeral, *standings.new):
-            if self._lives.end(cage.uuid):
-                self._manager.record(Kind.CAGE_STOPPED, cage, {"why": "it ended while the core did not look"})
-            self._manager.ended(cage)
+            self._end(cage, "it ended while the core did not look")
         elif cage.record.ephemeral:
             self._manager.forget(cage)  # a reboot has taken it
         else:
             self._lose(cage)
+
+    def _end(self, cage: Cage, why: str) -> None:
+        """A cage does not run that may have; its end is recorded if nobody has done so yet."""
+        if self._lives.end(cage.uuid):
+            self._manager.record(Kind.CAGE_STOPPED, cage, {"why": why})
+        self._manager.ended(cage)
 
     async def _finish(self, standings: spec.Standings, known: frozenset[str], half_stopped: list[Cage]) -> None:
         """End what was cut off and left half done; homes may take their time to delete."""
@@ -142,7 +146,7 @@ class Recovery:
             self._gateways.settle(cage.name, cage.uuid, runs=cage.uuid in standings.gateways)
         except OSError as error:
             LOG.warning("%s has ended meanwhile, or cannot be reached: %s", cage.name, error)
-            self._manager.ended(cage)
+            self._end(cage, "it ended just then, or could not be reached")
             return
         if cage.state is not state:
             cage.unenforced = cage.unenforced or self._unenforced(cage)

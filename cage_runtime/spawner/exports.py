@@ -27,7 +27,7 @@ from pathlib import Path
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.spec import UID_MAX
-from cage_runtime.spawner.storage import delete
+from cage_runtime.spawner.storage import delete, opened
 
 LOG = logging.getLogger(__name__)
 
@@ -56,7 +56,7 @@ class Exports:
         self._deleting = False
         self._next: tuple[frozenset[int], Done] | None = None
         """What is to be done when nothing is being deleted any more: so caged cannot fill the disk with what is."""
-        with _opened(os.open(directory, _FOLDER)) as top:
+        with opened(os.open(directory, _FOLDER)) as top:
             _take(top)
             os.fchmod(top, 0o711)
         self._sweep()
@@ -70,7 +70,7 @@ class Exports:
             self._next = (frozenset(uids), done)
             return
         try:
-            with _opened(os.open(self._directory, _FOLDER)) as top:
+            with opened(os.open(self._directory, _FOLDER)) as top:
                 for uid in sorted(uids):
                     self._have(top, uid)
                 wanted = {str(uid) for uid in uids}
@@ -84,7 +84,7 @@ class Exports:
     def _sweep(self) -> None:
         """Of the persons' folders leave those that are root's, as they have to be; no other is."""
         try:
-            with _opened(os.open(self._directory, _FOLDER)) as top:
+            with opened(os.open(self._directory, _FOLDER)) as top:
                 persons = {name for name in _names(top) if _is_uid(name) and _owner(top, name) == 0}
                 _clear(top, top, lambda name: name in persons)
                 for name in persons:
@@ -111,7 +111,7 @@ class Exports:
         if owner is not None:
             _move_aside(top, share, APPLICATIONS)
         os.mkdir(APPLICATIONS, 0o700, dir_fd=share)
-        with _opened(os.open(APPLICATIONS, _FOLDER, dir_fd=share)) as applications:
+        with opened(os.open(APPLICATIONS, _FOLDER, dir_fd=share)) as applications:
             os.fchmod(applications, 0o755)
             os.fchown(applications, self._caged, self._group)
 
@@ -151,14 +151,6 @@ class Exports:
 
 
 @contextmanager
-def _opened(descriptor: int) -> Iterator[int]:
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
-
-
-@contextmanager
 def _folder(top: int, parent: int, name: str) -> Iterator[int]:
     """The folder `name` in `parent`, root's; it is made where there is none, or something else is in its place."""
     owner = _owner(parent, name)
@@ -166,7 +158,7 @@ def _folder(top: int, parent: int, name: str) -> Iterator[int]:
         _move_aside(top, parent, name)
     if owner != 0:
         os.mkdir(name, 0o700, dir_fd=parent)
-    with _opened(os.open(name, _FOLDER, dir_fd=parent)) as folder:
+    with opened(os.open(name, _FOLDER, dir_fd=parent)) as folder:
         _without(folder, _DEFAULT_ACL)
         yield folder
 

@@ -235,7 +235,7 @@ def holds_documents(home: Path) -> bool:
     with more than LOOKED_AT_MAX that do not is taken for one with documents.
     """
     flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with _opened(os.open(home, flags)) as top, os.scandir(top) as entries:
+    with opened(os.open(home, flags)) as top, os.scandir(top) as entries:
         for number, entry in enumerate(entries):
             if number == LOOKED_AT_MAX:
                 return True
@@ -243,14 +243,15 @@ def holds_documents(home: Path) -> bool:
                 continue
             if entry.name not in USER_DIRECTORIES.values() or not entry.is_dir(follow_symlinks=False):
                 return True
-            with _opened(os.open(entry.name, flags, dir_fd=top)) as inner, os.scandir(inner) as documents:
+            with opened(os.open(entry.name, flags, dir_fd=top)) as inner, os.scandir(inner) as documents:
                 if next(documents, None) is not None:
                     return True
     return False
 
 
 @contextmanager
-def _opened(descriptor: int) -> Iterator[int]:
+def opened(descriptor: int) -> Iterator[int]:
+    """The descriptor, closed at the end."""
     try:
         yield descriptor
     finally:

@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -165,6 +166,17 @@ def test_an_end_without_a_spawner_is_recorded(core: Core, client: Client) -> Non
     core.spawner.stop()
     end_unseen(core)
     core.spawner.start()
+    assert states(client) == {"work": "stopped"}
+    assert kinds_of_the_record(client)[-1] == "cage-stopped"
+
+
+def test_an_end_between_two_looks_is_recorded(core: Core, client: Client) -> None:
+    """The spawner says that it runs, and by then its gateway is gone."""
+    created(client, "work")
+    (uuid,) = core.spawner.running
+    core.stop()
+    shutil.rmtree(core.top / "run/gateways" / uuid)
+    core.start()
     assert states(client) == {"work": "stopped"}
     assert kinds_of_the_record(client)[-1] == "cage-stopped"
 

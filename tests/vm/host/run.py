@@ -207,6 +207,12 @@ def _told_to_end(number: int, frame: object) -> None:
     raise SystemExit(128 + number)
 
 
+def end_when_told() -> None:
+    """SIGTERM and SIGHUP end what runs in order, its machine too."""
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _told_to_end)
+
+
 def options() -> argparse.ArgumentParser:
     """Of this program, and of the one that starts it for each course."""
     parser = argparse.ArgumentParser(prog="vm-test", add_help=False)
@@ -223,8 +229,7 @@ def main() -> int:
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="pytest's")
     words = parser.parse_args()
     signal.signal(signal.SIGALRM, _too_long)
-    signal.signal(signal.SIGTERM, _told_to_end)
-    signal.signal(signal.SIGHUP, _told_to_end)
+    end_when_told()
     signal.alarm(COURSE_SECONDS)
     given = Given(package=words.package, later=words.later, sample=words.sample)
     found = course_of(words.suite, words.course, words.arguments, given, words.results)

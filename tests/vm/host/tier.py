@@ -10,7 +10,6 @@ import argparse
 import contextlib
 import os
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -20,7 +19,7 @@ from pathlib import Path
 from tests.vm.host.plan import TOP, Course, courses, planned
 from tests.vm.host.recipe import Suite
 from tests.vm.host.report import Totals, read_totals
-from tests.vm.host.run import options, say
+from tests.vm.host.run import end_when_told, options, say
 
 OUTPUT = "output.txt"
 END_SECONDS = 60
@@ -64,8 +63,7 @@ def main() -> int:
     parser.add_argument("suite", type=Suite)
     parser.add_argument("arguments", nargs=argparse.REMAINDER, help="pytest's")
     words = parser.parse_args()
-    signal.signal(signal.SIGTERM, _told_to_end)
-    signal.signal(signal.SIGHUP, _told_to_end)
+    end_when_told()
     results = TOP / ".build/vm" / words.suite
     shutil.rmtree(results, ignore_errors=True)
     start = time.monotonic()
@@ -73,11 +71,6 @@ def main() -> int:
     say(f"everything: {time.monotonic() - start:.1f} s; results in {results.relative_to(TOP)}")
     print(found.line(), flush=True)  # noqa: T201 (this is a program)
     return 0 if found.good else 1
-
-
-def _told_to_end(number: int, frame: object) -> None:
-    del frame
-    raise SystemExit(128 + number)
 
 
 if __name__ == "__main__":
