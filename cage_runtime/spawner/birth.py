@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The birth of a cage: root assembled, namespaces cloned, ids mapped, sealed, served (wall.md, "Birth of a cage").
 
-The parent's side is `bear`, the child's `_inside`; what fails on either side leaves nothing behind.
+The parent's side is `bear`, the child's the steps of `Newborn`; what fails on either side leaves nothing behind.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import signal
 import socket
 import struct
 import sys
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -31,10 +32,7 @@ from cage_runtime.spawner.mount import Operation
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.seccomp import Filter
 from cage_runtime.spawner.spec import Birth
-
-NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
-              | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWTIME)
-"""The cgroup namespace is entered afterwards: made by clone it would show the spawner's cgroup as its root."""
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 BIRTH_SECONDS = 10.0
 """A birth takes some milliseconds; one that takes this long is ended."""
@@ -61,6 +59,7 @@ class Place:
     """A procfs of the spawner's own, whole and writable whatever the host has put over its /proc."""
     etc: root.SharedEtc
     filters: Filters
+    walls: Walls = ALL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,6 +80,8 @@ class Cradle:
 
 def root_spec(request: Birth, base: int, home: Path | None, place: Place, cradle: Cradle) -> root.RootSpec:
     identity = {"name": request.name, "level": request.level, "compartments": request.compartments}
+    if Namespace.USER not in place.walls.namespaces:
+        base, home = 0, None
     return root.RootSpec(
         name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base,
         home=None if home is None else str(home), home_bytes=request.home_bytes, home_files=request.home_files,
@@ -126,14 +127,16 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         os.chdir(cradle.root)
         # Every signal is as by default: the kernel drops what PID 1 of a namespace does not handle (signal(7)), and
         # what it starts inherits that.
-        pid, pidfd = syscall.clone3(NAMESPACES | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
+        pid, pidfd = syscall.clone3(place.walls.clone_flags() | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
         if pid == 0:
-            _inside(request, place, listener, go_read, told_write, (go_write, told_read))
+            newborn = Newborn(request=request, place=place, listener=listener, told=told_write)
+            _inside(newborn, go_read, (go_write, told_read))
         # The child alone holds it now, so that its end is seen.
         held.remove(told_write)
         os.close(told_write)
         try:
-            _map_ids(pid, spec.base)
+            if Namespace.USER in place.walls.namespaces:
+                _map_ids(pid, spec.base)
             os.write(go_write, b"!")
             _hear(told_read)
         except (OSError, RuntimeFailure):
@@ -199,40 +202,78 @@ def _hear(told: int) -> None:
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
-def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int,
-            parents: tuple[int, int]) -> None:
-    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `told`."""
-    step = "waiting for ids"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One of those by which a process in new namespaces becomes a cage-init."""
+
+    name: str
+    """What the parent says of it where it fails."""
+    execute: Callable[[], None]
+
+    def describe(self) -> str:
+        return self.name
+
+
+@dataclass(kw_only=True, slots=True)
+class Newborn:
+    """The child until it serves."""
+
+    request: Birth
+    place: Place
+    listener: socket.socket
+    told: int
+    """Where to say how far it is."""
+    init: Init | None = None
+
+    def steps(self) -> list[Step]:
+        """From the first instruction after the ids are mapped; what is the spawner's own namespace is left as it is."""
+        own, name, place = self.place.walls.namespaces, self.request.name, self.place
+        plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
+            ("its memory files", lambda: _forbid_executable_memfds(place.proc), Namespace.PID),
+            ("becoming its root", lambda: _become_root(name), None),
+            ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
+            ("its name", lambda: syscall.sethostname(name), Namespace.UTS),
+            ("entering its root", lambda: _enter_root(None if Namespace.PID in own else place.proc), None),
+            ("its limits", _limit_namespaces, Namespace.USER),
+            ("its core dumps", _forbid_core_dumps, None),
+            ("its loopback", _raise_loopback, Namespace.NET),
+            ("its descriptors", self._close_others, None),
+            ("its buses", self._listen, None),
+            ("the seal", lambda: _seal(place.filters.init, place.walls), None),
+            ("its readiness", self._tell, None),
+        ]
+        return [Step(name=what, execute=do) for what, do, kind in plan if kind is None or kind in own]
+
+    def _close_others(self) -> None:
+        self.told = _only(self.listener, self.told)
+
+    def _listen(self) -> None:
+        self.listener.listen(4)
+        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls)
+
+    def _tell(self) -> None:
+        os.write(self.told, b"ok")
+        os.close(self.told)
+
+
+def _inside(newborn: Newborn, go: int, parents: tuple[int, int]) -> None:
+    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `newborn.told`."""
+    doing = "waiting for ids"
     status = 1
     try:
         # Held here too, they would hide that the spawner has ended, and we would wait with all that it had open.
         for descriptor in parents:
             os.close(descriptor)
         if os.read(go, 1) == b"!":
-            step = "its memory files"
-            _forbid_executable_memfds(place.proc)
-            step = "becoming its root"
-            _become_root(request.name)
-            step = "entering its root"
-            _enter_root()
-            step = "its limits"
-            _limit_namespaces()
-            _forbid_core_dumps()
-            _raise_loopback()
-            step = "its descriptors"
-            told = _only(listener, told)
-            step = "its buses"
-            listener.listen(4)
-            init = Init(listener, place.filters, request.processes)
-            step = "the seal"
-            _seal(place.filters.init)
-            os.write(told, b"ok")
-            os.close(told)
-            step = "serving"
-            init.serve()
+            for step in newborn.steps():
+                doing = step.describe()
+                step.execute()
+            doing = "serving"
+            if newborn.init is not None:
+                newborn.init.serve()
             status = 0
     except OSError as error:
-        _report(told, f"{step}: {error}")
+        _report(newborn.told, f"{doing}: {error}")
     finally:
         # Whatever else is raised is our own fault: the parent sees the pipe close, and nothing runs on.
         os._exit(status)
@@ -266,15 +307,14 @@ def _become_root(name: str) -> None:
     # What `ps` on the host shows, instead of the spawner's own command line.
     prctl.set_name("cage-init")
     prctl.set_proctitle(f"cage-init {name}")
-    syscall.unshare(syscall.CLONE_NEWCGROUP)
     syscall.keyctl_join_session_keyring()
-    syscall.sethostname(name)
 
 
-def _enter_root() -> None:
+def _enter_root(proc: str | None) -> None:
     """Make the root that the spawner assembled, our working directory, the only one.
 
-    By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.
+    By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.  `proc` is the
+    procfs of a cage whose processes are among the host's.
     """
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
     # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
@@ -284,7 +324,10 @@ def _enter_root() -> None:
     options = f"newinstance,ptmxmode=0666,mode=0620,gid=0,max={TERMINALS_MAX}"
     syscall.mount("devpts", "dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
     flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
-    syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
+    if proc is None:
+        syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
+    else:
+        syscall.move_mount(syscall.open_tree(syscall.AT_FDCWD, proc, syscall.OPEN_TREE_CLONE), "proc")
     syscall.pivot_root(".", ".")
     syscall.umount2(".", syscall.MNT_DETACH)
     os.chdir("/")
@@ -335,16 +378,19 @@ def _only(listener: socket.socket, told: int) -> int:
     return kept
 
 
-def _seal(init_filter: Filter) -> None:
+def _seal(init_filter: Filter, walls: Walls) -> None:
     """From here on this process and all it starts can only lose rights (law 6)."""
-    # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
-    capability.drop_bounding_set()
-    capability.lock_securebits()
-    capability.hold(capability.INIT_CEILING)
+    if walls.capabilities:
+        # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
+        capability.drop_bounding_set()
+        capability.lock_securebits()
+        capability.hold(capability.INIT_CEILING)
     capability.one_way()
-    landlock.enter_scope()
+    if walls.landlock:
+        landlock.enter_scope()
     # What Python might still import would come from the cage's files.
     sys.path.clear()
     sys.meta_path.clear()
     os.environ.clear()
-    init_filter.load()
+    if walls.seccomp:
+        init_filter.load()

@@ -40,6 +40,7 @@ from cage_runtime.spawner.spec import (
     decode_request,
     encode,
 )
+from cage_runtime.spawner.walls import Walls
 
 APPLICATIONS = "/var/lib/flatpak"
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
@@ -89,11 +90,11 @@ class LazyBus:
 class Init:
     """The event loop of PID 1."""
 
-    def __init__(self, listener: socket.socket, filters: Filters, processes: int) -> None:
+    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls) -> None:
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
-        self._profiles = profiles(filters, HOME)
+        self._profiles = profiles(filters, HOME, walls)
         self._processes = processes
         self._running: dict[int, Running] = {}
         self._starting: dict[int, Starting] = {}
@@ -433,6 +434,8 @@ def from_outside(siginfo: bytes) -> bool:
 
 def signal_all(number: signal.Signals) -> None:
     """Signal everything in the cage but this process."""
+    if os.getpid() != 1:  # not in a pid namespace of its own (walls.py): all are the host's
+        return
     try:
         os.kill(-1, number)
     except ProcessLookupError:
@@ -441,6 +444,8 @@ def signal_all(number: signal.Signals) -> None:
 
 def is_alone() -> bool:
     """Whether nothing is left in the cage but this process, which reaps whatever ends in it (kill(2), pid -1)."""
+    if os.getpid() != 1:  # as above; the cage's cgroup has the rest
+        return True
     try:
         os.kill(-1, 0)
     except ProcessLookupError:

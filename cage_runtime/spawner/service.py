@@ -55,6 +55,7 @@ from cage_runtime.spawner.spec import (
     Welcome,
 )
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
+from cage_runtime.spawner.walls import ALL, Walls
 
 LOG = logging.getLogger(__name__)
 
@@ -63,8 +64,8 @@ Respond = Callable[[Reply], None]
 
 class Service:
     def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
-                 scopes: tuple[str, ...] = ()) -> None:
-        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups."""
+                 scopes: tuple[str, ...] = (), walls: Walls = ALL) -> None:
+        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `walls` is all but in tests."""
         paths = config.paths
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
@@ -81,6 +82,7 @@ class Service:
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
             filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
                             mediator=seccomp.build(profiles, "mediator")),
+            walls=walls,
         )
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
