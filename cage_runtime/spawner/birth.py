@@ -16,6 +16,8 @@ import signal
 import socket
 import struct
 import sys
+import time
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -28,7 +30,7 @@ from cage_runtime.spawner import capability, landlock, root, syscall
 from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.child import DESCRIPTORS_END
 from cage_runtime.spawner.init import Init
-from cage_runtime.spawner.mount import Operation
+from cage_runtime.spawner.mount import FOLDER, Operation, Root, Source, exact_modes, opened
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.seccomp import Filter
 from cage_runtime.spawner.spec import Birth
@@ -36,10 +38,6 @@ from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 BIRTH_SECONDS = 10.0
 """A birth takes some milliseconds; one that takes this long is ended."""
-
-TERMINALS_MAX = 256
-"""Pseudo-terminals of a cage's own devpts, out of those that all share (/proc/sys/kernel/pty/max).  A nested namespace
-can mount another devpts, which no mount option of ours bounds."""
 
 NAMESPACE_LIMITS = {
     "max_user_namespaces": 256, "max_mnt_namespaces": 256, "max_pid_namespaces": 256, "max_net_namespaces": 64,
@@ -78,45 +76,46 @@ class Cradle:
         return str(self.directory / "init.sock")
 
 
-def root_spec(request: Birth, base: int, home: Path | None, place: Place, cradle: Cradle) -> root.RootSpec:
+def root_spec(request: Birth, base: int, home: Source | None, gateway: Source, place: Place) -> root.RootSpec:
     identity = {"name": request.name, "level": request.level, "compartments": request.compartments}
     if Namespace.USER not in place.walls.namespaces:
         base, home = 0, None
+    all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return root.RootSpec(
-        name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base,
-        home=None if home is None else str(home), home_bytes=request.home_bytes, home_files=request.home_files,
-        exec_home=request.exec_home, programs=place.programs, etc=place.etc.path(), empty=place.empty,
-        gateway=str(cradle.gateway),
+        name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base, home=home,
+        home_bytes=request.home_bytes, home_files=request.home_files, exec_home=request.exec_home,
+        programs=place.programs, etc=place.etc.path(), empty=place.empty, gateway=gateway, boot_id=str(uuid.uuid4()),
+        born=int(time.time()), memory=min(request.limits.memory or all_memory, all_memory),
+        processors=tuple(sorted(os.sched_getaffinity(0))),
     )
 
 
 def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
     """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
     os.mkdir(cradle.root, 0o700)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        opened(os.open(cradle.root, FOLDER)) as directory, Root(directory) as assembled,
+    ):
         listener.bind(cradle.socket)
-        steps = root.plan(spec)
-        _assemble(steps, cradle.root)
         try:
-            return _clone(request, spec, place, cradle, cgroup, listener)
+            _assemble(root.plan(spec), assembled)
+            return _clone(request, spec, place, assembled, cgroup, listener)
         finally:
-            syscall.umount2(cradle.root, syscall.MNT_DETACH)
-    finally:
-        listener.close()
+            if assembled.descriptor != directory:
+                syscall.umount2(cradle.root, syscall.MNT_DETACH | syscall.UMOUNT_NOFOLLOW)
 
 
-def _assemble(steps: list[Operation], directory: str) -> None:
-    for number, step in enumerate(steps):
-        try:
-            step.execute(directory)
-        except OSError as error:
-            if number:
-                syscall.umount2(directory, syscall.MNT_DETACH)
-            raise RuntimeFailure(f"the cage's root could not be assembled: {step.describe()}: {error}") from error
+def _assemble(steps: list[Operation], assembled: Root) -> None:
+    with exact_modes():
+        for step in steps:
+            try:
+                step.execute(assembled)
+            except OSError as error:
+                raise RuntimeFailure(f"the cage's root could not be assembled: {step.describe()}: {error}") from error
 
 
-def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, cgroup: Cgroup,
            listener: socket.socket) -> tuple[int, int]:
     held: list[int] = []
     try:
@@ -124,13 +123,18 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         held += os.pipe2(os.O_CLOEXEC)
         held.append(cgroup.open())
         go_read, go_write, told_read, told_write, directory = held
-        os.chdir(cradle.root)
+        os.fchdir(assembled.descriptor)
+        # All that can be made before the clone is: each page that the child writes first has to be copied.
+        newborn = Newborn(request=request, place=place, listener=listener, told=told_write)
+        if Namespace.PID not in place.walls.namespaces:
+            newborn.proc = Source.of(Path(place.proc))
+            held.append(newborn.proc.descriptor)
+        steps = newborn.steps()
         # Every signal is as by default: the kernel drops what PID 1 of a namespace does not handle (signal(7)), and
         # what it starts inherits that.
         pid, pidfd = syscall.clone3(place.walls.clone_flags() | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
         if pid == 0:
-            newborn = Newborn(request=request, place=place, listener=listener, told=told_write)
-            _inside(newborn, go_read, (go_write, told_read))
+            _inside(newborn, steps, go_read, (go_write, told_read))
         # The child alone holds it now, so that its end is seen.
         held.remove(told_write)
         os.close(told_write)
@@ -223,6 +227,9 @@ class Newborn:
     listener: socket.socket
     told: int
     """Where to say how far it is."""
+    proc: Source | None = None
+    """The host's procfs, where the cage has no processes of its own."""
+    root: Root | None = None
     init: Init | None = None
 
     def steps(self) -> list[Step]:
@@ -230,10 +237,13 @@ class Newborn:
         own, name, place = self.place.walls.namespaces, self.request.name, self.place
         plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
             ("its memory files", lambda: _forbid_executable_memfds(place.proc), Namespace.PID),
+            ("its clocks", lambda: _begin_clocks(place.proc), Namespace.TIME),
             ("becoming its root", lambda: _become_root(name), None),
             ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
-            ("its name", lambda: syscall.sethostname(name), Namespace.UTS),
-            ("entering its root", lambda: _enter_root(None if Namespace.PID in own else place.proc), None),
+            ("its name", lambda: _name(name), Namespace.UTS),
+            ("entering its root", self._enter_root, None),
+            *self._mounts(),
+            ("leaving the host's root", _leave_host, None),
             ("its limits", _limit_namespaces, Namespace.USER),
             ("its core dumps", _forbid_core_dumps, None),
             ("its loopback", _raise_loopback, Namespace.NET),
@@ -243,6 +253,30 @@ class Newborn:
             ("its readiness", self._tell, None),
         ]
         return [Step(name=what, execute=do) for what, do, kind in plan if kind is None or kind in own]
+
+    def _mounts(self) -> list[tuple[str, Callable[[], None], None]]:
+        def executing(mount: Operation) -> Callable[[], None]:
+            return lambda: mount.execute(self._entered())
+
+        return [(mount.describe(), executing(mount), None) for mount in root.inside(self.proc)]
+
+    def _entered(self) -> Root:
+        if self.root is None:
+            raise OSError(errno.ENOENT, "there is no root yet")
+        return self.root
+
+    def _enter_root(self) -> None:
+        """Make the root that the spawner assembled, our working directory, the one that is mounted on.
+
+        By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.
+        """
+        syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
+        # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
+        tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
+        with opened(os.open(".", FOLDER)) as locked:
+            syscall.move_mount(tree, locked)
+        os.fchdir(tree)
+        self.root = Root(tree)
 
     def _close_others(self) -> None:
         self.told = _only(self.listener, self.told)
@@ -256,7 +290,7 @@ class Newborn:
         os.close(self.told)
 
 
-def _inside(newborn: Newborn, go: int, parents: tuple[int, int]) -> None:
+def _inside(newborn: Newborn, steps: list[Step], go: int, parents: tuple[int, int]) -> None:
     """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `newborn.told`."""
     doing = "waiting for ids"
     status = 1
@@ -265,7 +299,7 @@ def _inside(newborn: Newborn, go: int, parents: tuple[int, int]) -> None:
         for descriptor in parents:
             os.close(descriptor)
         if os.read(go, 1) == b"!":
-            for step in newborn.steps():
+            for step in steps:
                 doing = step.describe()
                 step.execute()
             doing = "serving"
@@ -310,24 +344,24 @@ def _become_root(name: str) -> None:
     syscall.keyctl_join_session_keyring()
 
 
-def _enter_root(proc: str | None) -> None:
-    """Make the root that the spawner assembled, our working directory, the only one.
+def _name(name: str) -> None:
+    syscall.sethostname(name)
+    syscall.setdomainname("(none)")  # the host's is not the cage's business
 
-    By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.  `proc` is the
-    procfs of a cage whose processes are among the host's.
-    """
-    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
-    # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
-    tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
-    syscall.move_mount(tree, ".")
-    os.fchdir(tree)
-    options = f"newinstance,ptmxmode=0666,mode=0620,gid=0,max={TERMINALS_MAX}"
-    syscall.mount("devpts", "dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
-    flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
-    if proc is None:
-        syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
-    else:
-        syscall.move_mount(syscall.open_tree(syscall.AT_FDCWD, proc, syscall.OPEN_TREE_CLONE), "proc")
+
+def _begin_clocks(proc: str) -> None:
+    """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
+    clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
+    syscall.unshare(syscall.CLONE_NEWTIME)
+    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
+    with opened(os.open(f"{proc}/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)) as file:
+        os.write(file, offsets.encode())
+    with opened(os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+        syscall.setns(namespace, syscall.CLONE_NEWTIME)
+
+
+def _leave_host() -> None:
+    """The working directory becomes the root, and there is no other any more."""
     syscall.pivot_root(".", ".")
     syscall.umount2(".", syscall.MNT_DETACH)
     os.chdir("/")

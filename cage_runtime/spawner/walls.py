@@ -31,9 +31,10 @@ class Namespace(StrEnum):
 
 _CLONED = {
     Namespace.USER: syscall.CLONE_NEWUSER, Namespace.PID: syscall.CLONE_NEWPID, Namespace.IPC: syscall.CLONE_NEWIPC,
-    Namespace.UTS: syscall.CLONE_NEWUTS, Namespace.NET: syscall.CLONE_NEWNET, Namespace.TIME: syscall.CLONE_NEWTIME,
+    Namespace.UTS: syscall.CLONE_NEWUTS, Namespace.NET: syscall.CLONE_NEWNET,
 }
-"""The cgroup namespace is entered afterwards: made by clone it would show the spawner's cgroup as its root."""
+"""The others are entered afterwards: made by clone, a cgroup namespace would show the spawner's cgroup as its root, and
+a time namespace the host's clocks for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
