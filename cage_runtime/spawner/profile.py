@@ -11,8 +11,9 @@ import os
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cage_runtime.spawner import landlock, syscall
+from cage_runtime.spawner import capability, landlock, syscall
 from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.walls import ALL, Walls
 
 
 class ProfileName(StrEnum):
@@ -36,22 +37,33 @@ class Profile:
     filter: Filter
     writable: tuple[str, ...] | None = None
     """What Landlock lets it write; None for no file rules."""
+    walls: Walls = ALL
 
     def restrict_files(self) -> None:
         """In the child, first: what follows opens nothing.  Needs no_new_privs.
 
         The rules are made here and not at birth, because most cages never have use for them.
         """
-        rules = None if self.writable is None else landlock.file_rules(self.writable)
+        rules = None if self.writable is None or not self.walls.landlock else landlock.file_rules(self.writable)
         if rules is not None:
             syscall.landlock_restrict_self(rules)
             os.close(rules)
 
+    def drop_capabilities(self) -> None:
+        """After the uid is the command's."""
+        if self.walls.capabilities:
+            capability.hold(frozenset())
 
-def profiles(filters: Filters, home: str) -> dict[ProfileName, Profile]:
+    def restrict_calls(self) -> None:
+        """In the child, last before it executes."""
+        if self.walls.seccomp:
+            self.filter.load()
+
+
+def profiles(filters: Filters, home: str, walls: Walls) -> dict[ProfileName, Profile]:
     """The profiles of a cage whose user's home is `home`."""
     return {
-        ProfileName.SESSION: Profile(filter=filters.session),
-        ProfileName.MEDIATOR: Profile(filter=filters.mediator, writable=()),
-        ProfileName.DELIVERY: Profile(filter=filters.mediator, writable=(home,)),
+        ProfileName.SESSION: Profile(filter=filters.session, walls=walls),
+        ProfileName.MEDIATOR: Profile(filter=filters.mediator, writable=(), walls=walls),
+        ProfileName.DELIVERY: Profile(filter=filters.mediator, writable=(home,), walls=walls),
     }
