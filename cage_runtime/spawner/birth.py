@@ -340,7 +340,7 @@ def _seal(init_filter: Filter) -> None:
     # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
     capability.drop_bounding_set()
     capability.lock_securebits()
-    capability.hold(capability.INIT_CEILING)
+    capability.hold(capability.INIT_CEILING, capability.INIT_USUAL)
     capability.one_way()
     landlock.enter_scope()
     # What Python might still import would come from the cage's files.
