@@ -268,8 +268,8 @@ def _prepare(config: RuntimeConfig) -> None:
 def _bound() -> None:
     """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
     for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
-        raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and what "
-                              "starts it takes that away; see systemctl cat cage-spawner")
+        raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
+                              "what starts it takes that away; see systemctl cat cage-spawner")
     capability.bound(frozenset(capability.SPAWNER))
 
 

@@ -10,7 +10,6 @@ JSON object: which that was, what was said, and what it holds.
 from __future__ import annotations
 
 import json
-import os
 import signal
 import socket
 import sys
