@@ -455,7 +455,7 @@ def _seal(init_filter: Filter, walls: Walls) -> None:
         # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
         capability.drop_bounding_set()
         capability.lock_securebits()
-        capability.hold(capability.INIT_CEILING)
+        capability.hold(capability.INIT_CEILING, capability.INIT_USUAL)
     capability.one_way()
     if walls.landlock:
         landlock.enter_scope()

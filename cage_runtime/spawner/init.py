@@ -22,7 +22,7 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
-from cage_runtime.spawner import syscall, wire
+from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
 from cage_runtime.spawner.loop import Loop
@@ -178,9 +178,11 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
-                return _expose(request, descriptors)
+                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                    return _expose(request, descriptors)
             case Conceal():
-                return _conceal(request)
+                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                    return _conceal(request)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))
             case Stop():

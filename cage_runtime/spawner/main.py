@@ -256,6 +256,7 @@ def _prepare(config: RuntimeConfig) -> None:
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
+    _bound()
     capability.one_way()
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,6 +264,14 @@ def _prepare(config: RuntimeConfig) -> None:
     _default_signals()
     os.umask(0o022)
     os.chdir("/")
+
+
+def _bound() -> None:
+    """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
+    for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
+        raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
+                              "what starts it takes that away; see systemctl cat cage-spawner")
+    capability.bound(frozenset(capability.SPAWNER))
 
 
 def _default_signals() -> None:

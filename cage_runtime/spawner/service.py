@@ -370,12 +370,12 @@ def _make_directories(config: RuntimeConfig) -> None:
     ):
         uid = uid_of(owner)
         path.mkdir(mode=mode, parents=True, exist_ok=True)
-        os.chown(path, uid, pwd.getpwuid(uid).pw_gid)
         path.chmod(mode)
+        os.chown(path, uid, pwd.getpwuid(uid).pw_gid)
     gateways = run / "gateways"
     gateways.mkdir(mode=0o710, exist_ok=True)
-    os.chown(gateways, 0, group)
     gateways.chmod(0o710)
+    os.chown(gateways, 0, group)
 
 
 def _listens(descriptor: int) -> bool:

@@ -206,8 +206,8 @@ def landlock_abi() -> int:
     return max(0, version)
 
 
-def landlock_create_ruleset(*, handled: int, scoped: int) -> int:
-    attr = _LandlockRulesetAttr(handled_access_fs=handled, scoped=scoped)
+def landlock_create_ruleset(*, files: int, network: int, scoped: int) -> int:
+    attr = _LandlockRulesetAttr(handled_access_fs=files, handled_access_net=network, scoped=scoped)
     # An older kernel takes the first members alone, and refuses a longer structure only where the rest is not zero.
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     return _check(_SYSCALL(NUMBERS["landlock_create_ruleset"], ctypes.byref(attr), size, 0), "landlock ruleset")
@@ -223,8 +223,8 @@ def landlock_add_rule(ruleset: int, directory: int, rights: int) -> None:
     _check(_SYSCALL(NUMBERS["landlock_add_rule"], ruleset, 1, ctypes.byref(attr), 0), "landlock rule")
 
 
-def landlock_restrict_self(ruleset: int) -> None:
-    _check(_SYSCALL(NUMBERS["landlock_restrict_self"], ruleset, 0), "landlock")
+def landlock_restrict_self(ruleset: int, flags: int) -> None:
+    _check(_SYSCALL(NUMBERS["landlock_restrict_self"], ruleset, flags), "landlock")
 
 
 def capbset_drop(capability: int) -> None:
