@@ -250,11 +250,11 @@ class Newborn:
         own, name, place = self.place.walls.namespaces, self.request.name, self.place
         plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
             # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
-            ("its memory files", lambda: _forbid_executable_memfds(place.proc), Namespace.PID),
-            ("its clocks", lambda: _begin_clocks(place.proc), Namespace.TIME),
             ("its procfs", self._make_procfs, None),
+            ("its memory files", self._forbid_executable_memfds, Namespace.PID),
             # As the cage's root.
             ("its namespaces", self._enter_namespaces, None),
+            ("its clocks", self._begin_clocks, Namespace.TIME),
             ("its ids", self._await_ids, Namespace.USER),
             ("becoming its root", lambda: _become_root(name), None),
             ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
@@ -286,8 +286,32 @@ class Newborn:
         walls = self.place.walls
         if Namespace.USER in walls.namespaces:
             os.seteuid(self.base)
-        kinds = Namespace.USER, Namespace.IPC, Namespace.UTS, Namespace.NET
+        kinds = Namespace.USER, Namespace.IPC, Namespace.UTS, Namespace.NET, Namespace.TIME
         syscall.unshare(syscall.CLONE_NEWNS | walls.flags(*kinds))
+
+    def _begin_clocks(self) -> None:
+        """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
+        clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
+        offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
+        # Files in /proc of a process that is not dumpable are the host's root's, and we are not any more.
+        prctl.set_dumpable(1)
+        if Namespace.USER in self.place.walls.namespaces:
+            with opened(os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc)) as file:
+                os.write(file, offsets.encode())
+        name = "self/ns/time_for_children"
+        with opened(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)) as namespace:
+            syscall.setns(namespace, syscall.CLONE_NEWTIME)
+        prctl.set_dumpable(0)
+
+    def _forbid_executable_memfds(self) -> None:
+        """A memfd is no way around write xor execute; the sysctl is this pid namespace's, and the host's root sets it."""
+        try:
+            descriptor = os.open("sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.proc)
+        except FileNotFoundError:  # before Linux 6.3
+            return
+        with opened(descriptor):
+            if os.read(descriptor, 2)[:1] == b"0":
+                os.pwrite(descriptor, b"1", 0)
 
     def _await_ids(self) -> None:
         os.write(self.told, b"ids")
@@ -357,19 +381,6 @@ def _report(told: int, sentence: str) -> None:
         return
 
 
-def _forbid_executable_memfds(proc: str) -> None:
-    """A memfd is no way around write xor execute; the sysctl is this pid namespace's, and the host's root sets it."""
-    try:
-        descriptor = os.open(f"{proc}/sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # before Linux 6.3
-        return
-    try:
-        if os.read(descriptor, 2)[:1] == b"0":
-            os.pwrite(descriptor, b"1", 0)
-    finally:
-        os.close(descriptor)
-
-
 def _become_root(name: str) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -384,17 +395,6 @@ def _become_root(name: str) -> None:
 def _name(name: str) -> None:
     syscall.sethostname(name)
     syscall.setdomainname("(none)")  # the host's is not the cage's business
-
-
-def _begin_clocks(proc: str) -> None:
-    """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
-    clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
-    syscall.unshare(syscall.CLONE_NEWTIME)
-    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
-    with opened(os.open(f"{proc}/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)) as file:
-        os.write(file, offsets.encode())
-    with opened(os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
-        syscall.setns(namespace, syscall.CLONE_NEWTIME)
 
 
 def _leave_host() -> None:
