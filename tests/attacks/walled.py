@@ -28,7 +28,8 @@ class Walled(Runtime):
     """A runtime of the tests' own whose cages have `walls` and no others."""
 
     def __init__(self, walls: Walls) -> None:
-        super().__init__("unshare", "--net", "--ipc", "--uts", "--")
+        up = 'ip link set lo up && exec "$@"'
+        super().__init__("unshare", "--net", "--ipc", "--uts", "--", "/bin/sh", "-ec", up, "sh")
         programs = self.top / "runtime"
         shutil.copytree(PREFIX, programs, symlinks=True)
         spawner = programs / "bin/cage-spawner"
