@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import sys
@@ -154,7 +153,7 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
                 os.write(go_write, b"!")
             _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
-            os.kill(pid, signal.SIGKILL)
+            cgroup.kill()  # by now it may have another uid than we, who cannot signal everybody
             os.waitpid(pid, 0)
             os.close(pidfd)
             raise
