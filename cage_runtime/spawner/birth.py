@@ -147,10 +147,10 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
         os.close(told_write)
         try:
             os.write(go_write, b"!")
+            _hear(told_read, "ids")
             if Namespace.USER in place.walls.namespaces:
-                _hear(told_read, "ids")
                 _map_ids(pid, spec.base)
-                os.write(go_write, b"!")
+            os.write(go_write, b"!")
             _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
             cgroup.kill()  # by now it may have another uid than we, who cannot signal everybody
@@ -253,6 +253,8 @@ class Newborn:
     def steps(self) -> list[Step]:
         """All that the walls ask for; what is the spawner's own namespace is left as it is."""
         own, name, place = self.place.walls.namespaces, self.request.name, self.place
+        # Before it is in a security context, it may do as the host's root what has to be done so.
+        ids = _step("its ids", self._await_ids)
         plan = [
             # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
             _step("its procfs", self._make_procfs),
@@ -260,7 +262,7 @@ class Newborn:
             # As the cage's root.
             _step("its namespaces", self._enter_namespaces),
             _step("its clocks", self._begin_clocks, Namespace.TIME),
-            _step("its ids", self._await_ids, Namespace.USER),
+            *([ids] if Namespace.USER in own else []),
             _step("becoming its root", lambda: _become_root(name)),
             _step("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
             _step("its name", lambda: _name(name), Namespace.UTS),
@@ -273,6 +275,7 @@ class Newborn:
             _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
             _step("its descriptors", self._close_others),
             _step("its buses", self._listen),
+            *([] if Namespace.USER in own else [ids]),
             _step("the seal", lambda: _seal(place.filters.init, place.walls)),
             _step("its readiness", self._tell),
         ]
