@@ -273,9 +273,9 @@ class Newborn:
             _step("its limits", _limit_namespaces, Namespace.USER),
             _step("its core dumps", _forbid_core_dumps),
             _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
+            *([] if Namespace.USER in own else [ids]),
             _step("its descriptors", self._close_others),
             _step("its buses", self._listen),
-            *([] if Namespace.USER in own else [ids]),
             _step("the seal", lambda: _seal(place.filters.init, place.walls)),
             _step("its readiness", self._tell),
         ]
