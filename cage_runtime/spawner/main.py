@@ -26,11 +26,11 @@ import msgspec
 
 from cage_runtime import log
 from cage_runtime.arguments import Parser
-from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
+from cage_runtime.config import RuntimeConfig, load_runtime, profiles_of, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.model import ENDING_SECONDS
 from cage_runtime.notify import handed_over, notify, watchdog_seconds
-from cage_runtime.spawner import capability, syscall, wire
+from cage_runtime.spawner import capability, seccomp, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
@@ -257,6 +257,7 @@ def _prepare(config: RuntimeConfig) -> None:
     syscall.keyctl_join_session_keyring()
     _bound()
     capability.one_way()
+    seccomp.refusing(profiles_of(config.paths), "spawner").load()
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
