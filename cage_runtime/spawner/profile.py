@@ -11,8 +11,9 @@ import dataclasses
 from dataclasses import dataclass
 from enum import StrEnum
 
-from cage_runtime.spawner import landlock
+from cage_runtime.spawner import capability, landlock
 from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.walls import ALL, Walls
 
 
 class ProfileName(StrEnum):
@@ -45,21 +46,32 @@ class Profile:
     filter: Filter
     reach: landlock.Reach | None = None
     """What of files and TCP Landlock leaves it; None for no such rules."""
+    walls: Walls = ALL
 
     def restrict_files(self) -> None:
         """In the child, first: what follows opens nothing.  Needs no_new_privs.
 
         The rules are made here and not at birth, because most cages never have use for them.
         """
-        if self.reach is not None:
+        if self.reach is not None and self.walls.landlock:
             self.reach.restrict()
 
+    def drop_capabilities(self) -> None:
+        """After the uid is the command's."""
+        if self.walls.capabilities:
+            capability.hold(frozenset())
 
-def profiles(filters: Filters, home: str) -> dict[ProfileName, Profile]:
+    def restrict_calls(self) -> None:
+        """In the child, last before it executes."""
+        if self.walls.seccomp:
+            self.filter.load()
+
+
+def profiles(filters: Filters, home: str, walls: Walls) -> dict[ProfileName, Profile]:
     """The profiles of a cage whose user's home is `home`."""
     delivery = dataclasses.replace(_HALF, writable=(home,))
     return {
-        ProfileName.SESSION: Profile(filter=filters.session),
-        ProfileName.MEDIATOR: Profile(filter=filters.mediator, reach=_BUS),
-        ProfileName.DELIVERY: Profile(filter=filters.mediator, reach=delivery),
+        ProfileName.SESSION: Profile(filter=filters.session, walls=walls),
+        ProfileName.MEDIATOR: Profile(filter=filters.mediator, reach=_BUS, walls=walls),
+        ProfileName.DELIVERY: Profile(filter=filters.mediator, reach=delivery, walls=walls),
     }
