@@ -244,7 +244,7 @@ def _single(run: Path) -> int:
     return lock
 
 
-def _prepare(config: RuntimeConfig) -> None:
+def _prepare(config: RuntimeConfig, walls: Walls = ALL) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
     _single(Path(config.paths.run))
@@ -256,9 +256,7 @@ def _prepare(config: RuntimeConfig) -> None:
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
-    _bound()
-    capability.one_way()
-    seccomp.refusing(profiles_of(config.paths), "spawner").load()
+    _confine(config, walls)
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -267,8 +265,17 @@ def _prepare(config: RuntimeConfig) -> None:
     os.chdir("/")
 
 
+def _confine(config: RuntimeConfig, walls: Walls) -> None:
+    """Ourselves as our unit does it, also where there is none; what cages inherit of it is no more than they lose."""
+    if walls.capabilities:
+        _bound()
+    capability.one_way()
+    if walls.seccomp:
+        seccomp.refusing(profiles_of(config.paths), "spawner").load()
+
+
 def _bound() -> None:
-    """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
+    """Have what the unit's bounding set gives and no more; HostUnsupported without it."""
     for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
         raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
                               "what starts it takes that away; see systemctl cat cage-spawner")
@@ -314,7 +321,7 @@ def main(walls: Walls = ALL) -> int:
     loop = Loop()
     try:
         config = load_runtime(config_file)
-        _prepare(config)
+        _prepare(config, walls)
         server = Server(config, config_file, loop, walls)
     except CageError as error:
         LOG.critical("%s", error.sentence)
