@@ -34,7 +34,7 @@ from cage_runtime.spawner import capability, seccomp, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
-from cage_runtime.spawner.walls import ALL, Walls
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -244,7 +244,7 @@ def _single(run: Path) -> int:
     return lock
 
 
-def _prepare(config: RuntimeConfig, walls: Walls = ALL) -> None:
+def _prepare(config: RuntimeConfig, walls: Walls) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
     _single(Path(config.paths.run))
@@ -267,7 +267,7 @@ def _prepare(config: RuntimeConfig, walls: Walls = ALL) -> None:
 
 def _confine(config: RuntimeConfig, walls: Walls) -> None:
     """Ourselves as our unit does it, also where there is none; what cages inherit of it is no more than they lose."""
-    if walls.capabilities:
+    if walls.capabilities and Namespace.USER in walls.namespaces:  # else cage-init has ours
         _bound()
     capability.one_way()
     if walls.seccomp:
