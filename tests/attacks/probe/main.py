@@ -6,7 +6,9 @@
   hold          holds what two sandboxes could meet on, until a line comes
   meet JSON     looks for what another one holds
   poll          watches processes come to be, until the end of its input
-  exhaust WHAT  takes all that it can get of one thing, until a line comes
+  exhaust WHAT [MOST]  takes all that it can get of one thing, until a line comes
+  turns N       how long each of N turns of what every program does takes
+  identity      who one is
 """
 
 from __future__ import annotations
@@ -53,7 +55,9 @@ def main() -> None:
         case "poll":
             say(watch.poll())
         case "exhaust":
-            say(exhaust.take(words[0]))
+            say(exhaust.take(words[0], *map(int, words[1:])))
+        case "turns":
+            say(exhaust.turns(int(words[0])))
         case "identity":
             say(processes.identity())
         case other:
