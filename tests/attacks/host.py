@@ -16,7 +16,7 @@ from typing import Any
 from tests.attacks.probe import tells
 from tests.attacks.probe.kernel import checked, syscall
 
-CANARY = "canary-of-the-host"
+CANARY = f"canary-of-the-host-{os.getpid()}"
 PLACES = ("/root", "/home", "/var", "/tmp", "/opt", "/var/lib")
 _ADD_KEY, _KEYCTL, _KEYCTL_UNLINK, _PROCESS_KEYRING = 248, 250, 9, -2
 
@@ -38,9 +38,9 @@ def marked() -> Iterator[Found]:
         facts = tells.facts(*stack.enter_context(_lock()), *stack.enter_context(_key()))
         tcp = stack.enter_context(socket.create_server(("127.0.0.1", 0)))
         abstract = stack.enter_context(socket.socket(socket.AF_UNIX))
-        abstract.bind(f"\0{CANARY}-{os.getpid()}")
+        abstract.bind(f"\0{CANARY}")
         abstract.listen()
-        meet = {"port": tcp.getsockname()[1], "abstract": f"\0{CANARY}-{os.getpid()}",
+        meet = {"port": tcp.getsockname()[1], "abstract": f"\0{CANARY}",
                 "sockets": [stack.enter_context(_socket(directory)) for directory in ("/run", "/tmp", "/var/lib")]}
         yield Found(alone={"canary": CANARY, "facts": facts}, meet=meet)
 
@@ -48,7 +48,7 @@ def marked() -> Iterator[Found]:
 @contextlib.contextmanager
 def _socket(directory: str) -> Iterator[str]:
     """One that anybody may connect to who finds it: a mount that is read-only does not stop that."""
-    path = f"{directory}/{CANARY}-{os.getpid()}.sock"
+    path = f"{directory}/{CANARY}.sock"
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(path)
         try:
@@ -69,9 +69,8 @@ def _lock() -> Iterator[list[str]]:
 @contextlib.contextmanager
 def _key() -> Iterator[list[str]]:
     """In this process's own keyring."""
-    name = f"{CANARY}-{os.getpid()}"
-    key = checked(syscall(_ADD_KEY, b"user", name.encode(), b"x", 1, _PROCESS_KEYRING), "add_key")
+    key = checked(syscall(_ADD_KEY, b"user", CANARY.encode(), b"x", 1, _PROCESS_KEYRING), "add_key")
     try:
-        yield [name]
+        yield [CANARY]
     finally:
         syscall(_KEYCTL, _KEYCTL_UNLINK, key, _PROCESS_KEYRING)

@@ -18,11 +18,11 @@ from tests.attacks.conftest import Inside
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Runtime
 
-SMALL = '[limits]\ntasks = 200\ndisk = "32M"\non-missing = "warn"\n'
+SMALL = '[limits]\ntasks = 200\ndisk = "32M"\ndisk-files = 2000\non-missing = "warn"\n'
 TAKEN = {
     "inotify": ("EMFILE", 512), "pipes": ("EPERM", 200), "keys": ("EPERM", 0), "signals": ("EAGAIN", 200_000),
     "processes": ("EAGAIN", 200), "shm": ("ENOSPC", 4), "tmp": ("ENOSPC", 4), "home": ("ENOSPC", 1),
-    "files": ("ENOSPC", 60_000), "queues": ("EMFILE", 800), "terminals": ("ENOSPC", 256),
+    "files": ("ENOSPC", 2000), "queues": ("EMFILE", 800), "terminals": ("ENOSPC", 256),
 }
 """What ends it, and the most that a cage can have."""
 TURNS = 150

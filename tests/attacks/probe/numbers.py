@@ -36,7 +36,7 @@ def machine_code() -> Callable[[int], int]:
 def sweep(way: str) -> dict[int, str]:
     """EPERM, ENOSYS, the signal that ended the caller, or ALLOWED where the kernel itself had its say."""
     numbers = [number for number in WAYS[way] if way != "x86_64" or number not in NOT_CALLED]
-    resource.setrlimit(resource.RLIMIT_CORE, (resource.getrlimit(resource.RLIMIT_CORE)[1],) * 2)
+    resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     call = machine_code() if way == "i386" else _plain
     return {number: _asked(call, number) for number in numbers}
 
