@@ -27,7 +27,7 @@ EXPECTED: Table = {
     2: {"ENOENT": ("/proc/1/fd",), "none": ("files of the host", "inherited descriptors")},
     3: {"ENOENT": ("/proc/1/mem", "/proc/1/environ"), "none": ("files of processes of others",)},
     4: {"ENOENT": ("/proc/1/root", "/proc/1/cwd")},
-    6: {"EROFS": tuple(f"rename {path}" for path in ("/dev/null", "/dev/pts", "/dev/ptmx", "/dev/shm", "/proc", "/sys")),
+    6: {"EROFS": tuple(f"rename {path}" for path in files.MASKED),
         "allowed": tuple(f"{path} is the device" for path in ("/dev/null", "/dev/zero", "/dev/tty"))},
     8: {"EPERM": ("nested: mount cgroup2", "nested: mount cgroup v1")},
     9: {"none": ("control files of cgroups", "the path of one's own cgroup")},

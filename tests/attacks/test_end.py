@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""20 of the catalogue: a cage that does all that it can not to end is gone in two seconds, and nothing of it is left."""
+"""20 of the catalogue: a cage that does all that it can not to end is gone in two seconds, all of it."""
 
 from __future__ import annotations
 
@@ -124,6 +124,9 @@ def frozen(directory: Path) -> Iterator[None]:
         os.close(descriptor)
 
 
+WRITER = "echo; while :; do echo x > /home/user/file; done"
+
+
 def is_stuck(pids: list[int]) -> bool:
     """Is one of them in uninterruptible sleep?"""
     states = [Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] for pid in pids]
@@ -135,7 +138,7 @@ def test_a_process_that_cannot_be_killed_holds_nobody_else_up(runtime: Runtime, 
     uuid = stuck.uuid
     with mounted_home(runtime, stuck, tmp_path / "disk") as home:
         runtime.ok("start", "stuck")
-        with stuck.popen("sh", "-c", "echo; while :; do echo x > /home/user/file; done", stdout=subprocess.PIPE) as writer:
+        with stuck.popen("sh", "-c", WRITER, stdout=subprocess.PIPE) as writer:
             assert writer.stdout is not None
             assert writer.stdout.readline() == b"\n"
             with frozen(home):

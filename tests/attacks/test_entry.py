@@ -25,7 +25,7 @@ def entered(cage: Cage, *words: str, root: bool = False) -> None:
         cage.enter(*words, root=root)
 
 
-def watched(cage: Cage, *, root: bool, meanwhile: Callable[[], None]) -> dict[str, Any]:
+def watched(cage: Cage, *, root: bool, meanwhile: Callable[[], object]) -> dict[str, Any]:
     with Inside(cage, root=root).waiting("poll") as waiting:
         assert waiting.first == "watching"
         meanwhile()
@@ -58,7 +58,7 @@ def test_nothing_of_somebody_elses_can_be_looked_into(left: Cage) -> None:
 def test_a_mediator_s_half_can_not_be_looked_into(left: Cage) -> None:
     """3, 4: it comes to be with each request, and it leads to the core."""
     send = "echo x > file; for n in 1 2 3 4 5; do incage send file --to nobody-there; done; rm file"
-    seen = watched(left, root=False, meanwhile=lambda: [left.enter("sh", "-c", send) for _ in range(3)] and None)
+    seen = watched(left, root=False, meanwhile=lambda: [left.enter("sh", "-c", send) for _ in range(3)])
     assert seen["read"]["environ"] > 0
     assert (seen["outside"], seen["roots"], seen["environment"]) == ([], [], [])
 
@@ -98,7 +98,8 @@ def test_a_directory_that_is_renamed_or_removed_leads_nowhere_else(left: Cage) -
     with left.popen("sh", "-c", f"mkdir a; echo; {swap}", stdout=subprocess.PIPE) as swapper:
         assert swapper.stdout is not None
         assert swapper.stdout.readline() == b"\n"
-        said = [left.runtime.cagectl("enter", left.name, "--cwd", "/home/user/a", "--", "sh", "-c", "ls -d /proc/1; pwd")
+        words = ("--cwd", "/home/user/a", "--", "sh", "-c", "ls -d /proc/1; pwd")
+        said = [left.runtime.cagectl("enter", left.name, *words)
                 for _ in range(ROUNDS)]
         swapper.terminate()
     shown = {ended.stdout for ended in said}

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 import statistics
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -31,10 +30,10 @@ TRIES = 4
 
 
 @pytest.fixture(scope="module")
-def greedy(shared_cage: MakeCage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cage]:
+def greedy(shared_cage: MakeCage, tmp_path_factory: pytest.TempPathFactory) -> Cage:
     definition: Path = tmp_path_factory.mktemp("greedy") / "cage.toml"
     definition.write_text(SMALL)
-    yield shared_cage("greedy", "--ephemeral", "--from", str(definition))
+    return shared_cage("greedy", "--ephemeral", "--from", str(definition))
 
 
 @pytest.mark.parametrize("what", TAKEN)

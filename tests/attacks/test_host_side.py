@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A of the catalogue, on the host's side: what others on it, and files of a cage's making, can do to the core (11 to 18)."""
+"""A of the catalogue, on the host's side: what others on it and files of a cage's making do to the core (11 to 18)."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.attacks.conftest import PYTHON
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Runtime
 
@@ -90,13 +91,13 @@ for verb, path in zip(sys.argv[1::2], sys.argv[2::2]):
 
 
 def by(uid: int, *words: str) -> list[str]:
-    said = subprocess.run(["setpriv", f"--reuid={uid}", f"--regid={uid}", "--clear-groups", "/usr/bin/python3", "-IS", "-c",
-                           LOOK, *words], check=True, capture_output=True, text=True, timeout=30)
+    said = subprocess.run([*PYTHON, "-c", LOOK, *words], user=uid, group=uid, extra_groups=[], check=True,
+                          capture_output=True, text=True, timeout=30)
     return said.stdout.split()
 
 
 def test_storage_and_instances_are_nobody_elses(runtime: Runtime, left: Cage, right: Cage) -> None:
-    """13, 14: by nobody, by caged, by a mediator, by the same cage's user and by another cage's, as the host has them."""
+    """13, 14: by nobody, caged, mediators, and by the users of the same cage and of another one."""
     storage, instance = runtime.storage / left.uuid, runtime.run / "cages" / left.uuid
     fake = f"{runtime.run}/cages/{'0' * 32}"
     attempts = ("list", str(storage), "list", f"{storage}/home", "open", f"{storage}/range", "make", f"{storage}/x",

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The sandboxes that the attacks are compared in: a cage, bubblewrap, an application of Flatpak, a container of systemd.
+"""The sandboxes that the attacks are compared in: a cage, bubblewrap, an application of Flatpak, systemd's container.
 
 Each is one in which a person would run a program that they do not trust, with the options that its manual gives for
 that, and the probe at `probe.pyz` in it.  Those of a person run as an ordinary user, as a person would.
@@ -75,7 +75,7 @@ def cage(runtime: Runtime, client: Client) -> Iterator[Sandbox]:
 # --- bubblewrap ------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def bubblewrap() -> Iterator[Sandbox]:
-    """As in the manual's example and bubblewrap's own demos: everything unshared, /usr read-only, an own /tmp and home."""
+    """As in the manual's example: everything unshared, /usr and /etc read-only, a /tmp and a home of its own."""
     with contextlib.ExitStack() as stack:
         folder = _folder(stack)
         words = as_a_person(
@@ -92,7 +92,7 @@ APPLICATION, PLATFORM = "org.cageruntime.Notes", "org.cageruntime.Platform"
 
 
 @contextlib.contextmanager
-def flatpak(say: object = None) -> Iterator[Sandbox]:  # noqa: ARG001
+def flatpak() -> Iterator[Sandbox]:
     """The sample application with its own permissions, on its runtime with this machine's Python in it."""
     with contextlib.ExitStack() as stack:
         folder = _folder(stack)
@@ -101,14 +101,14 @@ def flatpak(say: object = None) -> Iterator[Sandbox]:  # noqa: ARG001
                        "DBUS_SESSION_BUS_ADDRESS": "unix:path=/nonexistent"}
         _install(folder, environment)
         data = folder / f".var/app/{APPLICATION}/data"
-        for directory in (folder / "run", data, folder / "Documents"):
-            directory.mkdir(parents=True, exist_ok=True)
+        for place in (folder / "run", data, folder / "Documents"):
+            place.mkdir(parents=True, exist_ok=True)
         shutil.move(folder / "probe.pyz", data / "probe.pyz")
         for directory, folders, files in os.walk(folder):
             for name in (".", *folders, *files):
                 os.chown(Path(directory, name), ORDINARY, ORDINARY, follow_symlinks=False)
-        words = as_a_person("flatpak", "run", "--user", "--no-documents-portal", "--command=/usr/bin/python3", APPLICATION,
-                            "-IS", str(data / "probe.pyz"))
+        words = as_a_person("flatpak", "run", "--user", "--no-documents-portal", "--command=/usr/bin/python3",
+                            APPLICATION, "-IS", str(data / "probe.pyz"))
         yield Sandbox(name="flatpak run", command=words, other=words, environment=environment, cwd=str(folder))
 
 
@@ -122,7 +122,8 @@ def _install(folder: Path, environment: dict[str, str]) -> None:
     run(TOP / "scripts/build-sample-app", folder / "sample")
     repository = folder / "sample/repo"
     arch = subprocess.run(["flatpak", "--default-arch"], check=True, capture_output=True, text=True).stdout.strip()
-    run("ostree", "checkout", f"--repo={repository}", "--user-mode", f"runtime/{PLATFORM}/{arch}/1", folder / "platform")
+    ref = f"runtime/{PLATFORM}/{arch}/1"
+    run("ostree", "checkout", f"--repo={repository}", "--user-mode", ref, folder / "platform")
     tree = folder / "tree"
     shutil.copytree(folder / "platform/files", tree / "usr", symlinks=True)
     shutil.copy(folder / "platform/metadata", tree / "metadata")

@@ -4,18 +4,16 @@
 from __future__ import annotations
 
 import ctypes
-
 import fcntl
 import os
 import resource
-
 import signal
 import struct
 import termios
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from .kernel import HELD, LIBC, THROUGH, Answer, answer, apart, control, judged, status, syscall, tried, write
+from .kernel import HELD, LIBC, THROUGH, Answer, answer, answered, apart, control, judged, status, syscall, tried, write
 
 _PAGE = ctypes.create_string_buffer(4096)
 PRIORITY = struct.pack("i", 50)
@@ -103,10 +101,10 @@ REFUSED = ("EPERM", "EACCES", "ENOSYS", "EAFNOSUPPORT", "SIGSYS", "EPROTONOSUPPO
 def alone() -> Iterator[Answer]:
     for attack, calls in CALLS.items():
         for attempt, words in calls.items():
-            yield judged(attack, attempt, apart(lambda words=words: answer(syscall(*words))), REFUSED)
+            yield judged(attack, attempt, apart(answered, *words), REFUSED)
     for attack, calls in ALLOWED.items():
         for attempt, words in calls.items():
-            yield control(attack, attempt, apart(lambda words=words: answer(syscall(*words))))
+            yield control(attack, attempt, apart(answered, *words))
     yield from terminals()
     yield from filters()
     yield from capabilities()
@@ -123,16 +121,16 @@ TERMINALS = {
 }
 
 
-def on_a_terminal(call: Callable[[], str]) -> str:
+def on_a_terminal(call: Callable[..., str], *arguments: Any) -> str:
     """`call` in a session of its own, whose terminal is a fresh pty at its standard input."""
     def run() -> str:
         os.setsid()
         _master, slave = os.openpty()
         fcntl.ioctl(slave, termios.TIOCSCTTY, 0)
         os.dup2(slave, 0)
-        return call()
+        return call(*arguments)
 
-    return apart(lambda: apart_or(run))
+    return apart(apart_or, run)
 
 
 def apart_or(call: Callable[[], str]) -> str:
@@ -145,17 +143,17 @@ def apart_or(call: Callable[[], str]) -> str:
 def terminals() -> Iterator[Answer]:
     # EIO is what a kernel with dev.tty.legacy_tiocsti=0 says, ENOTTY a pty to what is of consoles.
     for name, (request, argument) in TERMINALS.items():
-        reason = on_a_terminal(lambda request=request, argument=argument: answer(syscall(16, 0, request, argument)))
+        reason = on_a_terminal(answered, 16, 0, request, argument)
         yield judged(21, f"ioctl({name})", reason, (*REFUSED, "EIO", "ENOTTY"))
     yield judged(21, "TIOCSCTTY of another's terminal", on_a_terminal(_steal))
     yield control(21, "TIOCGWINSZ", on_a_terminal(
-        lambda: answer(syscall(16, 0, termios.TIOCGWINSZ, ctypes.create_string_buffer(8)))))
+        answered, 16, 0, termios.TIOCGWINSZ, ctypes.create_string_buffer(8)))
 
 
 def _steal() -> str:
     def steal() -> str:
         os.setsid()
-        return tried(lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 1))
+        return tried(fcntl.ioctl, 0, termios.TIOCSCTTY, 1)
 
     return apart(steal)
 
@@ -170,11 +168,15 @@ def _filter(flags: int, action: int, number: int) -> int:
     return syscall(317, 1, flags, struct.pack("HxxxxxxQ", 4, ctypes.addressof(held)))
 
 
+def _filtered(flags: int, action: int) -> str:
+    return answer(_filter(flags, action, 1001))
+
+
 def filters() -> Iterator[Answer]:
     """One that answers for what it starts: with no_new_privs that is nobody with other rights than its maker's."""
     alone = "its own children alone" if status("NoNewPrivs") == "1" else "programs with setuid too"
     for name, flags, action in (("USER_NOTIF", 8, 0x7FC00000), ("TRACE", 0, 0x7FF00000)):
-        said = apart(lambda flags=flags, action=action: answer(_filter(flags, action, 1001)))
+        said = apart(_filtered, flags, action)
         refused = ("EPERM", "EBUSY", "ENOSYS", "its own children alone")
         yield judged(31, f"a filter with {name}", alone if said == "allowed" else said, refused)
 
@@ -204,11 +206,12 @@ DEPTH_MAX = 4
 
 def _nest(depth: int) -> int:
     """Each needs its maker's ids to be mapped (user_namespaces(7)); the root of a cage may not map itself."""
-    ids = {"setgroups": "deny", "uid_map": f"{os.getuid()} {os.getuid()} 1", "gid_map": f"{os.getgid()} {os.getgid()} 1"}
+    uid, gid = os.getuid(), os.getgid()
+    ids = {"setgroups": "deny", "uid_map": f"{uid} {uid} 1", "gid_map": f"{gid} {gid} 1"}
     while depth < 64 and syscall(272, 0x10000000) >= 0:
         depth += 1
         for name, content in ids.items():
-            if tried(lambda name=name, content=content: write(f"/proc/self/{name}", content)) != "allowed":
+            if tried(write, f"/proc/self/{name}", content) != "allowed":
                 return depth
     return depth
 
@@ -232,20 +235,20 @@ def dumps() -> Iterator[Answer]:
 def of_init() -> Iterator[Answer]:
     """PID 1 of wherever this is; in a cage of 1 its own root may signal it, and the kernel drops the signal."""
     yield judged(19, "kill(1)", _kill_init(), ("EPERM", "ESRCH", "dropped"))
-    yield judged(19, "ptrace(SEIZE, 1)", apart(lambda: answer(syscall(101, 0x4206, 1, 0, 0))), ("EPERM", "ESRCH"))
+    yield judged(19, "ptrace(SEIZE, 1)", apart(answered, 101, 0x4206, 1, 0, 0), ("EPERM", "ESRCH"))
     said = apart(_by_pidfd)
-    yield judged(19, "pidfd_send_signal(1)", "dropped" if said == "allowed" and tried(lambda: os.kill(1, 0)) == said
+    yield judged(19, "pidfd_send_signal(1)", "dropped" if said == "allowed" and tried(os.kill, 1, 0) == said
                  else said, ("EPERM", "ESRCH", "dropped"))
     if os.getuid():
-        yield judged(17, "setuid(0)", apart(lambda: answer(syscall(105, 0))), ("EPERM", "EINVAL"))
-    yield judged(24, "x32 getpid", apart(lambda: answer(syscall(0x40000000 | 39))))
+        yield judged(17, "setuid(0)", apart(answered, 105, 0), ("EPERM", "EINVAL"))
+    yield judged(24, "x32 getpid", apart(answered, 0x40000000 | 39))
 
 
 def _kill_init() -> str:
-    said = apart(lambda: answer(syscall(62, 1, 9)))
-    return "dropped" if said == "allowed" and tried(lambda: os.kill(1, 0)) == "allowed" else said
+    said = apart(answered, 62, 1, 9)
+    return "dropped" if said == "allowed" and tried(os.kill, 1, 0) == "allowed" else said
 
 
 def _by_pidfd() -> str:
     pidfd = os.pidfd_open(1)
-    return tried(lambda: signal.pidfd_send_signal(pidfd, signal.SIGKILL))
+    return tried(signal.pidfd_send_signal, pidfd, signal.SIGKILL)

@@ -46,11 +46,11 @@ def hold() -> dict[str, Any]:
     """Until a line comes; what it noticed of others."""
     locks = [os.open(path, os.O_RDONLY) for path in held_files()]
     for descriptor in locks:
-        tried(lambda held=descriptor: fcntl.flock(held, fcntl.LOCK_EX))
+        tried(fcntl.flock, descriptor, fcntl.LOCK_EX)
     records = [os.open(path, os.O_RDONLY) for path in held_files()]
     for descriptor in records:
-        tried(lambda held=descriptor: fcntl.fcntl(held, fcntl.F_SETLK, _record(fcntl.F_RDLCK)))
-    leases = [tried(lambda held=descriptor: fcntl.fcntl(held, fcntl.F_SETLEASE, fcntl.F_RDLCK)) for descriptor in locks]
+        tried(fcntl.fcntl, descriptor, fcntl.F_SETLK, _record(fcntl.F_RDLCK))
+    leases = [tried(fcntl.fcntl, descriptor, fcntl.F_SETLEASE, fcntl.F_RDLCK) for descriptor in locks]
     inotify = LIBC.inotify_init1(os.O_NONBLOCK)
     for path in shared():
         for watched in (path, os.path.dirname(path)):
@@ -66,7 +66,7 @@ def hold() -> dict[str, Any]:
     LIBC.shmctl(made[0], 0, 0), LIBC.msgctl(made[1], 0, 0), LIBC.semctl(made[2], 0, 0)
     syscall(241, QUEUE)
     for path in ("/dev/shm/cage-probe", "/tmp/cage-probe"):
-        tried(lambda path=path: os.unlink(path))
+        tried(os.unlink, path)
     try:
         events = len(os.read(inotify, 65536))
     except BlockingIOError:
@@ -103,19 +103,21 @@ def meet(given: dict[str, Any]) -> Iterator[Answer]:
     for path in held_files():
         attack = 35 if path.startswith("/proc") else 36
         descriptor = os.open(path, os.O_RDONLY)
-        seen = tried(lambda held=descriptor: fcntl.flock(held, fcntl.LOCK_EX | fcntl.LOCK_NB))
+        seen = tried(fcntl.flock, descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         yield judged(attack, f"flock {path}", {"allowed": "unlocked", "EAGAIN": "locked"}.get(seen, seen), unseen)
         yield judged(attack, f"F_GETLK {path}", _locked(descriptor), unseen)
         if not os.path.isdir(path) and not path.startswith("/proc"):
             os.read(descriptor, 1)
         os.close(descriptor)
     yield from _met_sockets(given)
-    found = {"shared memory": lambda: LIBC.shmget(KEY, 4096, 0), "messages": lambda: LIBC.msgget(KEY, 0),
-             "semaphores": lambda: LIBC.semget(KEY, 1, 0), "a message queue": lambda: syscall(240, QUEUE, 0, 0, 0)}
+    found: dict[str, Callable[[], int]] = {
+        "shared memory": lambda: LIBC.shmget(KEY, 4096, 0), "messages": lambda: LIBC.msgget(KEY, 0),
+        "semaphores": lambda: LIBC.semget(KEY, 1, 0), "a message queue": lambda: syscall(240, QUEUE, 0, 0, 0),
+    }
     for name, look in found.items():
         yield judged(42, name, answer(look()), ("ENOENT",))
     for path in ("/dev/shm/cage-probe", "/tmp/cage-probe"):
-        yield judged(42, path, tried(lambda path=path: os.stat(path)), ("ENOENT",))
+        yield judged(42, path, tried(os.stat, path), ("ENOENT",))
 
 
 def _locked(descriptor: int) -> str:

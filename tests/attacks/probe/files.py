@@ -25,7 +25,9 @@ from .kernel import (
     checked,
     control,
     judged,
+    name_of,
     not_here,
+    opened,
     read,
     syscall,
     tried,
@@ -36,6 +38,7 @@ CLONE_NEWPID = 0x20000000
 OWN_SETTINGS = ("/proc/sys/fs/mqueue/", "/proc/sys/kernel/msg", "/proc/sys/kernel/shm", "/proc/sys/kernel/sem",
                 "/proc/sys/kernel/auto_msgmni", "/proc/sys/kernel/ns_last_pid", "/proc/sys/kernel/pid_max")
 """Of one's own ipc and pid namespaces; anybody may open ns_last_pid, and what is written to it is refused."""
+MASKED = ("/dev/null", "/dev/pts", "/dev/ptmx", "/dev/shm", "/proc", "/sys")
 READ_ONLY = ("/", "/usr", "/etc", "/opt", "/dev", "/sys", "/var", "/proc")
 
 
@@ -71,7 +74,7 @@ def written() -> Iterator[Answer]:
     """15: files that runtimes write before a start, and 29: places that nothing in a sandbox should change."""
     for path in READ_ONLY:
         if _exists(path):
-            reason = tried(lambda path=path: os.close(os.open(f"{path}/probe", os.O_WRONLY | os.O_CREAT)))
+            reason = tried(opened, f"{path}/probe", os.O_WRONLY | os.O_CREAT)
             if reason == "allowed":
                 reason = _of(path)
                 os.unlink(f"{path}/probe")
@@ -80,7 +83,7 @@ def written() -> Iterator[Answer]:
         if not _exists(path):
             yield not_here(15, f"write {path}", "not there")
             continue
-        yield judged(15, f"write {path}", tried(lambda path=path: os.close(os.open(path, os.O_WRONLY))))
+        yield judged(15, f"write {path}", tried(opened, path, os.O_WRONLY))
         yield judged(15, f"put a link at {path}", _replaced(path), (*REFUSED, "EBUSY"))
 
 
@@ -99,9 +102,9 @@ def _replaced(path: str) -> str:
 
 def swapped() -> Iterator[Answer]:
     """6: the places that a runtime masks, binds over or opens itself."""
-    for path in ("/dev/null", "/dev/pts", "/dev/ptmx", "/dev/shm", "/proc", "/sys"):
+    for path in MASKED:
         if _exists(path):
-            reason = tried(lambda path=path: os.rename(path, f"{path}.probe"))
+            reason = tried(os.rename, path, f"{path}.probe")
             if reason == "allowed":
                 os.rename(f"{path}.probe", path)
                 reason = _of(os.path.dirname(path))
@@ -118,36 +121,32 @@ def kernel_files() -> Iterator[Answer]:
     """Every file of /proc that is not about a process, and of /sys, opened for writing."""
     for top in ("/proc/sys", "/proc/irq", "/proc/fs", "/proc/bus", "/proc/acpi", "/proc/scsi", "/proc/pressure",
                 "/proc/dynamic_debug", "/sys"):
-        opened, walked = _writable_below(top)
-        opened = [path for path in opened if not path.startswith(OWN_SETTINGS)]
+        found, walked = _writable_below(top)
+        found = [path for path in found if not path.startswith(OWN_SETTINGS)]
         if walked:
-            yield Answer(attack=10, attempt=f"write below {top}", outcome=THROUGH if opened else HELD,
-                         reason=", ".join(opened[:3]) or "none")
+            yield Answer(attack=10, attempt=f"write below {top}", outcome=THROUGH if found else HELD,
+                         reason=", ".join(found[:3]) or "none")
     for path in ("/proc/sysrq-trigger", "/proc/kcore", "/proc/kmsg", "/proc/kallsyms", "/proc/mtrr",
                  "/proc/timer_list", "/sys/kernel/uevent_helper", "/proc/sys/fs/binfmt_misc/register",
                  "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/memfd_noexec"):
-        yield judged(10, f"write {path}", tried(lambda path=path: _open_for_writing(path)))
+        yield judged(10, f"write {path}", tried(opened, path, os.O_WRONLY))
 
 
 def _writable_below(top: str) -> tuple[list[str], int]:
-    opened, walked = [], 0
+    found, walked = list[str](), 0
     for directory, _, names in os.walk(top):
         for name in names:
             walked += 1
-            if tried(lambda path=f"{directory}/{name}": _open_for_writing(path)) == "allowed":
-                opened.append(f"{directory}/{name}")
-    return opened, walked
-
-
-def _open_for_writing(path: str) -> None:
-    os.close(os.open(path, os.O_WRONLY | os.O_NONBLOCK | os.O_CLOEXEC))
+            if tried(opened, f"{directory}/{name}", os.O_WRONLY) == "allowed":
+                found.append(f"{directory}/{name}")
+    return found, walked
 
 
 def cgroups() -> Iterator[Answer]:
     """9: a control file of a cgroup that is not our own to write."""
     found = [f"{directory}/{name}" for directory, _, names in os.walk("/sys/fs/cgroup") for name in names
              if name in ("cgroup.procs", "cgroup.freeze", "cgroup.kill", "memory.max", "pids.max", "release_agent")
-             and tried(lambda path=f"{directory}/{name}": _open_for_writing(path)) == "allowed"]
+             and tried(opened, f"{directory}/{name}", os.O_WRONLY) == "allowed"]
     yield judged(9, "control files of cgroups", ", ".join(found[:3]) or "none")
     paths = {line.rpartition(":")[2] for line in read("/proc/self/cgroup").decode().splitlines()}
     yield judged(9, "the path of one's own cgroup", "none" if paths == {"/"} else ", ".join(sorted(paths)))
@@ -161,9 +160,9 @@ def executed() -> Iterator[Answer]:
     for directory in places:
         path = f"{directory}/own-program"
         for verb, attempt in (("exec", _run), ("map", _map)):
-            reason = apart(lambda path=path, attempt=attempt: tried(lambda: attempt(path)))
+            reason = apart(tried, attempt, path)
             yield judged(28, f"{verb} in {directory}", reason)
-    yield judged(28, "exec of a memfd", apart(lambda: tried(_exec_memfd)))
+    yield judged(28, "exec of a memfd", apart(tried, _exec_memfd))
     # 126 and 127: the loader could not map it.
     yield judged(28, "exec by the loader", apart(lambda: _ended(_by_loader())), ("126", "127"))
     yield judged(28, "write through /proc/self/mem", apart(_over_code), ("EIO", "EACCES", "EPERM", "ENOENT", "EFAULT"))
@@ -213,11 +212,11 @@ def _over_code() -> str:
     descriptor = os.open("/usr/bin/env", os.O_RDONLY)
     address = checked(LIBC.mmap(None, ctypes.c_size_t(4096), 5, 2, descriptor, ctypes.c_long(0)), "mmap")
 
-    def write() -> None:
+    def over() -> None:
         memory = os.open("/proc/self/mem", os.O_RDWR)
         os.pwrite(memory, b"\xc3", address)
 
-    return tried(write)
+    return tried(over)
 
 
 def setuid() -> Iterator[Answer]:
@@ -230,20 +229,20 @@ def setuid() -> Iterator[Answer]:
     yield judged(28, "mounts to write and to execute", ", ".join(both[:4]) or "none")
 
 
-# --- 29, 8: as the root of a user and mount namespace of one's own, as every bubblewrap is ------------------------------
+# --- 29, 8: as the root of a user and mount namespace of one's own, as every bubblewrap is ----------------------------
 def nested() -> Iterator[Answer]:
     locked = ("EPERM", "EINVAL", "EACCES", "EROFS", "ENOSYS", "no namespace: EPERM", "no namespace: ENOSYS",
               "no namespace: ENOSPC")
     home = os.environ.get("HOME", "/root").encode()
     for attack, attempts in _nested(home).items():
         for name, attempt in attempts.items():
-            reason = apart(lambda attempt=attempt: _in_namespace(attempt, 0))
+            reason = apart(_in_namespace, attempt, 0)
             yield judged(attack, f"nested: {name}", reason, locked)
     for name, attempt in {
         "mount another proc": lambda: syscall(165, b"x", b"/mnt", b"proc", 0, 0),
         "read /proc/kallsyms of another proc": _kallsyms_of_another,
     }.items():
-        reason = apart(lambda attempt=attempt: _in_namespace(attempt, CLONE_NEWPID))
+        reason = apart(_in_namespace, attempt, CLONE_NEWPID)
         if name == "mount another proc":
             yield control(29, f"nested: {name}", reason)
         else:
@@ -298,15 +297,11 @@ def _in_namespace(attempt: Callable[[], int], flags: int) -> str:
         try:
             said = answer(attempt())
         except OSError as error:
-            said = tried(lambda: _again(error))
+            said = name_of(error.errno)
         os.write(write_end, said.encode())
         os._exit(0)
     os.waitpid(pid, 0)
     return os.read(read_end, 64).decode()
-
-
-def _again(error: OSError) -> None:
-    raise error
 
 
 # --- 51, 2: what is to be seen ---------------------------------------------------------------------------------------
@@ -315,9 +310,9 @@ def gates() -> Iterator[Answer]:
     if not _exists("/run/cage"):
         yield not_here(51, "the gateway", "not there")
         return
-    yield judged(51, "the gate", tried(lambda: os.listdir("/run/cage/gate")))
+    yield judged(51, "the gate", tried(os.listdir, "/run/cage/gate"))
     with socket.socket(socket.AF_UNIX) as gateway:
-        yield judged(51, "the gateway", tried(lambda: gateway.connect("/run/cage/gateway/bus")))
+        yield judged(51, "the gateway", tried(gateway.connect, "/run/cage/gateway/bus"))
 
 
 def seen(canary: str | None) -> Iterator[Answer]:

@@ -34,7 +34,7 @@ class Answer:
     attack: int
     attempt: str
     outcome: str
-    """HELD, THROUGH, NOT_HERE, or CONTROL: an attempt that has to succeed, so that a refusal beside it says something."""
+    """HELD, THROUGH, NOT_HERE, or CONTROL: it has to succeed, so that a refusal beside it says something."""
     reason: str
     """An errno's name, the signal that ended it, "allowed", or what was seen."""
 
@@ -62,9 +62,9 @@ def answer(result: int) -> str:
     return "allowed" if result >= 0 else name_of(ctypes.get_errno())
 
 
-def tried(call: Callable[[], Any]) -> str:
+def tried(call: Callable[..., Any], *arguments: Any) -> str:
     try:
-        call()
+        call(*arguments)
     except OSError as error:
         return name_of(error.errno)
     return "allowed"
@@ -83,19 +83,24 @@ def syscall(number: int, *arguments: Any) -> int:
     return int(LIBC.syscall(ctypes.c_long(number), *given))
 
 
-def apart(call: Callable[[], str], seconds: float = SECONDS) -> str:
+def answered(number: int, *arguments: Any) -> str:
+    """What a system call says."""
+    return answer(syscall(number, *arguments))
+
+
+def apart(call: Callable[..., str], *arguments: Any) -> str:
     """What `call` says in a child process, or the signal that ended it; "no answer" is not waited for longer."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
         try:
             os.close(read)
-            os.write(write, call().encode())
+            os.write(write, call(*arguments).encode())
         finally:
             os._exit(0)
     os.close(write)
     try:
-        if not select.select([read], [], [], seconds)[0]:
+        if not select.select([read], [], [], SECONDS)[0]:
             os.kill(pid, signal.SIGKILL)
             os.waitpid(pid, 0)
             return "no answer"
@@ -118,6 +123,11 @@ def read(path: str, size: int = 65536) -> bytes:
         return os.read(descriptor, size)
     finally:
         os.close(descriptor)
+
+
+def opened(path: str, flags: int) -> None:
+    """Open it and close it again; made where the flags say so."""
+    os.close(os.open(path, flags | os.O_NONBLOCK | os.O_CLOEXEC, 0o600))
 
 
 def write(path: str, content: str) -> None:

@@ -7,7 +7,7 @@ import os
 from collections.abc import Iterator
 from typing import Any
 
-from .kernel import LIBC, NAMESPACES, Answer, judged, read, status, tried
+from .kernel import LIBC, NAMESPACES, Answer, judged, opened, read, status, tried
 
 PIDS = range(1, 20000)
 FILES = ("environ", "maps", "mem", "status", "fd/0", "auxv", "stack", "syscall")
@@ -17,19 +17,19 @@ LINKS = ("cwd", "root", "exe", "ns/mnt", "ns/user")
 def alone() -> Iterator[Answer]:
     foreign = not_ours()
     readable = [f"{pid}/{name}" for pid in foreign for name in FILES
-                if tried(lambda path=f"/proc/{pid}/{name}": read(path, 1)) == "allowed"]
+                if tried(read, f"/proc/{pid}/{name}", 1) == "allowed"]
     readable += [f"{pid}/{name}" for pid in foreign for name in LINKS
-                 if tried(lambda path=f"/proc/{pid}/{name}": os.readlink(path)) == "allowed"]
+                 if tried(os.readlink, f"/proc/{pid}/{name}") == "allowed"]
     yield judged(3, "files of processes of others", ", ".join(readable[:6]) or "none")
-    yield judged(4, "/proc/1/root", tried(lambda: os.listdir("/proc/1/root")))
-    yield judged(4, "/proc/1/cwd", tried(lambda: os.readlink("/proc/1/cwd")))
-    yield judged(3, "/proc/1/mem", tried(lambda: os.close(os.open("/proc/1/mem", os.O_RDWR))))
-    yield judged(3, "/proc/1/environ", tried(lambda: read("/proc/1/environ")))
-    yield judged(2, "/proc/1/fd", tried(lambda: os.listdir("/proc/1/fd")))
-    yield judged(1, "/proc/1/exe for writing", tried(lambda: os.close(os.open("/proc/1/exe", os.O_WRONLY))),
+    yield judged(4, "/proc/1/root", tried(os.listdir, "/proc/1/root"))
+    yield judged(4, "/proc/1/cwd", tried(os.readlink, "/proc/1/cwd"))
+    yield judged(3, "/proc/1/mem", tried(opened, "/proc/1/mem", os.O_RDWR))
+    yield judged(3, "/proc/1/environ", tried(read, "/proc/1/environ"))
+    yield judged(2, "/proc/1/fd", tried(os.listdir, "/proc/1/fd"))
+    yield judged(1, "/proc/1/exe for writing", tried(opened, "/proc/1/exe", os.O_WRONLY),
                  ("EACCES", "ENOENT", "EPERM", "ETXTBSY", "EROFS"))
     higher = [name for name in os.listdir("/proc/self/fd") if int(name) > 2 and
-              tried(lambda name=name: os.fstat(int(name))) == "allowed" and not _is_own(name)]
+              tried(os.fstat, int(name)) == "allowed" and not _is_own(name)]
     yield judged(2, "inherited descriptors", ", ".join(higher) or "none")
 
 
@@ -40,7 +40,7 @@ def _is_own(name: str) -> bool:
 
 def not_ours() -> list[int]:
     """PIDs that are there and that we may not signal, and 1."""
-    there = [pid for pid in PIDS if pid != os.getpid() and tried(lambda pid=pid: os.kill(pid, 0)) == "EPERM"]
+    there = [pid for pid in PIDS if pid != os.getpid() and tried(os.kill, pid, 0) == "EPERM"]
     return sorted({1, *there})
 
 

@@ -66,7 +66,7 @@ def _fingerprint(name: str) -> str:
 
 def kernel_tells(host: dict[str, Any]) -> Iterator[Answer]:
     for name in TELLING:
-        reason = tried(lambda name=name: text(f"/proc/{name}"))
+        reason = tried(text, f"/proc/{name}")
         if reason == "allowed":
             reason = _told(name, host)
         yield judged(39, f"/proc/{name}", reason, ("EPERM", "EACCES", "ENOENT", "EIO", "none", "its own"))
@@ -98,7 +98,7 @@ def _addresses() -> set[str]:
 
 def identities(host: dict[str, Any]) -> Iterator[Answer]:
     def compared(attempt: str, path: str, theirs: str) -> Answer:
-        reason = tried(lambda: text(path))
+        reason = tried(text, path)
         if reason == "allowed":
             reason = OF_THE_HOST if text(path).strip() == theirs else "its own"
         return judged(40, attempt, reason, ("ENOENT", "EACCES", "EPERM", "none", "its own"))
@@ -148,8 +148,8 @@ def skeleton() -> Iterator[Answer]:
 def reached() -> Iterator[Answer]:
     """Addresses that are nobody's but a host's: metadata of clouds, mDNS, and a router."""
     for name, address in (("metadata of a cloud", ("169.254.169.254", 80)), ("a resolver", ("192.0.2.53", 53))):
-        yield judged(43, name, apart(lambda address=address: tried(lambda: _connected(address))))
-    yield judged(43, "mDNS", apart(lambda: tried(_multicast)))
+        yield judged(43, name, apart(tried, _connected, address))
+    yield judged(43, "mDNS", apart(tried, _connected, ("224.0.0.251", 5353)))
     yield judged(43, "routes", _routes())
 
 
@@ -157,11 +157,6 @@ def _connected(address: tuple[str, int]) -> None:
     # A datagram socket's connect(2) looks for a route and sends nothing.
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
         out.connect(address)
-
-
-def _multicast() -> None:
-    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as out:
-        out.connect(("224.0.0.251", 5353))
 
 
 def _routes() -> str:
