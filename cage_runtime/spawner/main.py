@@ -34,7 +34,7 @@ from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
-from cage_runtime.spawner.walls import ALL, Walls
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -244,7 +244,7 @@ def _single(run: Path) -> int:
     return lock
 
 
-def _prepare(config: RuntimeConfig) -> None:
+def _prepare(config: RuntimeConfig, walls: Walls) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
     _single(Path(config.paths.run))
@@ -256,7 +256,7 @@ def _prepare(config: RuntimeConfig) -> None:
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
-    _bound()
+    _bound(walls)
     capability.one_way()
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -266,8 +266,10 @@ def _prepare(config: RuntimeConfig) -> None:
     os.chdir("/")
 
 
-def _bound() -> None:
+def _bound(walls: Walls) -> None:
     """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
+    if Namespace.USER not in walls.namespaces:  # then cage-init has ours
+        return
     for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
         raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
                               "what starts it takes that away; see systemctl cat cage-spawner")
@@ -313,7 +315,7 @@ def main(walls: Walls = ALL) -> int:
     loop = Loop()
     try:
         config = load_runtime(config_file)
-        _prepare(config)
+        _prepare(config, walls)
         server = Server(config, config_file, loop, walls)
     except CageError as error:
         LOG.critical("%s", error.sentence)
