@@ -83,4 +83,8 @@ TRIED: dict[int, tuple[str, ...]] = {
     43: ("attacks/test_company.py::test_two_cages_do_not_meet",),
     44: ("attacks/test_exhaust.py::test_only_the_culprit_suffers",
          "attacks/test_wall.py::test_terminals_run_out_for_the_cage_alone"),
+    # On the stock kernels of small guests: scripts/kernel-test.
+    54: ("kernels/lsm/test_isolation.py::test_what_is_done_to_another_context_is_refused",
+         "kernels/lsm/test_isolation.py::test_shared_memory_of_posix_is_for_who_made_it",
+         "kernels/lsm/test_descriptors.py::test_what_another_context_has_opened_does_not_arrive"),
 }

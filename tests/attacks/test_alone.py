@@ -12,7 +12,7 @@ from tests.attacks.expected import EXPECTED, HELD_SOMEHOW, OF_THE_CAGES_ROOT, OF
 from tests.attacks.host import Found
 from tests.attacks.known import known
 from tests.attacks.probe.kernel import CONTROL, HELD, Answer
-from tests.privileged.runtime import Cage
+from tests.privileged.runtime import Cage, Runtime
 
 Answers = dict[tuple[int, str], Answer]
 
@@ -21,7 +21,7 @@ def rows(table: Table) -> Iterator[object]:
     for attack, reasons in table.items():
         for reason, attempts in reasons.items():
             for attempt in attempts:
-                yield pytest.param(attack, attempt, reason, id=f"{attack}: {attempt}", marks=known(attack, attempt))
+                yield pytest.param(attack, attempt, reason, id=f"{attack}: {attempt}")
 
 
 def tried(cage: Cage, found: Found, *, root: bool) -> Answers:
@@ -44,6 +44,27 @@ def answers(request: pytest.FixtureRequest) -> Answers:
     return answers
 
 
+@pytest.fixture(scope="module")
+def contexts(runtime: Runtime) -> bool:
+    """Has a cage of this host a security context?"""
+    checks = {check["check"]: check["state"] for check in runtime.json("doctor")}
+    return bool(checks.get("security context") == "ok")
+
+
+@pytest.fixture(autouse=True)
+def known_to_get_through(request: pytest.FixtureRequest) -> None:
+    """What is known has to go on getting through, or it is known no more."""
+    given = getattr(request.node, "callspec", None)
+    if given is None:
+        return
+    attack, attempt = given.params["attack"], given.params["attempt"]
+    if why := known(attack, attempt, contexts=request.getfixturevalue("contexts")):
+        # Root's ids cannot be mapped any deeper, whatever counts them.
+        by_root = attack == 33 and given.params.get("answers") == "by_root"
+        if not by_root:
+            request.applymarker(pytest.mark.xfail(reason=why, strict=True))
+
+
 @pytest.mark.parametrize(("attack", "attempt", "reason"), rows(EXPECTED))
 def test_an_attempt_is_answered_for_the_stated_reason(
     answers: Answers, attack: int, attempt: str, reason: str
@@ -63,7 +84,7 @@ def test_an_attempt_of_the_cages_root(by_root: Answers, attack: int, attempt: st
 
 
 @pytest.mark.parametrize(("attack", "attempt"), [
-    pytest.param(attack, attempt, id=f"{attack}: {attempt}", marks=known(attack, attempt))
+    pytest.param(attack, attempt, id=f"{attack}: {attempt}")
     for attack, attempts in HELD_SOMEHOW.items() for attempt in attempts])
 def test_an_attempt_tells_nothing(answers: Answers, attack: int, attempt: str) -> None:
     assert (answers[attack, attempt].outcome, answers[attack, attempt].reason) == (

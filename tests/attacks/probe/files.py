@@ -39,6 +39,8 @@ OWN_SETTINGS = ("/proc/sys/fs/mqueue/", "/proc/sys/kernel/msg", "/proc/sys/kerne
                 "/proc/sys/kernel/auto_msgmni", "/proc/sys/kernel/ns_last_pid", "/proc/sys/kernel/pid_max")
 """Of one's own ipc and pid namespaces; anybody may open ns_last_pid, and what is written to it is refused."""
 MASKED = ("/dev/null", "/dev/pts", "/dev/ptmx", "/dev/shm", "/proc", "/sys")
+WALKED = ("/proc/sys", "/proc/irq", "/proc/fs", "/proc/bus", "/proc/acpi", "/proc/scsi", "/proc/pressure",
+          "/proc/dynamic_debug", "/sys")
 READ_ONLY = ("/", "/usr", "/etc", "/opt", "/dev", "/sys", "/var", "/proc")
 
 
@@ -119,27 +121,23 @@ def swapped() -> Iterator[Answer]:
 # --- 8, 9, 10 --------------------------------------------------------------------------------------------------------
 def kernel_files() -> Iterator[Answer]:
     """Every file of /proc that is not about a process, and of /sys, opened for writing."""
-    for top in ("/proc/sys", "/proc/irq", "/proc/fs", "/proc/bus", "/proc/acpi", "/proc/scsi", "/proc/pressure",
-                "/proc/dynamic_debug", "/sys"):
-        found, walked = _writable_below(top)
-        found = [path for path in found if not path.startswith(OWN_SETTINGS)]
-        if walked:
-            yield Answer(attack=10, attempt=f"write below {top}", outcome=THROUGH if found else HELD,
-                         reason=", ".join(found[:3]) or "none")
+    for top in WALKED:
+        found = [path for path in _writable_below(top) if not path.startswith(OWN_SETTINGS)]
+        yield Answer(attack=10, attempt=f"write below {top}", outcome=THROUGH if found else HELD,
+                     reason=", ".join(found[:3]) or "none")
     for path in ("/proc/sysrq-trigger", "/proc/kcore", "/proc/kmsg", "/proc/kallsyms", "/proc/mtrr",
                  "/proc/timer_list", "/sys/kernel/uevent_helper", "/proc/sys/fs/binfmt_misc/register",
                  "/proc/sys/kernel/core_pattern", "/proc/sys/kernel/modprobe", "/proc/sys/vm/memfd_noexec"):
         yield judged(10, f"write {path}", tried(opened, path, os.O_WRONLY))
 
 
-def _writable_below(top: str) -> tuple[list[str], int]:
-    found, walked = list[str](), 0
+def _writable_below(top: str) -> list[str]:
+    found = []
     for directory, _, names in os.walk(top):
         for name in names:
-            walked += 1
             if tried(opened, f"{directory}/{name}", os.O_WRONLY) == "allowed":
                 found.append(f"{directory}/{name}")
-    return found, walked
+    return found
 
 
 def cgroups() -> Iterator[Answer]:

@@ -17,7 +17,7 @@ TELLING = ("uptime", "loadavg", "stat", "meminfo", "interrupts", "softirqs", "di
            "pressure/memory", "locks", "keys", "key-users", "vmstat", "timer_list", "kallsyms", "config.gz", "cmdline",
            "slabinfo", "buddyinfo", "pagetypeinfo", "zoneinfo", "schedstat", "modules", "swaps", "partitions",
            "iomem", "ioports", "kcore", "kmsg", "sched_debug", "vmallocinfo", "kpagecount", "kpageflags",
-           "sys/kernel/random/entropy_avail", "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr")
+           "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr")
 """Files of /proc that are of the whole machine."""
 DMI = ("product_uuid", "product_serial", "sys_vendor", "board_serial")
 OF_THE_HOST = "the host's"
@@ -56,6 +56,11 @@ def _fingerprint(name: str) -> str:
     match name:
         case "uptime":
             return str(int(float(content.split()[0])) // 1000)
+        case "loadavg":
+            # How many threads there are, by hundreds.
+            return str(int(content.split()[3].partition("/")[2]) // 100)
+        case "swaps":
+            return "\n".join(content.splitlines()[1:])
         case "stat":
             return next((line for line in content.splitlines() if line.startswith("btime")), "")
         case "meminfo":
@@ -78,6 +83,8 @@ def _told(name: str, host: dict[str, Any]) -> str:
         return "none"
     if name == "kallsyms":
         return "addresses" if int(content.split()[0], 16) else "names without addresses"
+    if name == "swaps" and len(content.splitlines()) == 1:
+        return "none"
     if name in ("locks", "keys", "key-users"):
         return OF_THE_HOST if any(mark in content for mark in host["marks"]) else "its own"
     return OF_THE_HOST if _fingerprint(name) == host["files"].get(name, "") else "its own"
@@ -129,10 +136,16 @@ def mount_sources() -> Iterator[Answer]:
             told["roots"].add(words[3])
         if words[dash + 2].startswith("/"):
             told["devices"].add(words[dash + 2])
-        told["options"] |= {option for option in words[dash + 3].split(",") if "dir=" in option or "upper" in option}
+        told["options"] |= {option for option in words[dash + 3].split(",") if _is_path(option)}
     for kind, found in told.items():
         yield Answer(attack=40, attempt=f"mountinfo: {kind}", outcome=THROUGH if found else HELD,
                      reason=", ".join(sorted(found))[:200] or "none")
+
+
+def _is_path(option: str) -> bool:
+    """Of the host's; that of a descriptor of who mounted it tells nothing."""
+    return any(part.startswith("/") and not part.startswith("/proc/self/fd/")
+               for part in option.partition("=")[2].split(":"))
 
 
 def skeleton() -> Iterator[Answer]:
