@@ -6,7 +6,7 @@ from __future__ import annotations
 from pathlib import Path
 
 KNOWN: dict[tuple[int, str], str] = {
-    (40, "mountinfo: roots"): "a bind says where on its file system it is from; all that it names is the cage's own uuid",
+    (40, "mountinfo: roots"): "a bind says where on its file system it is from: that names the cage's own uuid",
     (40, "mountinfo: devices"): "a bind says which device its file system is on",
 }
 """By attack and attempt: why a cage cannot hold it."""
@@ -20,6 +20,6 @@ WITHOUT_CONTEXTS: dict[tuple[int, str], str] = {
 
 def known(attack: int, attempt: str, *, contexts: bool) -> str | None:
     """Why it gets through on this host; None where it does not."""
-    if contexts or attack == 28 and "proc_mem.force_override=never" in Path("/proc/cmdline").read_text():
+    if contexts or (attack == 28 and "proc_mem.force_override=never" in Path("/proc/cmdline").read_text()):
         return KNOWN.get((attack, attempt))
     return (KNOWN | WITHOUT_CONTEXTS).get((attack, attempt))

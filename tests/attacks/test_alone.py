@@ -3,8 +3,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import pytest
 
 from tests.attacks.conftest import Inside
@@ -17,11 +15,9 @@ from tests.privileged.runtime import Cage, Runtime
 Answers = dict[tuple[int, str], Answer]
 
 
-def rows(table: Table) -> Iterator[object]:
-    for attack, reasons in table.items():
-        for reason, attempts in reasons.items():
-            for attempt in attempts:
-                yield pytest.param(attack, attempt, reason, id=f"{attack}: {attempt}")
+def rows(table: Table) -> list[object]:
+    return [pytest.param(attack, attempt, reason, id=f"{attack}: {attempt}")
+            for attack, reasons in table.items() for reason, attempts in reasons.items() for attempt in attempts]
 
 
 def tried(cage: Cage, found: Found, *, root: bool) -> Answers:

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pwd
 import socket
@@ -13,10 +14,11 @@ import pytest
 
 from tests.attacks.conftest import PYTHON
 from tests.privileged.conftest import MakeCage
-from tests.privileged.runtime import Cage, Runtime
+from tests.privileged.runtime import PREFIX, Cage, Runtime
 
 POLICY = "files.send * * allow\n"
 CANARY = "nobody put this here\n"
+SWAPS = Path(__file__).with_name("swaps.py")
 
 
 # --- 11, 16: a cage's own files are no configuration -----------------------------------------------------------------
@@ -153,3 +155,15 @@ def test_links_in_a_home_are_not_followed_by_whoever_starts_or_ends_the_cage(
     linked.destroy()
     assert [path.name for path in canary.iterdir()] == ["kept"]
     assert (canary / "kept").read_text() == CANARY
+
+
+# --- 6, 7: swapped while the root is assembled -----------------------------------------------------------------------
+def test_no_step_of_a_root_follows_a_link_that_is_put_there(tmp_path: Path) -> None:
+    """CVE-2021-30465 and its kin, by somebody who can write where nobody but root can."""
+    ended = subprocess.run([*PYTHON, SWAPS, PREFIX, tmp_path], capture_output=True, text=True, check=False, timeout=100)
+    assert ended.returncode == 0, ended.stderr
+    steps = [json.loads(line) for line in ended.stdout.splitlines()]
+    kinds = {step["step"].split()[0] for step in steps}
+    assert {"tmpfs", "overlay", "bind", "directory", "file", "link", "device"} <= kinds
+    assert [step for step in steps if step["said"] not in ("ENOTDIR", "ELOOP", "EEXIST")] == []
+    assert [step for step in steps if (step["canary"], step["owner"], step["mode"]) != ([], 0, 0o755)] == []

@@ -150,6 +150,7 @@ def shown(results: dict[str, list[Answer]], *, full: bool = False) -> str:
     lines += ["", "What got through:"]
     for attack in attacks:
         lines += _through(attack, tables, names, full=full)
+    lines += ["", *not_applying(results)]
     return "\n".join(lines)
 
 

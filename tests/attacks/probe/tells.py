@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import os
 import re
 import socket
@@ -11,7 +12,7 @@ import uuid
 from collections.abc import Iterator
 from typing import Any
 
-from .kernel import HELD, THROUGH, Answer, apart, judged, text, tried
+from .kernel import HELD, LIBC, THROUGH, Answer, apart, checked, judged, text, tried
 
 TELLING = ("uptime", "loadavg", "stat", "meminfo", "interrupts", "softirqs", "diskstats", "pressure/cpu", "pressure/io",
            "pressure/memory", "locks", "keys", "key-users", "vmstat", "timer_list", "kallsyms", "config.gz", "cmdline",
@@ -19,8 +20,17 @@ TELLING = ("uptime", "loadavg", "stat", "meminfo", "interrupts", "softirqs", "di
            "iomem", "ioports", "kcore", "kmsg", "sched_debug", "vmallocinfo", "kpagecount", "kpageflags",
            "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr")
 """Files of /proc that are of the whole machine."""
+SYSTEM_INFORMATION = ("uptime", "free memory", "processes")
 DMI = ("product_uuid", "product_serial", "sys_vendor", "board_serial")
 OF_THE_HOST = "the host's"
+
+
+def system_information() -> dict[str, int]:
+    """Of sysinfo(2), what hardly changes while one looks."""
+    buffer = ctypes.create_string_buffer(128)
+    checked(LIBC.sysinfo(buffer), "sysinfo")
+    words = struct.unpack_from("=q3Q6QH", buffer.raw)
+    return dict(zip(SYSTEM_INFORMATION, (words[0], words[5], words[10]), strict=True))
 
 
 def facts(*marks: str) -> dict[str, Any]:
@@ -29,7 +39,7 @@ def facts(*marks: str) -> dict[str, Any]:
     `marks` are what is in its lists of locks and keys.
     """
     return {
-        "marks": marks,
+        "marks": marks, "sysinfo": system_information(),
         "files": {name: _fingerprint(name) for name in TELLING},
         "boot_id": text("/proc/sys/kernel/random/boot_id").strip(),
         "machine_id": text("/etc/machine-id").strip() if os.path.exists("/etc/machine-id") else "",
@@ -40,6 +50,10 @@ def facts(*marks: str) -> dict[str, Any]:
 
 def alone(given: dict[str, Any]) -> Iterator[Answer]:
     yield from kernel_tells(given["facts"])
+    for field, ours in system_information().items():
+        theirs = given["facts"]["sysinfo"][field]
+        like = abs(ours - theirs) <= theirs / 5
+        yield judged(39, f"sysinfo: {field}", OF_THE_HOST if like else "its own", ("its own",))
     yield from identities(given["facts"])
     yield from mount_sources()
     yield from skeleton()
