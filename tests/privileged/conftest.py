@@ -93,7 +93,8 @@ def standing(config: pytest.Config) -> Iterator[Runtime]:
     runtime.remove()
     assert bus_only == []
     assert _processes_of(runtime) == []
-    del config.stash[_THE_RUNTIME]
+    if config.stash.get(_THE_RUNTIME, None) is runtime:
+        del config.stash[_THE_RUNTIME]
 
 
 @pytest.fixture(scope="session")
