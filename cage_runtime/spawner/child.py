@@ -30,7 +30,8 @@ DATA_DIRECTORIES = ":".join((
 """XDG_DATA_DIRS (XDG base directory specification), as flatpak wants to find its exports in it."""
 OF_THE_HOST = ("/usr/", "/bin/", "/sbin/", "/opt/cage-runtime/")
 """Where programs are that no cage can have made."""
-SHELL = ("/bin/sh", "-c", 'exec "$0" "$@"')
+LAUNCHER = ("/usr/bin/nice", "-n", "0", "--")
+"""Executes a program and changes nothing, its environment neither, whatever its name looks like (nice(1))."""
 PEOPLE = {0: ("root", "/root"), USER_UID: ("user", HOME), MEDIATOR_UID: ("mediator", "/nonexistent")}
 """Name and home of each uid that has processes in a cage, as in its /etc/passwd."""
 DESCRIPTORS = 1024, 16384
@@ -176,12 +177,12 @@ class _Image:
 
 
     def _execute_what_the_cage_made(self) -> None:
-        """By a shell of the cage's: until it executes, this process is the host's interpreter, and a script that has
+        """By a program of the cage's: until it executes, this process is the host's interpreter, and a script that has
         /proc/self/exe for its own would be run by that, on the host's mount, where cages could meet (CVE-2019-5736)."""
         found = os.stat(self.argv[0])
         if not stat.S_ISREG(found.st_mode) or not os.access(self.argv[0], os.X_OK):
             raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
-        os.execve(SHELL[0], [*SHELL, *self.argv], self.environment)  # noqa: S606 - it gets no text but ours
+        os.execve(LAUNCHER[0], [*LAUNCHER, *self.argv], self.environment)  # noqa: S606
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -17,11 +17,12 @@ from tests.privileged.runtime import Cage
 
 ROUNDS = 25
 PYTHON = Path("/usr/bin/python3").resolve()
-SELF = "#!/proc/self/exe\n"
+SELF = "#!/proc/self/exe -i\n"
+"""Python runs it, and a program that has no such option ends."""
 
 
-def entered(cage: Cage, *words: str, root: bool = False) -> None:
-    for _ in range(ROUNDS):
+def entered(cage: Cage, *words: str, root: bool = False, rounds: int = ROUNDS) -> None:
+    for _ in range(rounds):
         cage.enter(*words, root=root)
 
 
@@ -69,13 +70,29 @@ def test_the_program_that_enters_is_not_the_hosts(cage: MakeCage) -> None:
     free = cage("free", "--exec-home")
     before = hashlib.sha256(PYTHON.read_bytes()).hexdigest()
     free.sh(f"printf '%s' '{SELF}import time; time.sleep(0.05)' > sh; chmod 755 sh")
-    seen = watched(free, root=False, meanwhile=lambda: entered(free, "/home/user/sh"))
+    ways = ("/home/user/sh", "./sh", "/usr/../home/user/sh", "/home/user/link")
+    free.sh("ln -s sh link")
+    seen = watched(free, root=False, meanwhile=lambda: [entered(free, way, rounds=ROUNDS // 4) for way in ways])
     assert len(seen["new"]) >= ROUNDS // 2
     assert seen["read"]["exe"] >= 1
     assert [how for how in seen["written"] if not how.startswith("refused")] == []
     assert hashlib.sha256(PYTHON.read_bytes()).hexdigest() == before
     # Nor is it there to be locked or watched, which another cage would notice.
     assert seen["outside"] == []
+
+
+def test_what_a_cage_has_made_is_executed_as_it_is(cage: MakeCage) -> None:
+    """With its words, its environment and its refusals, though another program of the cage comes before it."""
+    free = cage("free", "--exec-home")
+    script = "#!/usr/bin/env -S /usr/bin/python3 -IS\nimport os, sys\nprint(sys.argv, sorted(os.environ))"
+    free.sh("cat > 'a=b $x'; chmod 755 'a=b $x'; touch plain; ln -s loop loop", input=script.encode())
+    ended = free.enter("/home/user/a=b $x", "", "two words", "$HOME", "-c")
+    assert ended.returncode == 0, ended.stderr.decode()
+    environment = sorted(free.enter("env", "-0").stdout.decode().split("\0"))[1:]
+    names = [entry.partition("=")[0] for entry in environment]
+    assert ended.stdout.decode() == f"{['/home/user/a=b $x', '', 'two words', '$HOME', '-c']} {names}\n"
+    for words, status in (("/home/user/plain", 126), ("/home/user/none", 127), ("/home/user/loop", 126), ("/tmp", 126)):
+        assert free.enter(words).returncode == status, words
 
 
 # --- 5 ---------------------------------------------------------------------------------------------------------------

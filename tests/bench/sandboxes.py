@@ -163,14 +163,20 @@ def _libraries(programs: Sequence[Path]) -> set[str]:
 # --- systemd ---------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def nspawn() -> Iterator[Sandbox]:
-    """A container of the host's own system, in memory, as systemd-nspawn(1) has it, with ids of its own."""
+    """A container on the host's /usr with ids of its own, as systemd-nspawn(1) advises."""
     with contextlib.ExitStack() as stack:
         folder = _folder(stack)
 
         def words(name: str) -> tuple[str, ...]:
-            return ("systemd-nspawn", "--quiet", "--directory=/", "--volatile=yes", "--private-users=pick", "--pipe",
-                    "--private-network", "--private-users-ownership=map", f"--machine=cage-bench-{name}",
-                    f"--bind-ro={folder}/probe.pyz:/probe.pyz", *PYTHON, "/probe.pyz")
+            root = folder / name
+            for directory in ("usr", "etc", "proc", "sys", "dev", "run", "tmp", "var", "home", "root", "mnt"):
+                (root / directory).mkdir(parents=True)
+            for link in ("bin", "sbin", "lib", "lib64"):
+                (root / link).symlink_to(f"usr/{link}")
+            shutil.copy("/etc/os-release", root / "etc/os-release")
+            return ("systemd-nspawn", "--quiet", f"--directory={root}", "--bind-ro=/usr", "--private-users=pick",
+                    "--pipe", "--private-network", f"--machine=cage-bench-{name}", f"--bind-ro={folder}/probe.pyz:/probe.pyz",
+                    *PYTHON, "/probe.pyz")
 
         yield Sandbox(name="systemd-nspawn", command=words("left"), other=words("right"),
                       environment={"PATH": PATH, "LANG": "C.UTF-8"})
