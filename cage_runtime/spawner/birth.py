@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import sys
@@ -154,7 +153,7 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
                 os.write(go_write, b"!")
             _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
-            os.kill(pid, signal.SIGKILL)
+            cgroup.kill()  # by now it may have another uid than we, who cannot signal everybody
             os.waitpid(pid, 0)
             os.close(pidfd)
             raise
@@ -223,9 +222,15 @@ class Step:
     name: str
     """What the parent says of it where it fails."""
     execute: Callable[[], None]
+    kinds: tuple[Namespace, ...] = ()
+    """Of namespaces that it is about; it is left out where the cage has not all of them of its own."""
 
     def describe(self) -> str:
         return self.name
+
+
+def _step(name: str, execute: Callable[[], None], *kinds: Namespace) -> Step:
+    return Step(name=name, execute=execute, kinds=kinds)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -246,32 +251,32 @@ class Newborn:
     init: Init | None = None
 
     def steps(self) -> list[Step]:
-        """All of them; what is the spawner's own namespace is left as it is."""
+        """All that the walls ask for; what is the spawner's own namespace is left as it is."""
         own, name, place = self.place.walls.namespaces, self.request.name, self.place
-        plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
+        plan = [
             # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
-            ("its procfs", self._make_procfs, None),
-            ("its memory files", self._forbid_executable_memfds, Namespace.PID),
+            _step("its procfs", self._make_procfs),
+            _step("its memory files", self._forbid_executable_memfds, Namespace.PID),
             # As the cage's root.
-            ("its namespaces", self._enter_namespaces, None),
-            ("its clocks", self._begin_clocks, Namespace.TIME),
-            ("its ids", self._await_ids, Namespace.USER),
-            ("becoming its root", lambda: _become_root(name), None),
-            ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
-            ("its name", lambda: _name(name), Namespace.UTS),
-            ("entering its root", self._enter_root, None),
-            ("proc /proc", lambda: self._entered().attach(self.proc, "/proc"), None),
-            *((mount.describe(), self._mounting(mount), None) for mount in root.inside()),
-            ("leaving the host's root", _leave_host, None),
-            ("its limits", _limit_namespaces, Namespace.USER),
-            ("its core dumps", _forbid_core_dumps, None),
-            ("its loopback", _raise_loopback, Namespace.NET),
-            ("its descriptors", self._close_others, None),
-            ("its buses", self._listen, None),
-            ("the seal", lambda: _seal(place.filters.init, place.walls), None),
-            ("its readiness", self._tell, None),
+            _step("its namespaces", self._enter_namespaces),
+            _step("its clocks", self._begin_clocks, Namespace.TIME),
+            _step("its ids", self._await_ids, Namespace.USER),
+            _step("becoming its root", lambda: _become_root(name)),
+            _step("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
+            _step("its name", lambda: _name(name), Namespace.UTS),
+            _step("entering its root", self._enter_root),
+            _step("proc /proc", lambda: self._entered().attach(self.proc, "/proc")),
+            *(_step(mount.describe(), self._mounting(mount)) for mount in root.inside()),
+            _step("leaving the host's root", _leave_host),
+            _step("its limits", _limit_namespaces, Namespace.USER),
+            _step("its core dumps", _forbid_core_dumps),
+            _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
+            _step("its descriptors", self._close_others),
+            _step("its buses", self._listen),
+            _step("the seal", lambda: _seal(place.filters.init, place.walls)),
+            _step("its readiness", self._tell),
         ]
-        return [Step(name=what, execute=do) for what, do, kind in plan if kind is None or kind in own]
+        return [step for step in plan if own.issuperset(step.kinds)]
 
     def _make_procfs(self) -> None:
         if Namespace.PID in self.place.walls.namespaces:
@@ -304,7 +309,7 @@ class Newborn:
         prctl.set_dumpable(0)
 
     def _forbid_executable_memfds(self) -> None:
-        """A memfd is no way around write xor execute; the sysctl is this pid namespace's, and the host's root sets it."""
+        """A memfd is no way around write xor execute: this pid namespace's sysctl, which the host's root alone sets."""
         try:
             descriptor = os.open("sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.proc)
         except FileNotFoundError:  # before Linux 6.3

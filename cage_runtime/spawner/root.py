@@ -76,12 +76,12 @@ SHADOW = "/.proc"
 NOBODYS_UID = 65533
 """Of the owner of that place: an id of the cage that no process has, so that cage-init, before its seal, alone goes
 there."""
-_EMPTY_FILES = (
+EMPTY_FILES = (
     "buddyinfo", "cmdline", "config.gz", "crypto", "diskstats", "interrupts", "kallsyms", "key-users", "keys", "locks",
     "modules", "partitions", "schedstat", "softirqs", "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr",
     "sys/fs/inode-state", "sys/kernel/pty/nr", "zoneinfo",
 )
-_EMPTY_DIRECTORIES = ("acpi", "bus", "driver", "fs", "irq", "pressure", "scsi")
+EMPTY_DIRECTORIES = ("acpi", "bus", "driver", "fs", "irq", "pressure", "scsi")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -200,8 +200,8 @@ def new_home(prefix: str, owner: int) -> list[Operation]:
 def inside() -> list[Operation]:
     """What the cage's own PID 1 mounts, once its procfs is there."""
     terminals = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "0"), ("max", str(TERMINALS_MAX)))
-    masks = [*((name, _text(name)) for name in _TEXTS), *((name, f"{SHADOW}/nothing") for name in _EMPTY_FILES),
-             *((name, f"{SHADOW}/none") for name in _EMPTY_DIRECTORIES)]
+    masks = [*((name, _text(name)) for name in _TEXTS), *((name, f"{SHADOW}/nothing") for name in EMPTY_FILES),
+             *((name, f"{SHADOW}/none") for name in EMPTY_DIRECTORIES)]
     return [
         FileSystem(kind="devpts", target="/dev/pts", attributes=SEALED & ~syscall.MOUNT_ATTR_NODEV, options=terminals),
         Again(source="/proc", target=f"{SHADOW}/whole"),
