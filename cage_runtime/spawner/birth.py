@@ -30,6 +30,7 @@ from cage_runtime.spawner.init import Init
 from cage_runtime.spawner.mount import Operation
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.security import Label
 from cage_runtime.spawner.spec import Birth
 
 NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
@@ -89,16 +90,20 @@ def root_spec(request: Birth, base: int, home: Path | None, place: Place, cradle
     )
 
 
-def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
+def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+         label: Label) -> tuple[int, int]:
     """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
     os.mkdir(cradle.root, 0o700)
     listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     try:
         listener.bind(cradle.socket)
+        label.admit(listener.fileno())
         steps = root.plan(spec)
         _assemble(steps, cradle.root)
         try:
-            return _clone(request, spec, place, cradle, cgroup, listener)
+            if spec.home is None:  # any other is on a file system that is not the cage's alone
+                label.own(Path(cradle.root + root.HOME_IN_CAGE))
+            return _clone(request, spec, place, cradle, cgroup, listener, label)
         finally:
             syscall.umount2(cradle.root, syscall.MNT_DETACH)
     finally:
@@ -116,7 +121,7 @@ def _assemble(steps: list[Operation], directory: str) -> None:
 
 
 def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
-           listener: socket.socket) -> tuple[int, int]:
+           listener: socket.socket, label: Label) -> tuple[int, int]:
     held: list[int] = []
     try:
         held += os.pipe2(os.O_CLOEXEC)
@@ -133,6 +138,7 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         held.remove(told_write)
         os.close(told_write)
         try:
+            label.enter(pidfd)  # before it does anything, so that nothing of it is without
             _map_ids(pid, spec.base)
             os.write(go_write, b"!")
             _hear(told_read)
@@ -223,7 +229,7 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
             told = _only(listener, told)
             step = "its buses"
             listener.listen(4)
-            init = Init(listener, place.filters, request.processes)
+            init = Init(listener, place.filters, request.processes, private=request.private)
             step = "the seal"
             _seal(place.filters.init)
             os.write(told, b"ok")

@@ -14,7 +14,7 @@ from cage_runtime.spawner.spec import Host
 
 GOOD = Host(
     kernel="6.12.0", cgroup="/sys/fs/cgroup/cages", controllers=["cpu", "io", "memory", "pids"], landlock_abi=6,
-    user_namespaces=10000, memfd_noexec=True, ranges=4094, ranges_free=4000,
+    user_namespaces=10000, memfd_noexec=True, lsm="", lsm_hooks=40, proc_mem="never", ranges=4094, ranges_free=4000,
 )
 
 
