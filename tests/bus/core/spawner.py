@@ -59,6 +59,12 @@ class FakeSpawner:
         self.asked = threading.Condition()
         """Notified after each request."""
 
+    def tell(self, event: spec.Event) -> None:
+        """Of its own accord, to the caged that is connected."""
+        with self.asked:
+            assert self._peer is not None
+            wire.send(self._peer, spec.encode(event))
+
     # --- coming and going ------------------------------------------------------------------------------------
     def start(self) -> None:
         path = self._run / "spawner.sock"
