@@ -12,6 +12,7 @@ import grp
 import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from cage_runtime.bus import Bus, Call
 from cage_runtime.config import Users, uid_of
@@ -47,6 +48,8 @@ class Caller:
 class Authorization:
     def __init__(self, bus: Bus, users: Users) -> None:
         self._bus, self._polkit, self._watch = bus, Polkit(bus), users.watch
+        self._asking: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """Persons who are just being looked for in a group."""
         self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
         bus.share_by(self.share)
 
@@ -56,9 +59,13 @@ class Authorization:
 
     async def caller(self, call: Call) -> Caller:
         uid = await self._bus.uid_of(call.sender)
-        # Who is who may be known to a server far away.
-        watches = uid != ADMINISTRATOR and await asyncio.to_thread(is_member, uid, self._watch)
+        watches = uid != ADMINISTRATOR and await self._watches(uid)
         return Caller(uid=uid, sender=call.sender, member=call.member, interactive=call.interactive, watches=watches)
+
+    async def _watches(self, uid: int) -> bool:
+        """Who is who may be known to a server far away; the calls of one person stay in their order meanwhile."""
+        async with self._asking.setdefault(uid, asyncio.Lock()):
+            return await asyncio.to_thread(is_member, uid, self._watch)
 
     async def require(self, caller: Caller, right: Right, details: Details) -> None:
         """NotAuthorized, saying why, unless the caller may do it to what is his own or the host's."""
