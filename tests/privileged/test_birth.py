@@ -42,10 +42,11 @@ def test_every_kernel_call_of_a_birth_failed_once(births: list[dict[str, Any]]) 
     assert sides["inside"] > 50
     failed = {birth["call"] for birth in births}
     assert {"clone3", "mount", "pivot_root", "move_mount", "seccomp_filter", "setresuid", "mknod", "bind"} <= failed
+    assert {"new", "enter", "tag_socket"} <= failed  # of its security context
 
 
 def test_a_birth_that_fails_leaves_nothing(births: list[dict[str, Any]]) -> None:
-    """No directory, mount, cgroup, process or descriptor; births.py itself sees to the next one living."""
+    """No directory, mount, cgroup, process, descriptor or context; births.py itself sees to the next one living."""
     assert [birth for birth in births if birth["left"]] == []
 
 
