@@ -13,9 +13,10 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from cage_runtime.errors import HostUnsupported
+from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.lsm.contexts import CORE, Context, Contexts, Operation
+from cage_runtime.spawner.lsm.contexts import CORE, Context, Contexts
+from cage_runtime.spawner.lsm.operations import Operation
 
 LOG = logging.getLogger(__name__)
 
@@ -69,7 +70,7 @@ class Security:
         """With what is loaded and enforced, or the reason why nothing is."""
         try:
             contexts = Contexts.open()
-        except (HostUnsupported, OSError) as error:
+        except (RuntimeFailure, OSError) as error:
             LOG.warning("cages have no security contexts: %s", error)
             return cls(loop, denied, None, str(error))
         return cls(loop, denied, contexts, "")
@@ -100,7 +101,7 @@ class Security:
         """The cage is gone; nothing happens where that is known.  What it was refused at last is told first."""
         if self._contexts is None or xid == CORE:
             return
-        self._tell(xid, self._contexts.denials().get(xid, {}))
+        self._tell(xid, self._contexts.denied(xid))
         self._told.pop(xid, None)
         self._contexts.forget(xid)
 
@@ -115,7 +116,7 @@ class Security:
         """What the kernel has refused to the cage since its birth, by operation."""
         if self._contexts is None or xid == CORE:
             return {}
-        return _counted(self._contexts.denials().get(xid, {}))
+        return _counted(self._contexts.denied(xid))
 
     def tell_all(self) -> None:
         """Somebody new listens: tell all there is once more."""

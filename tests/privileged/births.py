@@ -29,7 +29,8 @@ from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.errors import CageError  # noqa: E402
 from cage_runtime.spawner import capability, cgroup, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
-from cage_runtime.spawner.lsm.contexts import FIRST, Context, Contexts, Operation  # noqa: E402
+from cage_runtime.spawner.lsm.contexts import FIRST, Context, Contexts  # noqa: E402
+from cage_runtime.spawner.lsm.operations import Operation  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
 from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
 
@@ -65,7 +66,7 @@ class FakeContexts:
         if xid in self.made:
             self.made.remove(xid)
 
-    def denials(self) -> dict[int, dict[Operation, int]]:
+    def denied(self, _xid: int) -> dict[Operation, int]:
         return {}
 
     def events(self) -> int:

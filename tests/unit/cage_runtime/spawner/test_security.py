@@ -13,7 +13,8 @@ import pytest
 from cage_runtime.errors import HostUnsupported
 from cage_runtime.spawner import record, security
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.lsm.contexts import CORE, FIRST, Context, Contexts, Operation
+from cage_runtime.spawner.lsm.contexts import CORE, FIRST, Context, Contexts
+from cage_runtime.spawner.lsm.operations import Operation
 from cage_runtime.spawner.security import Security
 
 
@@ -49,6 +50,9 @@ class FakeContexts:
     def denials(self) -> dict[int, dict[Operation, int]]:
         self.looks += 1
         return {xid: dict(counts) for xid, counts in self._counts.items()}
+
+    def denied(self, xid: int) -> dict[Operation, int]:
+        return dict(self._counts.get(xid, {}))
 
     def events(self) -> int:
         return self._read
