@@ -151,12 +151,12 @@ class Contexts:
     def denials(self) -> dict[int, dict[Operation, int]]:
         """How often, since each context was made; those of private cages against the core are the core's."""
         found = {}
+        nothing = bytes(_COUNTS.size)
         for place, record in enumerate(libbpf.lookup_all(self._maps["contexts"], _RECORD, PLACES)):
-            xid = _XID.unpack_from(record)[0] or place
+            if record.endswith(nothing):
+                continue
             counts = zip(BY_NUMBER, _COUNTS.unpack_from(record, _CONFIGURATION.size), strict=False)
-            denied = {operation: count for operation, count in counts if count}
-            if denied:
-                found[xid] = denied
+            found[_XID.unpack_from(record)[0] or place] = {operation: count for operation, count in counts if count}
         return found
 
     def events(self) -> int:
