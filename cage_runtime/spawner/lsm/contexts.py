@@ -141,12 +141,18 @@ class Contexts:
 
     def forget(self, xid: int) -> None:
         """Teardown: whatever still has it is denied everything.  May be repeated."""
-        if self._in_use(xid):
+        record = libbpf.lookup(self._maps["contexts"], _place(xid), _RECORD)
+        if record is not None and _XID.unpack_from(record)[0] == xid:  # and not another's that has the place by now
             libbpf.update(self._maps["contexts"], _place(xid), bytes(_RECORD))
         for device in list(libbpf.keys(self._maps["superblock_labels"], 4)):
             if libbpf.lookup(self._maps["superblock_labels"], device, _XID.size) == _XID.pack(xid):
                 with contextlib.suppress(FileNotFoundError):
                     libbpf.delete(self._maps["superblock_labels"], device)
+
+    def configured(self) -> frozenset[int]:
+        """The contexts that there are."""
+        records = libbpf.lookup_all(self._maps["contexts"], _RECORD, PLACES)
+        return frozenset(_XID.unpack_from(record)[0] for record in records) - {CORE}
 
     # --- what was refused ---------------------------------------------------------------------------------------------
     def denials(self) -> dict[int, dict[Operation, int]]:

@@ -214,7 +214,8 @@ def lookup_all(map_: int, size: int, entries: int) -> list[bytes]:
     result = _library().bpf_map_lookup_batch(map_, None, ctypes.byref(batch), keys_, values, ctypes.byref(count), None)
     if result != -2:  # ENOENT: there are no more, as there are none beyond all
         _number(result, "map")
-    return [values.raw[start:start + size] for start in range(0, count.value * size, size)]
+    every = values.raw
+    return [every[start:start + size] for start in range(0, count.value * size, size)]
 
 
 # --- ring buffers -------------------------------------------------------------------------------------------------------

@@ -27,7 +27,7 @@ OPTIONAL = frozenset({"uring_allowed", "key_free"})
 """Hooks that a supported kernel may lack: the first came with Linux 6.16, the second is gone since 6.12, where a key's
 label goes when another key is made at its address."""
 
-_PREFIX, _UNFINISHED = "programs-", ".new"
+_PREFIX, _UNFINISHED = "programs-", "unfinished-"  # there is no dot in the names of this file system
 _TAGS_MAP = "program_tags"
 
 
@@ -92,28 +92,32 @@ def stand(pins: Path, file: Path = OBJECT) -> Programs:
             names = [name for name, _ in object_.maps()]
         finally:
             object_.close()
-        for other in pins.glob(f"{_PREFIX}*"):
+        for other in _sets(pins):
             if other != ours:
                 _clear(other)
         return Programs(hooks=attached, maps={name: libbpf.pinned(pins / "maps" / name) for name in names})
     except OSError as error:
-        raise HostUnsupported(_why(error)) from error
+        raise HostUnsupported(_why(error, file)) from error
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError, file: Path) -> str:
     told = f"the programs of the security contexts could not be set up: {error.filename}: {error.strerror}"
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{told}; this kernel refuses BPF programs as security modules to root, as some patched kernels do"
+    if error.errno == errno.EPERM and error.filename == str(file):
+        return f"{told}; loading them takes CAP_BPF and CAP_PERFMON, and some patched kernels refuse it to root too"
     return told
 
 
 def remove(pins: Path) -> None:
     """Everything: tasks that have a context are the core's from then on, so there must be none."""
-    for directory in pins.glob(f"{_PREFIX}*"):
+    for directory in _sets(pins):
         _clear(directory)
     _clear(pins / "maps")
     if pins.is_dir():
         pins.rmdir()
+
+
+def _sets(pins: Path) -> list[Path]:
+    return [*pins.glob(f"{_PREFIX}*"), *pins.glob(f"{_UNFINISHED}*")]
 
 
 def _clear(directory: Path) -> None:
@@ -152,7 +156,7 @@ def _kept_tag(tags: int, number: int) -> int:
 
 
 def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ...]) -> tuple[str, ...]:
-    unfinished = ours.with_name(ours.name + _UNFINISHED)
+    unfinished = ours.with_name(_UNFINISHED + ours.name)
     _clear(unfinished)
     (pins / "maps").mkdir(mode=0o700, parents=True, exist_ok=True)
     pins.chmod(0o700)

@@ -73,6 +73,10 @@ class Spawner:
         self._process.send_signal(how)
         self._process.wait(SECONDS)
 
+    @property
+    def pid(self) -> int:
+        return self._process.pid
+
     def ask(self, request: AnyRequest, *descriptors: int) -> Reply:
         self._number += 1
         wire.send(self._connection, encode(msgspec.structs.replace(request, id=self._number)), descriptors)
