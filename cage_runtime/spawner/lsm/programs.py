@@ -87,7 +87,6 @@ def stand(pins: Path, file: Path = OBJECT) -> Programs:
             hooks = tuple(hook for hook, _ in object_.programs())
             attached = _intact(pins, ours, hooks)
             if not attached:
-                _clear(ours)
                 attached = _attach(object_, pins, ours, wanted(hooks, kernel_hooks()))
             names = [name for name, _ in object_.maps()]
         finally:
@@ -176,5 +175,6 @@ def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ..
                 libbpf.attach(program, hook, unfinished / hook)
     finally:
         os.close(tags)
+    _clear(ours)  # where it is there, something has been taken out of it
     unfinished.rename(ours)
     return hooks

@@ -14,14 +14,17 @@ import json
 import mmap
 import os
 import resource
+import shutil
 import signal
 import socket
 import struct
+import subprocess
 import sys
 from collections.abc import Callable
 from typing import Any
 
 LIBC = ctypes.CDLL(None, use_errno=True)
+CLONE_NEWUSER = 0x10000000
 PTRACE_ATTACH, PTRACE_DETACH, PTRACE_SEIZE = 16, 17, 0x4206
 WAIT_ALL = 0x40000000
 SECRET = b"SECRET!!"
@@ -447,6 +450,24 @@ def finit_module() -> int:
     return raw(313, os.memfd_create("x"), b"", 0)
 
 
+def run(words: list[str]) -> int:
+    return subprocess.run(words, stdin=subprocess.DEVNULL, check=False).returncode
+
+
+def read_in_own_proc(name: str) -> int:
+    """In a procfs that we mount ourselves."""
+    mount("proc", "/mnt")
+    return read(f"/mnt/{name}")
+
+
+def execute_after_sealing(program: str, place: str) -> int:
+    """A program in a file system of our own that is read-only by then."""
+    mount("tmpfs", place)
+    shutil.copy(program, f"{place}/program")
+    mount("tmpfs", place, 32 | 1)
+    return execute(f"{place}/program")
+
+
 # --- life ---------------------------------------------------------------------------------------------------------------
 def pid() -> int:
     return os.getpid()
@@ -474,9 +495,9 @@ def as_orphan(name: str, *arguments: Any) -> Any:
 
 
 def in_namespaces(flags: int, name: str, *arguments: Any) -> Any:
-    """By a child after unshare(2), with flags of it in turn where they are several user namespaces."""
+    """By a child after unshare(2), root in its user namespace where that is one of them."""
     def act() -> Any:
-        call("unshare", flags)
+        _unshare(flags)
         return ACTS[name](*arguments)
 
     return _by_child(act)
@@ -485,9 +506,18 @@ def in_namespaces(flags: int, name: str, *arguments: Any) -> Any:
 def nested_user_namespaces(depth: int) -> None:
     def act() -> None:
         for _ in range(depth):
-            call("unshare", 0x10000000)
+            _unshare(CLONE_NEWUSER)
 
     _by_child(act)
+
+
+def _unshare(flags: int) -> None:
+    call("unshare", flags)
+    if flags & CLONE_NEWUSER:
+        # Whose own id has no name in it can make no user namespace below, nor own a file.
+        write("/proc/self/setgroups", "deny")
+        for kind in ("uid_map", "gid_map"):
+            write(f"/proc/self/{kind}", "0 0 1")
 
 
 def setns_to(pid_: int, name: str, *arguments: Any) -> Any:
@@ -503,33 +533,12 @@ def move_to_cgroup(directory: str) -> None:
     write(f"{directory}/cgroup.procs", str(os.getpid()))
 
 
-def fork_many(count: int) -> int:
-    """How many children there can be at once."""
-    read_end, write_end = os.pipe()
-    made = 0
-    try:
-        for _ in range(count):
-            if os.fork() == 0:
-                os.close(write_end)
-                os.read(read_end, 1)
-                os._exit(0)
-            made += 1
-    except OSError:
-        pass
-    os.close(write_end)
-    os.close(read_end)
-    for _ in range(made):
-        os.wait()
-    return made
-
-
 def hold_creds(count: int) -> int:
     """How many credentials can be held: each file keeps those that it was opened with."""
-    resource.setrlimit(resource.RLIMIT_NOFILE, (count + 64, count + 64))
     held = []
     with contextlib.suppress(OSError):
         for number in range(count):
-            os.setresuid(number % 2, -1, 0)
+            call("prctl", 8, number % 2, 0, 0, 0)  # PR_SET_KEEPCAPS
             held.append(os.open("/dev/null", os.O_RDONLY))
     made = len(held)
     for descriptor in held:
@@ -545,6 +554,43 @@ def refused_many(pid_: int, count: int) -> int:
         except PermissionError:
             refused += 1
     return refused
+
+
+def refused_until(pid_: int, path: str) -> list[int]:
+    """Signals until there is a file: how many got through, and how many were refused."""
+    came = [0, 0]
+    while not os.path.exists(path):
+        try:
+            os.kill(pid_, 0)
+            came[0] += 1
+        except PermissionError:
+            came[1] += 1
+    return came
+
+
+def forks_refused(pid_: int, count: int) -> list[int]:
+    """Children that signal as soon as they are there: how many got through, and how many were refused."""
+    came = [0, 0]
+    for _ in range(count):
+        child = os.fork()
+        if child == 0:
+            try:
+                os.kill(pid_, 0)
+            except PermissionError:
+                os._exit(1)
+            os._exit(0)
+        came[os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])] += 1
+    return came
+
+
+def in_thread(name: str, *arguments: Any) -> Any:
+    import threading
+
+    came: list[dict[str, Any]] = []
+    thread = threading.Thread(target=lambda: came.append(_outcome(name, arguments)))
+    thread.start()
+    thread.join()
+    return _unpacked(came[0])
 
 
 def _by_child(act: Callable[[], Any]) -> Any:

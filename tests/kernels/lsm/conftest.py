@@ -4,7 +4,7 @@ namespaces.  What divides them is the contexts alone."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -13,18 +13,28 @@ from cage_runtime.spawner.lsm.contexts import ALL_FAMILIES, Context, Contexts
 from cage_runtime.spawner.lsm.operations import Operation
 from tests.kernels.lsm.party import Party, started
 
-Refused = Callable[[Party, Operation, str], None]
 WIDE = Context(families=ALL_FAMILIES, execute_writable=True)
 """The root disk can be written, and programs are on it."""
 
 
 @pytest.fixture(scope="session")
 def contexts() -> Iterator[Contexts]:
-    # Another module's rule on ptrace would answer before ours.
-    Path("/proc/sys/kernel/yama/ptrace_scope").write_text("0", encoding="ascii")
+    # These would answer before our programs are asked.
+    for name, value in (("yama/ptrace_scope", "0"), ("perf_event_paranoid", "-1"), ("unprivileged_bpf_disabled", "0")):
+        Path("/proc/sys/kernel", name).write_text(value, encoding="ascii")
     opened = Contexts.open()
     yield opened
     opened.close()
+
+
+@pytest.fixture(autouse=True)
+def refusals(contexts: Contexts) -> Iterator[None]:
+    """What was refused meanwhile is told with a test that fails."""
+    while contexts.read_events():
+        pass
+    yield
+    for event in contexts.read_events():
+        print(event)  # noqa: T201
 
 
 @pytest.fixture(scope="session")

@@ -31,10 +31,17 @@ class Party:
 
     def does(self, act: str, *arguments: Any) -> Any:
         """What the act comes to; OSError as it met it."""
+        self.begins(act, *arguments)
+        return self.ends()
+
+    def begins(self, act: str, *arguments: Any) -> None:
+        """Without waiting for what it comes to, which `ends` does."""
         self._channel.write(json.dumps([act, arguments]).encode() + b"\n")
+
+    def ends(self) -> Any:
         line = self._channel.readline()
         if not line:
-            raise EOFError(f"the process that was to {act} has ended")
+            raise EOFError("the process has ended")
         answer = json.loads(line)
         if "errno" in answer:
             raise OSError(answer["errno"], answer["words"])
