@@ -108,7 +108,7 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     compartments: Annotated[list[_Word], msgspec.Meta(max_length=COMPARTMENTS_MAX)] = []
     description: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX)] = ""
     require: Annotated[list[Literal["lsm", "landlock"]], msgspec.Meta(max_length=2)] = []
-    """Walls without which it is not to run: those that not every host has, in model.Wall's words."""
+    """What it is not to run without, of what not every host has, in model.Wall's words."""
     limits: Limits = Limits()
     network: Network = Network()
     apps: Apps = Apps()

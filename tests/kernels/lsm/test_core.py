@@ -38,7 +38,7 @@ def status(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def core() -> Iterator[None]:
+def _core() -> Iterator[None]:
     """A system bus, and caged --standalone on it."""
     Path("/run/dbus").mkdir(exist_ok=True)
     bus = subprocess.Popen(["dbus-daemon", "--system", "--nofork", "--nopidfile", "--print-address"],
@@ -60,12 +60,11 @@ def core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cages(core: None) -> Iterator[None]:
+def cages() -> Iterator[None]:
     ok("cagectl", "create", "work", "--level", "internal", "--require", "lsm")
     ok("cagectl", "create", "vault", "--level", "secret", "--require", "lsm")
     ok("cagectl", "create", "quiet", "--level", "secret", "--private", "--require", "lsm")
     yield
-    print(ok("cagectl", "logs", "work"))
     ok("cagectl", "destroy", *NAMES, "--yes")
 
 
@@ -90,7 +89,7 @@ def test_documents_go_where_the_policy_lets_them_also_into_a_private_cage() -> N
     assert ok("cagectl", "enter", "vault", "--", "cat", "Inbox/work/f") == "figures\n"
     back = run("cagectl", "enter", "vault", "--", "incage", "send", "Inbox/work/f", "--to", "work")
     assert back.returncode == 126, back
-    assert {name: status(name)["denials"] for name in NAMES} == dict.fromkeys(NAMES, {})
+    assert {name: status(name)["denials"] for name in NAMES} == {name: {} for name in NAMES}
 
 
 @pytest.mark.usefixtures("cages")
