@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The programs in the kernel: loaded, attached and pinned; those that are pinned already are adopted where they are ours.
+"""The programs in the kernel: loaded, attached and pinned; those that are pinned are adopted where they are ours.
 
-Pins are PINS/maps/NAME, which every version of the programs shares, and PINS/programs-DIGEST/HOOK, the attached programs
-of one object file.  A set comes into being whole, by a rename.  Another version's set is attached beside the old one,
-which goes then: at no time is there none.  What is pinned outlives us, and enforces without us.
+Pins are PINS/maps/NAME, which every version of the programs shares, and PINS/programs-DIGEST/HOOK, the attached
+programs of one object file.  A set comes into being whole, by a rename.  Another version's set is attached beside the
+old one, which goes then: at no time is there none.  What is pinned outlives us, and enforces without us.
 """
 
 from __future__ import annotations
