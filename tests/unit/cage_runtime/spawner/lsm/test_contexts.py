@@ -98,6 +98,15 @@ class TestHost:
         with pytest.raises(HostUnsupported, match="install the package libbpf1"):
             programs.check_host(tmp_path / "lsm")
 
+    def test_pins_need_a_file_system_of_their_own_kind(self, tmp_path: Path) -> None:
+        (tmp_path / "mounts").write_text("30 1 0:30 / /sys rw - sysfs none rw\n"
+                                         "31 30 0:31 / /sys/fs/bpf rw shared:9 - bpf bpf rw\n", encoding="ascii")
+        programs.check_pins(contexts.PINS, tmp_path / "mounts")
+        with pytest.raises(HostUnsupported, match=r"mount it: mount -t bpf bpf /sys$"):
+            programs.check_pins(Path("/sys/ours"), tmp_path / "mounts")
+        with pytest.raises(HostUnsupported, match=r"mount it: mount -t bpf bpf /run$"):
+            programs.check_pins(Path("/run/ours"), tmp_path / "mounts")
+
     def test_hooks_are_found_among_the_types_of_a_kernel(self, tmp_path: Path) -> None:
         (tmp_path / "types").write_bytes(b"\0int\0bpf_lsm_file_open\0bpf_lsm_bpf\0xbpf_lsm_no\0bpf_lsm_cut")
         assert programs.kernel_hooks(tmp_path / "types") == {"file_open", "bpf"}
