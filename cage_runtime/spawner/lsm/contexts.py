@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Contexts: made, configured, entered and forgotten, and what was refused to each.
 
-A context's number is its xid.  Between two boots none is given twice, because tasks, files and sockets may have it still
-when its cage is gone; one that is not configured is denied everything.
+A context's number is its xid.  Between two boots none is given twice, because tasks, files and sockets may have it
+still when its cage is gone; one that is not configured is denied everything.
 """
 
 from __future__ import annotations
@@ -212,8 +212,8 @@ class Contexts:
         finally:
             self.forget(xid)
         if allowed or counted != 1:
-            raise HostUnsupported("the kernel has taken the programs of the security contexts and does not enforce what "
-                                  "they say; look at /sys/kernel/security/lsm and at the kernel's log")
+            raise HostUnsupported("the kernel has taken the programs of the security contexts and does not enforce "
+                                  "what they say; look at /sys/kernel/security/lsm and at the kernel's log")
 
     def _signals_us(self, xid: int) -> bool:
         go, told = os.pipe2(os.O_CLOEXEC)

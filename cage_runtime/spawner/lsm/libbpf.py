@@ -81,7 +81,7 @@ def _pointer(result: int | None, subject: str) -> int:
     return result
 
 
-# --- objects and what is in them -------------------------------------------------------------------------------------
+# --- objects and what is in them ----------------------------------------------------------------------------------
 class Object:
     """An object file that is open; `close` ends what has not been pinned of it."""
 
@@ -139,7 +139,7 @@ def pinned(pin: Path) -> int:
     return descriptor
 
 
-# --- facts --------------------------------------------------------------------------------------------------------------
+# --- facts --------------------------------------------------------------------------------------------------------
 class _ProgramInfo(ctypes.Structure):
     """The beginning of struct bpf_prog_info."""
 
@@ -175,7 +175,7 @@ def tag_of_link(descriptor: int) -> int:
         os.close(program)
 
 
-# --- maps ---------------------------------------------------------------------------------------------------------------
+# --- maps ---------------------------------------------------------------------------------------------------------
 def update(map_: int, key: bytes, value: bytes, flags: int = 0) -> None:
     _number(_library().bpf_map_update_elem(map_, key, value, flags), "map")
 
@@ -218,7 +218,7 @@ def lookup_all(map_: int, size: int, entries: int) -> list[bytes]:
     return [every[start:start + size] for start in range(0, count.value * size, size)]
 
 
-# --- ring buffers -------------------------------------------------------------------------------------------------------
+# --- ring buffers -------------------------------------------------------------------------------------------------
 _MAPPED, _DONTFORK = "anon_inode:bpf-map", 10  # MADV_DONTFORK of linux/mman.h
 
 

@@ -1,7 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What one process tries on another: each function one act, which returns what it came to or raises OSError.
 
-Run as a program, it carries out what it is told on descriptor 3, a line of JSON each, and answers in kind; see party.py.
+Run as a program, it carries out what it is told on descriptor 3, a line of JSON each, and answers so; see party.py.
 """
 
 from __future__ import annotations
@@ -19,7 +19,6 @@ import signal
 import socket
 import struct
 import subprocess
-import sys
 from collections.abc import Callable
 from typing import Any
 
@@ -48,7 +47,7 @@ def _checked(result: int) -> int:
     return result
 
 
-# --- tasks -----------------------------------------------------------------------------------------------------------
+# --- tasks --------------------------------------------------------------------------------------------------------
 def kill(pid: int, number: int) -> None:
     os.kill(pid, number)
 
@@ -176,7 +175,7 @@ def migrate_pages(pid: int) -> int:
     return raw(256, pid, 8, ctypes.byref(ctypes.c_ulong(1)), ctypes.byref(ctypes.c_ulong(1)))
 
 
-# --- sockets ----------------------------------------------------------------------------------------------------------
+# --- sockets ------------------------------------------------------------------------------------------------------
 def serve(name: str) -> None:
     """Listen at a path, at an abstract name, and for datagrams."""
     for path in (f"/tmp/{name}.stream", f"\0{name}"):
@@ -208,7 +207,7 @@ def new_socket(family: int, kind: int) -> None:
     socket.socket(family, kind).close()
 
 
-# --- descriptors ------------------------------------------------------------------------------------------------------
+# --- descriptors --------------------------------------------------------------------------------------------------
 def give(channel: int, what: str) -> None:
     made: dict[str, Callable[[], int]] = {
         "memory": lambda: os.memfd_create("x"), "file": lambda: os.open("/etc/hostname", os.O_RDONLY),
@@ -230,7 +229,7 @@ def take(channel: int) -> int:
     return array.array("i", ancillary[0][2][:4])[0]
 
 
-# --- objects ----------------------------------------------------------------------------------------------------------
+# --- objects ------------------------------------------------------------------------------------------------------
 IPC_KEYS = (0x5151, 0x5152, 0x5153)
 
 
@@ -292,7 +291,7 @@ def mq_unlink(name: str) -> int:
     return raw(241, name.encode())
 
 
-# --- files ------------------------------------------------------------------------------------------------------------
+# --- files --------------------------------------------------------------------------------------------------------
 def read(path: str) -> int:
     with open(path, "rb") as file:
         return len(file.read(1 << 16))
@@ -348,7 +347,7 @@ def watch_directory(path: str) -> None:
     call("inotify_add_watch", descriptor, path.encode(), 0x100)
 
 
-# --- execution --------------------------------------------------------------------------------------------------------
+# --- execution ----------------------------------------------------------------------------------------------------
 def execute(path: str) -> int:
     child = os.fork()
     if child == 0:
@@ -388,7 +387,7 @@ def anonymous_code() -> None:
     KEPT.append(mmap.mmap(-1, 4096, mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS, 7))
 
 
-# --- what no context may ------------------------------------------------------------------------------------------------
+# --- what no context may ------------------------------------------------------------------------------------------
 def bpf() -> int:
     return raw(321, 0, ctypes.create_string_buffer(struct.pack("IIII", 2, 4, 4, 1), 72), 72)
 
@@ -468,7 +467,7 @@ def execute_after_sealing(program: str, place: str) -> int:
     return execute(f"{place}/program")
 
 
-# --- life ---------------------------------------------------------------------------------------------------------------
+# --- life ---------------------------------------------------------------------------------------------------------
 def pid() -> int:
     return os.getpid()
 
@@ -637,4 +636,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    sys.exit(main())
+    main()

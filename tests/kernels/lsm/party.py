@@ -62,7 +62,7 @@ def started(contexts: Contexts | None = None, xid: int = 0, descriptors: Iterabl
     ours, theirs = socket.socketpair()
     command = [sys.executable, "-B", "-m", "tests.kernels.lsm.acts"]
     with ours, theirs:
-        process = subprocess.Popen(["/bin/bash", "-c", GATE, "gate", *command], stdin=theirs, stderr=None,
+        process = subprocess.Popen(["/bin/bash", "-c", GATE, "gate", *command], stdin=theirs.fileno(),
                                    pass_fds=tuple(descriptors), cwd=TOP, env={**os.environ, "PYTHONPATH": str(TOP)})
         theirs.close()
         pidfd = os.pidfd_open(process.pid)

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A cage as the spawner makes it, born in a context: nothing that it needs is refused, and what the context is for is."""
+"""A cage as the spawner makes it, born in a context: what it needs is not refused, and what the context is for is."""
 
 from __future__ import annotations
 
@@ -15,8 +15,8 @@ import pytest
 from tests.kernels.lsm.party import TOP
 
 BWRAP = ["bwrap", "--unshare-all", "--die-with-parent", "--ro-bind", "/usr", "/usr", "--symlink", "usr/lib", "/lib",
-         "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin", "--proc", "/proc", "--dev", "/dev", "--tmpfs",
-         "/tmp", "--dir", "/run", "--chdir", "/"]
+         "--symlink", "usr/lib64", "/lib64", "--symlink", "usr/bin", "/bin", "--proc", "/proc", "--dev", "/dev",
+         "--tmpfs", "/tmp", "--dir", "/run", "--chdir", "/"]
 
 
 class Cage:
@@ -40,7 +40,8 @@ def cage(contexts: object) -> Iterator[Cage]:
     del contexts
     path = f"{TOP}:/usr/lib/cage-runtime/lib:/usr/lib/python3/dist-packages"
     with subprocess.Popen([sys.executable, "-B", "-m", "tests.kernels.lsm.nursery"], stdin=subprocess.PIPE,
-                          stdout=subprocess.PIPE, text=True, cwd=TOP, env={**os.environ, "PYTHONPATH": path}) as process:
+                          stdout=subprocess.PIPE, text=True, cwd=TOP,
+                          env={**os.environ, "PYTHONPATH": path}) as process:
         yield Cage(process)
         assert process.stdin is not None
         process.stdin.close()
@@ -54,7 +55,7 @@ def test_it_is_born_with_nothing_refused(cage: Cage) -> None:
 
 @pytest.mark.parametrize("words", [
     ["sh", "-c", "id && ls -la / /proc/self/fd /dev /etc && cat /proc/self/status /proc/meminfo && echo x > ~/x"],
-    ["python3", "-c", "import socket, ssl, sqlite3, multiprocessing; socket.socketpair(); print(open('/proc/stat').read(9))"],
+    ["python3", "-c", "import socket, ssl, sqlite3, multiprocessing; socket.socketpair(); open('/proc/stat').read(9)"],
     [*BWRAP, "true"],
     [*BWRAP, "sh", "-c", "ls /proc >/dev/null && cat /proc/self/cmdline /proc/1/status && echo x > /tmp/x"],
     ["dbus-run-session", "--", "dbus-send", "--session", "--print-reply", "--dest=org.freedesktop.DBus", "/",

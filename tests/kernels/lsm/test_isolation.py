@@ -9,7 +9,7 @@ from __future__ import annotations
 import os
 import signal
 import socket
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -144,8 +144,9 @@ def test_what_is_done_to_another_context_is_refused(contexts: Contexts, a: Party
         assert b.outcome(act, *arguments(target)) == "done"
 
 
-@pytest.mark.parametrize(("act", "arguments"), [(act, arguments) for act, arguments, operation, _ in ACTS if operation in
-                                                (P, K, S, Operation.CONNECT, Operation.SEND, Operation.LIMIT)], ids=names)
+@pytest.mark.parametrize(("act", "arguments"), [
+    (act, arguments) for act, arguments, operation, _ in ACTS
+    if operation in (P, K, S, Operation.CONNECT, Operation.SEND, Operation.LIMIT)], ids=names)
 def test_the_host_is_left_alone(host: Party, target: Target, act: str, arguments: Arguments) -> None:
     assert host.outcome(act, *arguments(target)) == "done"
 
@@ -175,13 +176,14 @@ def test_shared_memory_of_posix_is_for_who_made_it(contexts: Contexts, a: Party,
 
 class TestAgainstTheCore:
     @pytest.fixture
-    def core(self, host: Party, target: Target) -> Iterator[Party]:
+    def core(self, host: Party, target: Target) -> Party:
         del target
-        yield host
+        return host
 
     @pytest.mark.parametrize(("act", "operation"), [
         ("kill", K), ("ptrace", P), ("setpriority", S), ("prlimit_get", Operation.LIMIT)])
-    def test_it_is_out_of_reach(self, contexts: Contexts, a: Party, core: Party, act: str, operation: Operation) -> None:
+    def test_it_is_out_of_reach(self, contexts: Contexts, a: Party, core: Party, act: str,
+                                operation: Operation) -> None:
         counted = Counted(contexts, a.xid)
         more = {"kill": (0,), "ptrace": (PTRACE_ATTACH,)}.get(act, ())
         assert a.outcome(act, core.pid, *more) == "EPERM"

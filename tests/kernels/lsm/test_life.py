@@ -15,6 +15,7 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime.errors import HostUnsupported
 from cage_runtime.spawner.lsm import programs
 from cage_runtime.spawner.lsm.contexts import CORE, PINS, WATCH, Context, Contexts
 from cage_runtime.spawner.lsm.operations import Operation
@@ -100,7 +101,8 @@ class TestBounds:
             # What was let go counts no more.
             assert greedy.outcome("in_child", "pid") == "done"
 
-    def test_a_flood_of_refusals_is_counted_whole_and_told_in_part(self, contexts: Contexts, a: Party, b: Party) -> None:
+    def test_a_flood_of_refusals_is_counted_whole_and_told_in_part(
+            self, contexts: Contexts, a: Party, b: Party) -> None:
         while contexts.read_events():
             pass
         counted = Counted(contexts, a.xid)
@@ -126,9 +128,9 @@ class TestFileSystems:
         contexts.tag_superblock(descriptor, xid)
         os.close(descriptor)
         counted = Counted(contexts, a.xid)
-        for act, *arguments in (("read", "/run/tagged/file"), ("make", "/run/tagged/new"), ("unlink", "/run/tagged/file"),
-                                ("listing", "/run/tagged"), ("chmod", "/run/tagged/file"),
-                                ("rename", "/run/tagged/file", "/run/tagged/other")):
+        for act, *arguments in (("read", "/run/tagged/file"), ("make", "/run/tagged/new"),
+                                ("unlink", "/run/tagged/file"), ("listing", "/run/tagged"),
+                                ("chmod", "/run/tagged/file"), ("rename", "/run/tagged/file", "/run/tagged/other")):
             assert a.outcome(act, *arguments) == "EPERM"
         assert counted.since() == {Operation.FILE: 6}
         with started(contexts, xid) as owner:
@@ -174,7 +176,7 @@ class TestWithoutUs:
         yield file
         Contexts.open().close()
 
-    def test_an_upgrade_leaves_no_time_without(self, contexts: Contexts, a: Party, b: Party, other_version: Path) -> None:
+    def test_an_upgrade_leaves_no_time_without(self, a: Party, b: Party, other_version: Path) -> None:
         (old,) = PINS.glob("programs-*")
         a.begins("refused_until", b.pid, "/tmp/upgraded")
         upgraded = Contexts.open(file=other_version)
@@ -196,7 +198,7 @@ class TestWithoutUs:
         assert a.outcome("kill", b.pid, 0) == "EPERM"
         again.close()
 
-    def test_a_program_that_is_not_ours_is_replaced(self, contexts: Contexts, a: Party, b: Party) -> None:
+    def test_a_program_that_is_not_ours_is_replaced(self, a: Party, b: Party) -> None:
         (ours,) = PINS.glob("programs-*")
         (ours / "task_kill").unlink()
         (ours / "task_setnice").rename(ours / "task_kill")
@@ -204,7 +206,19 @@ class TestWithoutUs:
         assert (ours / "task_setnice").exists()
         assert a.outcome("kill", b.pid, 0) == "EPERM"
 
-    def test_pins_are_roots(self, contexts: Contexts) -> None:
+    def test_what_is_attached_and_not_run_is_not_taken_for_a_wall(
+            self, contexts: Contexts, a: Party, b: Party) -> None:
+        """One program less, and the look at a refusal sees that there is none."""
+        (ours,) = PINS.glob("programs-*")
+        (ours / "task_kill").unlink()
+        while a.outcome("kill", b.pid, 0) == "EPERM":
+            """It runs for as long as the kernel waits for those that are in it."""
+        with pytest.raises(HostUnsupported, match="does not enforce"):
+            contexts._see_a_refusal()
+        Contexts.open().close()
+        assert a.outcome("kill", b.pid, 0) == "EPERM"
+
+    def test_pins_are_roots(self) -> None:
         assert PINS.stat().st_mode & 0o077 == 0
 
 

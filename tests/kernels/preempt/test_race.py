@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel that preempts everywhere: there, on Linux 6.1, a task's label is not always found, and its credential's is."""
+"""A kernel that preempts everywhere: on Linux 6.1 a task's label is not always found then; its credential's is."""
 
 from __future__ import annotations
 

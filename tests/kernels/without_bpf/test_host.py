@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A kernel without BPF in its list of security modules: it takes the programs, says nothing, and does not run them."""
+"""A kernel without BPF in its list of security modules: where it takes programs at all, it does not run them."""
 
 from __future__ import annotations
 
@@ -18,11 +18,12 @@ def test_the_list_says_so_and_the_sentence_how_to_change_it() -> None:
     assert not PINS.exists()
 
 
-def test_what_is_attached_and_not_run_is_not_taken_for_a_wall(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kernel_that_would_not_run_them_does_not_pass_for_one_that_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor if it were not asked: kernels of today refuse one of the maps then, and where they do not, no refusal is seen
+    (tests/kernels/lsm/test_life.py)."""
     monkeypatch.setattr(programs, "check_host", lambda: None)
-    with pytest.raises(HostUnsupported, match="does not enforce"):
+    with pytest.raises(HostUnsupported, match="could not be set up"):
         Contexts.open()
-    assert list(PINS.glob("programs-*/task_kill"))  # the kernel took them
     programs.remove(PINS)
     assert not PINS.exists()
 
