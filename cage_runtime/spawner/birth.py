@@ -163,14 +163,14 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
         os.close(told_write)
         try:
             os.write(go_write, b"!")
-            _hear(told_read, "ids")
-            # Before that it is root of the host's, which no context is; from here on it changes its credentials.
-            with _doing("its context"):
-                label.enter(pidfd)
             if Namespace.USER in place.walls.namespaces:
+                _hear(told_read, "ids")
+                # Before that it is root of the host's, which no context is; from here on it changes its credentials.
+                with _doing("its context"):
+                    label.enter(pidfd)
                 with _doing("its id maps"):
                     _map_ids(pid, spec.base)
-            os.write(go_write, b"!")
+                os.write(go_write, b"!")
             _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
             cgroup.kill()  # by now it may have another uid than we, who cannot signal everybody
@@ -273,8 +273,6 @@ class Newborn:
     def steps(self) -> list[Step]:
         """All that the walls ask for; what is the spawner's own namespace is left as it is."""
         own, name, place = self.place.walls.namespaces, self.request.name, self.place
-        # Before it is in a security context, it may do as the host's root what has to be done so.
-        ids = _step("its ids", self._await_ids)
         plan = [
             # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
             _step("its procfs", self._make_procfs),
@@ -282,7 +280,8 @@ class Newborn:
             # As the cage's root.
             _step("its namespaces", self._enter_namespaces),
             _step("its clocks", self._begin_clocks, Namespace.TIME),
-            *([ids] if Namespace.USER in own else []),
+            # In a context, which has no right over what is the host's.
+            _step("its ids", self._await_ids, Namespace.USER),
             _step("becoming its root", lambda: _become_root(name)),
             _step("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
             _step("its name", lambda: _name(name), Namespace.UTS),
@@ -293,7 +292,6 @@ class Newborn:
             _step("its limits", _limit_namespaces, Namespace.USER),
             _step("its core dumps", _forbid_core_dumps),
             _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
-            *([] if Namespace.USER in own else [ids]),
             _step("its descriptors", self._close_others),
             _step("its buses", self._listen),
             _step("the seal", lambda: _seal(place.filters.init, place.walls)),
