@@ -177,8 +177,8 @@ def nspawn() -> Iterator[Sandbox]:
                 (root / link).symlink_to(f"usr/{link}")
             shutil.copy("/etc/os-release", root / "etc/os-release")
             return ("systemd-nspawn", "--quiet", f"--directory={root}", "--bind-ro=/usr", "--private-users=pick",
-                    "--bind-ro=/etc/passwd", "--bind-ro=/etc/group", "--user=nobody", "--setenv=HOME=/tmp", "--pipe",
-                    "--private-network", f"--machine=cage-bench-{name}",
+                    "--bind-ro=/etc/passwd", "--bind-ro=/etc/group", "--user=nobody", "--setenv=HOME=/tmp", "--as-pid2",
+                    "--pipe", "--private-network", f"--machine=cage-bench-{name}",
                     f"--bind-ro={folder}/probe.pyz:/probe.pyz", *PYTHON, "/probe.pyz")
 
         yield Sandbox(name="systemd-nspawn", command=words("left"), other=words("right"),
