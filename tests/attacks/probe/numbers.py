@@ -11,7 +11,7 @@ import select
 import signal
 from collections.abc import Callable
 
-from .kernel import LIBC, checked, name_of
+from .kernel import LIBC, SECONDS, checked, name_of
 
 LAST = 500
 X32 = 0x40000000
@@ -48,7 +48,7 @@ def _plain(number: int) -> int:
 
 
 def _asked(call: Callable[[int], int], number: int) -> str:
-    """In a child; one that is still in the call after a while waits, which is no refusal."""
+    """In a child; one that is still in the call after so long waits, which is no refusal."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -59,7 +59,7 @@ def _asked(call: Callable[[int], int], number: int) -> str:
         finally:
             os._exit(0)
     os.close(write)
-    ready, _, _ = select.select([read], [], [], 0.3)
+    ready, _, _ = select.select([read], [], [], SECONDS)
     said = os.read(read, 64).decode() if ready else ""
     if not ready:
         os.kill(pid, signal.SIGKILL)
