@@ -52,7 +52,7 @@ def alone(given: dict[str, Any]) -> Iterator[Answer]:
     yield from kernel_tells(given["facts"])
     for field, ours in system_information().items():
         theirs = given["facts"]["sysinfo"][field]
-        like = theirs > 0 and abs(ours - theirs) <= theirs / 5
+        like = theirs > 0 and ours >= theirs * (0.8 if field == "uptime" else 0.5)
         yield judged(39, f"sysinfo: {field}", OF_THE_HOST if like else "its own", ("its own",))
     yield from identities(given["facts"])
     yield from mount_sources()
