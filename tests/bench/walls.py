@@ -38,7 +38,7 @@ WHOLE, OUTSIDE, BEFORE = "all walls", "outside", "an earlier version's"
 NONE = Walls(namespaces=frozenset(), seccomp=False, landlock=False, capabilities=False, lsm=False)
 WALLS = {
     WHOLE: ALL,
-    "without namespaces": Walls(namespaces=frozenset()),
+    "without namespaces": Walls(namespaces=frozenset(), lsm=False),
     "without seccomp": Walls(seccomp=False),
     "without Landlock": Walls(landlock=False),
     "without capabilities": Walls(capabilities=False),
