@@ -46,6 +46,7 @@ from cage_runtime.spawner.spec import (  # noqa: E402
     Stop,
     Welcome,
 )
+from cage_runtime.spawner.walls import ALL  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
 TREE = "app/org.example.Sample"
