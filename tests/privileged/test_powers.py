@@ -23,7 +23,7 @@ WHAT_FAILS = {
     "CAP_CHOWN": ("begin", "Operation not permitted"),
     "CAP_DAC_OVERRIDE": ("begin", "state/cages cannot be written"),
     "CAP_MKNOD": ("bear", "device /dev/null 1:3: [Errno 1] Operation not permitted"),
-    "CAP_SETUID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
+    "CAP_SETUID": ("bear", "the cage could not be started: its namespaces: [Errno 1] Operation not permitted"),
     "CAP_SETGID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
     "CAP_SETPCAP": ("open_gateway", "the bus of the gateway ended"),
     "CAP_FOWNER": ("remove", f"the storage of {'0123456789abcdef' * 2} could not be deleted"),
