@@ -54,9 +54,9 @@ WALLS = {
 }
 """The LSM's share is measured where there is one, by guest instructions (tests/kernels)."""
 CALLS = {
-    "getppid": ("getppid", "300000"), "open+close": ("open", "60000", "/dev/shm/bench"),
-    "open+close, a program": ("open", "60000", "/usr/bin/true"), "fork+exec": ("exec", "40", "/usr/bin/true"),
-    "unix ping-pong": ("pingpong", "10000"),
+    "getppid": ("getppid", "100000"), "open+close": ("open", "5000", "/dev/shm/bench"),
+    "open+close, a program": ("open", "5000", "/usr/bin/true"), "fork+exec": ("exec", "20", "/usr/bin/true"),
+    "unix ping-pong": ("pingpong", "1500"),
 }
 """Figure → words for calls.c, each some ten milliseconds."""
 BOUNDS = (

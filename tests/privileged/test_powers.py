@@ -31,6 +31,15 @@ WHAT_FAILS = {
 """Without it → what cannot be done, and what is said of that."""
 
 
+OF_CAGE_INIT = {
+    "CAP_CHOWN": ("spawn", "cage-init: [Errno 1] Operation not permitted"),
+    "CAP_SETGID": ("spawn", "did not start"),
+    "CAP_SETUID": ("spawn", "did not start"),
+    "CAP_KILL": ("signal", "the command that was told to end goes on"),
+    "CAP_SYS_ADMIN": ("expose", "cage-init: [Errno 1] Operation not permitted"),
+}
+
+
 @pytest.fixture
 def top() -> Iterator[Path]:
     directory = Path(tempfile.mkdtemp(prefix="powers-"))
@@ -76,7 +85,16 @@ def test_without_one_of_them_something_fails(top: Path, name: str) -> None:
     assert said in outcome["said"]
 
 
+@pytest.mark.parametrize("name", OF_CAGE_INIT)
+def test_without_one_of_cage_init_s_something_fails(top: Path, name: str) -> None:
+    outcome, _ = done_without(top, f"init:{name}")
+    step, said = OF_CAGE_INIT[name]
+    assert outcome["failed"] == step, outcome
+    assert said in outcome["said"]
+
+
 def test_each_of_them_is_tried() -> None:
+    assert set(OF_CAGE_INIT) == {capability.NAMES[number] for number in capability.INIT_CEILING}
     assert set(WHAT_FAILS) == {capability.NAMES[number] for number in capability.SPAWNER}
 
 
