@@ -42,6 +42,7 @@ from cage_runtime.spawner.mount import (
 )
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.security import Label
 from cage_runtime.spawner.spec import Birth
 from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
@@ -99,7 +100,8 @@ def root_spec(request: Birth, base: int, home: Source | None, gateway: Source, p
     )
 
 
-def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
+def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+         label: Label) -> tuple[int, int]:
     """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
     os.mkdir(cradle.root, 0o700)
     with (
@@ -107,9 +109,13 @@ def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgro
         opened(os.open(cradle.root, FOLDER)) as directory, Root(directory) as assembled,
     ):
         listener.bind(cradle.socket)
+        label.admit(listener.fileno())
         try:
             _assemble(root.plan(spec), assembled)
-            return _clone(request, spec, place, assembled, cgroup, listener)
+            if spec.home is None:  # any other is on a file system that is not the cage's alone
+                with opened(assembled.open(root.HOME_IN_CAGE)) as home:
+                    label.own(home)
+            return _clone(request, spec, place, assembled, cgroup, listener, label)
         finally:
             if assembled.descriptor != directory:
                 syscall.umount2(cradle.root, syscall.MNT_DETACH | syscall.UMOUNT_NOFOLLOW)
@@ -125,7 +131,7 @@ def _assemble(steps: list[Operation], assembled: Root) -> None:
 
 
 def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, cgroup: Cgroup,
-           listener: socket.socket) -> tuple[int, int]:
+           listener: socket.socket, label: Label) -> tuple[int, int]:
     held: list[int] = []
     try:
         held += os.pipe2(os.O_CLOEXEC)
@@ -149,6 +155,8 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
             os.write(go_write, b"!")
             if Namespace.USER in place.walls.namespaces:
                 _hear(told_read, "ids")
+                # Before that it is root of the host's, which no context is; from here on it changes its credentials.
+                label.enter(pidfd)
                 _map_ids(pid, spec.base)
                 os.write(go_write, b"!")
             _hear(told_read, "ok")
@@ -349,7 +357,8 @@ class Newborn:
 
     def _listen(self) -> None:
         self.listener.listen(4)
-        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls)
+        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls,
+                         private=self.request.private)
 
     def _tell(self) -> None:
         os.write(self.told, b"ok")

@@ -171,6 +171,7 @@ class Server:
             self._peer.close()
         peer = self._peer = Peer(connection, self._loop)
         self._loop.watch(connection.fileno(), lambda: self._attend(peer))
+        self.service.security.tell_all()
 
     def _tell(self, message: Event) -> None:
         if self._peer is not None:

@@ -30,10 +30,55 @@ from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.errors import CageError  # noqa: E402
 from cage_runtime.spawner import birth, capability, cgroup, root, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
+from cage_runtime.spawner.lsm.contexts import FIRST, Context, Contexts  # noqa: E402
+from cage_runtime.spawner.lsm.operations import Operation  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
 from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
+
+
+class FakeContexts:
+    """Security contexts that no kernel enforces; `made` are those that there are."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.events_ = os.eventfd(0, os.EFD_CLOEXEC)
+        self._next = FIRST
+
+    def new(self, context: Context) -> int:
+        assert not context.private
+        self._next += 1
+        self.made.append(self._next)
+        return self._next
+
+    def enter(self, pidfd: int, xid: int) -> None:
+        """The process has a context before it has ids, for which it waits before it does anything."""
+        (pid,) = (line.split()[1] for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+                  if line.startswith("Pid:"))
+        assert Path(f"/proc/{pid}/uid_map").read_text() == ""
+        assert xid in self.made
+
+    def tag_socket(self, descriptor: int, xid: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+        assert xid in self.made
+
+    def forget(self, xid: int) -> None:
+        if xid in self.made:
+            self.made.remove(xid)
+
+    def denied(self, _xid: int) -> dict[Operation, int]:
+        return {}
+
+    def events(self) -> int:
+        return self.events_
+
+    def hooks(self) -> tuple[str, ...]:
+        return ("none",)
+
+
+CONTEXTS = FakeContexts()
+Contexts.open = classmethod(lambda _cls: CONTEXTS)
 CALLS: dict[Any, tuple[str, ...]] = {
     syscall: ("capbset_drop", "clone3", "file_system", "fsconfig", "fsmount", "fsopen", "keyctl_join_session_keyring",
               "landlock_create_ruleset", "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree",
@@ -42,6 +87,7 @@ CALLS: dict[Any, tuple[str, ...]] = {
     os: ("chdir", "chmod", "chown", "dup", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2",
          "read", "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
     socket.socket: ("bind", "connect", "listen"),
+    FakeContexts: ("new", "enter", "tag_socket"),
 }
 """What a birth asks of the kernel; each can fail for want of memory, descriptors or space, so each does here."""
 
@@ -142,6 +188,7 @@ class Nursery:
         return {
             **listed, "mounts": sorted(line.split(" ", 3)[3] for line in mounts), "descriptors": descriptors,
             "cgroups": sorted(entry.name for entry in self.subtree.iterdir() if entry.is_dir()),
+            "contexts": [str(xid) for xid in CONTEXTS.made],
             "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), "cwd": [os.getcwd()],
         }
 
