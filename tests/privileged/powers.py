@@ -2,14 +2,15 @@
 """All that the spawner does for a cage, without one of its capabilities: its service without its socket, run by
 test_powers.py.
 
-Run as root by the installed runtime's interpreter: powers.py RUNTIME CONFIG [CAPABILITY...].  It is confined as the
-spawner is, gives the named capabilities up for good, and does one thing after the other until one fails; it prints one
-JSON object: which that was, what was said, and what it holds.
+Run as root by the installed runtime's interpreter: powers.py RUNTIME CONFIG [CAPABILITY | init:CAPABILITY].  It is
+confined as the spawner is, gives the named capability up for good, or has its cage-init do without, and does one thing
+after the other until one fails; it prints one JSON object: which that was, what was said, and what it holds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 import sys
@@ -46,6 +47,7 @@ from cage_runtime.spawner.spec import (  # noqa: E402
     Stop,
     Welcome,
 )
+from cage_runtime.spawner.walls import ALL  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
 TREE = "app/org.example.Sample"
@@ -69,8 +71,8 @@ class Whole:
         self._service: Service
 
     def steps(self) -> list[Callable[[], None]]:
-        return [self.begin, self.make_storage, self.bear, self.spawn, self.open_gateway, self.expose, self.welcome,
-                self.freeze, self.stop, self.remove]
+        return [self.begin, self.make_storage, self.bear, self.spawn, self.signal, self.open_gateway, self.expose,
+                self.welcome, self.freeze, self.stop, self.remove]
 
     def begin(self) -> None:
         # Also where systemd makes the cgroups of cages: this is no unit of its.
@@ -108,12 +110,34 @@ class Whole:
             self.ask(Spawn(id=1, uuid=UUID, argv=["/usr/bin/python3", "-c", USER]), theirs.fileno())
             theirs.close()
             ours.settimeout(30)
+            event: dict[str, Any] = {"event": "none"}
             status = None
             while status is None and (received := wire.receive(ours)) is not None:
                 wire.close_all(received[1])
-                status = json.loads(received[0]).get("status")
+                event = json.loads(received[0])
+                status = event.get("status")
+        if event["event"] == "refused":
+            raise RuntimeFailure(f"the command did not start: {event['sentence']}")
         if status != 0:
             raise RuntimeFailure(f"the command ended with {status}")
+
+    def signal(self) -> None:
+        """A command of the user's is told to end, and ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                self.ask(Spawn(id=1, uuid=UUID, argv=["/usr/bin/sleep", "1000"]), theirs.fileno())
+            ours.settimeout(2)
+            started = wire.receive(ours)
+            if started is not None:
+                wire.close_all(started[1])
+            wire.send(ours, json.dumps({"signal": int(signal.SIGTERM)}).encode())
+            try:
+                ended = wire.receive(ours)
+            except TimeoutError:
+                raise RuntimeFailure("the command that was told to end goes on") from None
+        if ended is None or json.loads(ended[0]).get("status") != 128 + signal.SIGTERM:
+            raise RuntimeFailure(f"the command ended otherwise: {ended}")
 
     def open_gateway(self) -> None:
         """And ask its bus something: it has to be there and to read what it is given."""
@@ -178,7 +202,10 @@ def run() -> None:
     folders.prepare(folders.of_state(config))
     Path(config.paths.state, "flatpak", TREE).mkdir(parents=True)  # as cage-apps does
     main._prepare(config, ALL)
-    if NAMES:
+    of_init = {capability.NAMES.index(name.removeprefix("init:")) for name in NAMES if name.startswith("init:")}
+    capability.INIT_CEILING -= of_init
+    capability.INIT_USUAL -= of_init
+    if NAMES and not of_init:
         drop(NAMES)
     outcome = all_of_it(Whole(config))
     held = [capability.NAMES[number] for number in sorted(capability.permitted())]
@@ -187,4 +214,5 @@ def run() -> None:
 
 if __name__ == "__main__":
     signal.alarm(100)
+    logging.disable(logging.WARNING)  # whether there are security contexts is not asked here
     run()
