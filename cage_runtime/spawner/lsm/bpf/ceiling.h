@@ -8,7 +8,11 @@ static __always_inline int my_depth(void)
 	return bpf_get_current_task_btf()->real_cred->user_ns->level;
 }
 
-/* Against the host's namespace, none. */
+/*
+ * Against the host's namespace, none.  An overlay asks with the credential of who mounted it, which it takes on for what
+ * it does to its layers; that is the core's capability, in the service of a task of ours, and no matter of contexts.  A
+ * credential of the core's that a task has itself does not count so: it had it before it was labelled.
+ */
 HOOK(capable, const struct cred *cred, struct user_namespace *namespace, int capability, unsigned int options, int ret)
 {
 	struct context *context;
@@ -18,6 +22,8 @@ HOOK(capable, const struct cred *cred, struct user_namespace *namespace, int cap
 		return ret;
 	subject = me();
 	if (subject == CORE)
+		return 0;
+	if (address(cred) != (u64)bpf_get_current_task_btf()->real_cred && who_has(cred) == CORE)
 		return 0;
 	context = configuration(subject);
 	if (context && namespace->level > 0 && capability >= 0 && capability < 64
