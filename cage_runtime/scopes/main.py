@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -24,11 +25,13 @@ from cage_runtime.config import load_runtime, profiles_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.scopes.spec import decode_asked, encode
 from cage_runtime.scopes.systemd import Systemd
-from cage_runtime.spawner import capability, landlock, seccomp, syscall, wire
+from cage_runtime.spawner import capability, landlock, seccomp, wire
 
 LOG = logging.getLogger("cage-scopes")
 DESCRIPTOR = 3
 """Where the spawner leaves our end of its socket pair."""
+OURS = str(Path(__file__).parents[2])
+"""What the runtime's own modules are in."""
 
 
 def seal(filter_: seccomp.Filter) -> None:
@@ -37,11 +40,7 @@ def seal(filter_: seccomp.Filter) -> None:
     capability.lock_securebits()
     capability.hold(frozenset())
     capability.one_way()
-    landlock.enter_scope()
-    rules = landlock.file_rules(())
-    if rules is not None:
-        syscall.landlock_restrict_self(rules)
-        os.close(rules)
+    landlock.Reach(readable=(*landlock.LIBRARIES, *landlock.NAMES, OURS)).restrict()
     filter_.load()
 
 
