@@ -30,9 +30,9 @@ EVENTS_AT_ONCE = 1024
 # linux/socket.h, linux/capability.h
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALL_FAMILIES = frozenset(range(64))
-IN_A_NAMESPACE = frozenset((*range(9), *range(10, 16), 18, 19, 21, 23, 24, 27, 31))
-"""The capabilities that mean something against a user namespace of the cage's own: not those over modules, raw ports,
-clocks, audit, the kernel's log, performance counters or BPF, and not CAP_SYS_BOOT."""
+IN_A_NAMESPACE = frozenset((*range(9), *range(10, 16), 18, 19, 21, 23, 24, 25, 27, 31))
+"""The capabilities that mean something against a user namespace of the cage's own (CAP_SYS_TIME for its clocks' offsets):
+not those over modules, raw ports, audit, the kernel's log, performance counters or BPF, and not CAP_SYS_BOOT."""
 NESTED = 4
 """Of user namespaces below the host's: the cage's own is 1, Flatpak's bubblewrap makes two more, one inside the other,
 and a browser in it one for its own."""
