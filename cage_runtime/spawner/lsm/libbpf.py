@@ -219,6 +219,21 @@ def lookup_all(map_: int, size: int, entries: int) -> list[bytes]:
 
 
 # --- ring buffers -------------------------------------------------------------------------------------------------
+_MAPPED, _DONTFORK = "anon_inode:bpf-map", 10  # MADV_DONTFORK of linux/mman.h
+
+
+def _keep_from_children(maps: Path = Path("/proc/self/maps")) -> None:
+    """A cage's first process is a child that executes nothing: what all are refused is not to be seen in its memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (_POINTER, _SIZE, _INT)
+    for line in maps.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.endswith(_MAPPED):
+            first, last = (int(address, 16) for address in line.split(" ")[0].split("-"))
+            if libc.madvise(first, last - first, _DONTFORK):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), "madvise")
+
+
 class RingBuffer:
     """Of a ring buffer map, its reader; `take` is given each sample and says whether it wants more."""
 
@@ -229,6 +244,11 @@ class RingBuffer:
 
         self._sample = _SAMPLE(sample)  # the library calls it for as long as we are
         self._buffer = _pointer(_library().ring_buffer__new(map_, self._sample, None, None), "ring buffer")
+        try:
+            _keep_from_children()
+        except OSError:
+            self.close()
+            raise
 
     def descriptor(self) -> int:
         """Readable when there is something; it stays ours."""

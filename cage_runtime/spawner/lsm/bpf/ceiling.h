@@ -8,11 +8,14 @@ static __always_inline int my_depth(void)
 	return bpf_get_current_task_btf()->real_cred->user_ns->level;
 }
 
-/*
- * Against the host's namespace, none.  An overlay asks with the credential of who mounted it, which it takes on for what
- * it does to its layers; that is the core's capability, in the service of a task of ours, and no matter of contexts.  A
- * credential of the core's that a task has itself does not count so: it had it before it was labelled.
- */
+/* Does the kernel itself ask, with credentials that it has put on: of an overlay, those of whoever mounted it? */
+static __always_inline bool is_asked_by_the_kernel(void)
+{
+	struct task_struct *task = bpf_get_current_task_btf();
+	return task->cred != task->real_cred;
+}
+
+/* Against the host's namespace, none.  What the kernel asks for itself is answered the same, and is nobody's try. */
 HOOK(capable, const struct cred *cred, struct user_namespace *namespace, int capability, unsigned int options, int ret)
 {
 	struct context *context;
@@ -23,13 +26,13 @@ HOOK(capable, const struct cred *cred, struct user_namespace *namespace, int cap
 	subject = me();
 	if (subject == CORE)
 		return 0;
-	if (address(cred) != (u64)bpf_get_current_task_btf()->real_cred && who_has(cred) == CORE)
-		return 0;
 	context = configuration(subject);
 	if (context && namespace->level > 0 && capability >= 0 && capability < 64
 	    && (context->namespace_capabilities >> (capability & 63)) & 1)
 		return 0;
-	return options & CAP_OPT_NOAUDIT ? -EPERM : refuse(CAPABILITY, subject, CORE, capability);
+	if (options & CAP_OPT_NOAUDIT || is_asked_by_the_kernel())
+		return -EPERM;
+	return refuse(CAPABILITY, subject, CORE, capability);
 }
 
 /* The credential is the one to be; its namespace is still the one in which the new one is made. */
