@@ -28,10 +28,9 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
-from cage_runtime.errors import CageError, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, UsageError
 from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
 from cage_runtime.policy.engine import NO_POLICY
-from cage_runtime.spawner import spec
 
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
@@ -230,10 +229,16 @@ class CoreService:
         definition = cage.record.definition
         more = {"description": definition.description, "created": cage.record.created, "since": cage.since,
                 "home": "in memory" if cage.record.ephemeral else "persistent"}
+        walls, denials = await self._parts.manager.enforced(cage)
         return Answer(values=({
             **await self._summary(cage), **_text(more),
             "applications": Variant("as", list(definition.apps.allow)),
             "unenforced": Variant("as", list(cage.unenforced)),
+            "private": Variant("b", cage.private),
+            "require": Variant("as", list(definition.require)),
+            "walls": Variant("a{sa{sv}}", {wall.wall.value: {
+                "enforced": Variant("b", wall.enforced), "detail": Variant("s", wall.detail)} for wall in walls}),
+            "denials": Variant("a{st}", dict(denials)),
         },))
 
     async def _show(self, call: Call, cage: Cage) -> Answer:
@@ -328,9 +333,7 @@ class CoreService:
     async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
         manager, mediation, recovery = self._parts.manager, self._parts.mediation, self._parts.recovery
-        host = (await manager.spawner.ask(spec.Describe(id=manager.spawner.number()))).host
-        if host is None:
-            raise RuntimeFailure("the spawner does not describe this host")
+        host = await manager.describe()
         fault = mediation.policy.fault
         owners = [cage.record.owner for cage in view.cages] if view.whole else []
         checks = doctor.examine(

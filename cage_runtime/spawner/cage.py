@@ -24,6 +24,7 @@ from cage_runtime.spawner.birth import Cradle
 from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
+from cage_runtime.spawner.record import UNKNOWN, Record
 from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
 from cage_runtime.spawner.storage import delete
 
@@ -45,8 +46,11 @@ Answered = Callable[[Reply], None]
 
 class Cage:
     def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
-                 gateway_ended: Callable[[Cage], None] = lambda _cage: None) -> None:
-        self.uuid = uuid
+                 gateway_ended: Callable[[Cage], None] = lambda _cage: None, *, record: Record = UNKNOWN,
+                 forget: Callable[[Cage], None] = lambda _cage: None) -> None:
+        """`forget` is called when nothing runs in the cage any more, perhaps again, and `ended` once nothing is left
+        of it."""
+        self.uuid, self.record, self._forget = uuid, record, forget
         self.cgroup = cgroup
         self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
         self._gateway_ended = gateway_ended
@@ -243,6 +247,7 @@ class Cage:
                 self._loop.after(LOOK_SECONDS, self._remove)
                 return
             self.cgroup.remove()
+            self._forget(self)
             remove_cradle(self._cradle)
         except OSError as error:
             self._again(self._remove, error)

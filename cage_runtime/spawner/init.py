@@ -21,12 +21,14 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cage_runtime.errors import PrivateCage
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.mount import FOLDER, Root, opened
+from cage_runtime.spawner.private import check as check_private
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
@@ -91,7 +93,9 @@ class LazyBus:
 class Init:
     """The event loop of PID 1."""
 
-    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls) -> None:
+    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls, *,
+                 private: bool) -> None:
+        self._private = private
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
@@ -169,7 +173,11 @@ class Init:
     def _answer(self, request: Request, descriptors: list[int]) -> Reply:
         """What the kernel refuses fails the request, never the cage."""
         try:
+            if self._private:
+                check_private(request)
             return self._obey(request, descriptors)
+        except PrivateCage as error:
+            return _fault(request, error.bus_name, error.sentence)
         except OSError as error:
             return _fault(request, "RuntimeFailure", f"cage-init: {error}")
 
@@ -178,10 +186,10 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _expose(request, descriptors)
             case Conceal():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _conceal(request)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))

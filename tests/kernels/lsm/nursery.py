@@ -16,11 +16,11 @@ from pathlib import Path
 from typing import Any
 
 from cage_runtime.config import load_runtime
-from cage_runtime.spawner import birth, syscall
+from cage_runtime.spawner import syscall
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.lsm.contexts import Context, Contexts
+from cage_runtime.spawner.lsm.contexts import Contexts
 from cage_runtime.spawner.service import Service
-from cage_runtime.spawner.spec import Birth, Limits, MakeStorage, Reply, Spawn, Stop
+from cage_runtime.spawner.spec import Birth, Enforced, Limits, MakeStorage, Reply, Spawn, Stop
 
 UUID = "0123456789abcdef" * 2
 PREFIX = "/usr/lib/cage-runtime"
@@ -45,7 +45,7 @@ class Nursery:
         self._loop = Loop()
         self._service = Service(config, self._loop, pwd.getpwnam("caged").pw_uid, lambda _: None)
 
-    def ask(self, request: Any, *descriptors: int) -> None:
+    def ask(self, request: Any, *descriptors: int) -> Reply:
         replies: list[Reply] = []
 
         def respond(reply: Reply) -> None:
@@ -58,6 +58,7 @@ class Nursery:
             self._loop.run()
         if replies[0].fault is not None:
             raise SystemExit(replies[0].fault.sentence)
+        return replies[0]
 
     def run(self, *words: str) -> dict[str, Any]:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -77,29 +78,17 @@ class Nursery:
         return {"argv": words, "status": event["status"], "said": said + event.get("sentence", "")}
 
 
-def labels(contexts: Contexts, xid: int) -> None:
-    """As the spawner does it: when the ids are mapped, and before the child is told to go on."""
-    mapped = birth._map_ids
-
-    def map_ids(pid: int, base: int) -> None:
-        mapped(pid, base)
-        pidfd = os.pidfd_open(pid)
-        contexts.enter(pidfd, xid)
-        os.close(pidfd)
-
-    birth._map_ids = map_ids
-
-
 def main() -> None:
     contexts = Contexts.open()
-    xid = contexts.new(Context())
-    labels(contexts, xid)
     directory = tempfile.mkdtemp(prefix="nursery-")  # the guest ends soon, and what is mounted in it too
     os.chmod(directory, 0o755)
     nursery = Nursery(Path(directory))
     nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=True))
     nursery.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False,
                       limits=Limits(), processes=64, home_bytes=1 << 24, home_files=4096))
+    enforcement = nursery.ask(Enforced(id=1, uuid=UUID)).enforcement
+    assert enforcement is not None
+    xid = enforcement.xid
     for line in sys.stdin:
         before = contexts.denials().get(xid, {})
         came = nursery.run(*json.loads(line))
@@ -111,7 +100,6 @@ def main() -> None:
         sys.stdout.write(json.dumps(came) + "\n")
         sys.stdout.flush()
     nursery.ask(Stop(id=1, uuid=UUID, seconds=0))
-    contexts.forget(xid)
 
 
 if __name__ == "__main__":
