@@ -189,10 +189,13 @@ def _check_group(config: RuntimeConfig) -> None:
 
 
 def _confine(config: RuntimeConfig) -> None:
-    """To what is caged's own: its folders, and the sockets of the gateways."""
+    """To what is caged's own: its folders, and the sockets of the gateways.
+
+    What an administrator writes may be made, or made anew, while caged runs, so that what it is in has to be readable.
+    """
     state, run = Path(config.paths.state), Path(config.paths.run)
-    confine(config, "core", readable=(BOOT_ID,), writable=(state / "cages", state / "audit", state / "exports"),
-            special=(run / "caged", run / "gateways"))
+    confine(config, "core", readable=(BOOT_ID, Path(config.paths.administrator).parent),
+            writable=(state / "cages", state / "audit", state / "exports"), special=(run / "caged", run / "gateways"))
 
 
 def _listen_for_signals(daemon: Daemon) -> asyncio.Event:

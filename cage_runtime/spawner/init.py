@@ -186,10 +186,10 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _expose(request, descriptors)
             case Conceal():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _conceal(request)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))

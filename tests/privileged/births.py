@@ -2,8 +2,9 @@
 """Births that fail, each at another kernel call: a spawner's service without its socket, run by test_birth.py.
 
 Run as root by the installed runtime's interpreter: births.py RUNTIME CONFIG.  It bears one cage with every call of
-`CALLS` counted, then as many as there were calls, the Nth call of the Nth failing, on either side of clone3; after
-each it looks what is left, and bears a cage that has to live.  It prints one JSON object a birth.
+`CALLS` counted, then as many as there were calls, the Nth call of the Nth failing, on either side of clone3; then one
+for each step of the two plans, which fails as a whole.  After each it looks what is left, and bears a cage that has to
+live.  It prints one JSON object a birth.
 """
 
 from __future__ import annotations
@@ -27,7 +28,7 @@ sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
 
 from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.errors import CageError  # noqa: E402
-from cage_runtime.spawner import capability, cgroup, syscall  # noqa: E402
+from cage_runtime.spawner import birth, capability, cgroup, root, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
 from cage_runtime.spawner.lsm.contexts import FIRST, Context, Contexts  # noqa: E402
 from cage_runtime.spawner.lsm.operations import Operation  # noqa: E402
@@ -200,13 +201,42 @@ def _target(entry: str) -> str:
         return ""
 
 
-def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
-    """One birth that fails, what it says and leaves, and whether the next one lives."""
+class Failing:
+    """A step of a plan that says what the step says, and fails."""
+
+    def __init__(self, step: Any) -> None:
+        self._step = step
+
+    def describe(self) -> str:
+        return str(self._step.describe())
+
+    def execute(self, *_: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory, says the test")
+
+
+@contextmanager
+def failing(place: Any, name: str, number: int) -> Iterator[list[str]]:
+    """The plan that `place.name` makes has a step at `number` that fails; its steps, once it has been made."""
+    make, steps = getattr(place, name), []
+
+    def made(*arguments: Any) -> list[Any]:
+        plan = make(*arguments)
+        steps[:] = [step.describe() for step in plan]
+        return [Failing(step) if index == number else step for index, step in enumerate(plan)]
+
+    setattr(place, name, made)
+    try:
+        yield steps
+    finally:
+        setattr(place, name, make)
+
+
+def attempt(nursery: Nursery, fails: Any) -> dict[str, Any]:
+    """One birth that fails within `fails`, what it says and leaves, and whether the next one lives."""
     before = nursery.standing()
-    fault = Fault(inside=inside, number=number)
     said = ""
     try:
-        with patched(fault):
+        with fails:
             nursery.bear()
     except CageError as error:
         said = error.sentence
@@ -218,7 +248,7 @@ def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
             or set(after[key]) != set(before[key])}
     nursery.bear()
     nursery.end()
-    return {"call": fault.name, "said": said, "left": left}
+    return {"said": said, "left": left}
 
 
 def bear_among_many(nursery: Nursery) -> None:
@@ -232,6 +262,10 @@ def bear_among_many(nursery: Nursery) -> None:
         os.close(descriptor)
 
 
+def say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+
+
 def main() -> None:
     nursery = Nursery()
     nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=False))
@@ -243,10 +277,17 @@ def main() -> None:
             nursery.bear()
         nursery.end()
         for number in range(1, fault.count + 1):
-            outcome = attempt(nursery, inside=inside, number=number)
+            one = Fault(inside=inside, number=number)
+            outcome = attempt(nursery, patched(one))
             side = "inside" if inside else "outside"
-            line = json.dumps({"side": side, "number": number, "of": fault.count, **outcome})
-            sys.stdout.write(line + "\n")
+            say({"side": side, "number": number, "of": fault.count, "call": one.name, **outcome})
+    for plan, place, name in (("root", root, "plan"), ("child", birth.Newborn, "steps")):
+        with failing(place, name, -1) as steps:
+            nursery.bear()
+        nursery.end()
+        for number, step in enumerate(steps):
+            outcome = attempt(nursery, failing(place, name, number))
+            say({"plan": plan, "step": step, "of": len(steps), **outcome})
     bear_among_many(nursery)
     nursery.ask(Remove(id=1, uuid=UUID))
     nursery.subtree.rmdir()

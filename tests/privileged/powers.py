@@ -177,7 +177,7 @@ def run() -> None:
     config = load_runtime(Path(CONFIG))
     folders.prepare(folders.of_state(config))
     Path(config.paths.state, "flatpak", TREE).mkdir(parents=True)  # as cage-apps does
-    main._prepare(config)
+    main._prepare(config, ALL)
     if NAMES:
         drop(NAMES)
     outcome = all_of_it(Whole(config))
