@@ -38,7 +38,7 @@ def status(name: str) -> dict[str, Any]:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def core() -> Iterator[None]:
+def _core() -> Iterator[None]:
     """A system bus, and caged --standalone on it."""
     Path("/run/dbus").mkdir(exist_ok=True)
     bus = subprocess.Popen(["dbus-daemon", "--system", "--nofork", "--nopidfile", "--print-address"],
@@ -60,8 +60,7 @@ def core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cages(core: None) -> Iterator[None]:
-    del core  # it is there for longer
+def cages(_core: None) -> Iterator[None]:
     ok("cagectl", "create", "work", "--level", "internal", "--require", "lsm")
     ok("cagectl", "create", "vault", "--level", "secret", "--require", "lsm")
     ok("cagectl", "create", "quiet", "--level", "secret", "--private", "--require", "lsm")
