@@ -15,6 +15,7 @@ import socket
 import stat
 import sys
 import time
+from pathlib import Path
 
 import msgspec
 
@@ -24,14 +25,15 @@ from cage_runtime.config import load_runtime, profiles_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.scopes.spec import decode_asked, encode
 from cage_runtime.scopes.systemd import Systemd
-from cage_runtime.spawner import capability, landlock, seccomp, syscall, wire
+from cage_runtime.spawner import capability, landlock, syscall, wire
+from cage_runtime.spawner.filters import FILTERS, Filter, Store
 
 LOG = logging.getLogger("cage-scopes")
 DESCRIPTOR = 3
 """Where the spawner leaves our end of its socket pair."""
 
 
-def seal(filter_: seccomp.Filter) -> None:
+def seal(filter_: Filter) -> None:
     """Only lose rights from here on."""
     capability.drop_bounding_set()
     capability.lock_securebits()
@@ -83,7 +85,8 @@ def main() -> int:
     log.set_up("%(name)s: %(message)s")
     try:
         spawner = _spawner()
-        seal(seccomp.build(profiles_of(load_runtime(options.config).paths), "scopes"))
+        paths = load_runtime(options.config).paths
+        seal(Store(Path(paths.run, FILTERS)).build(profiles_of(paths), "scopes"))
         gc.collect()
         gc.freeze()
         serve(spawner)

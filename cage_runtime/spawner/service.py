@@ -18,10 +18,11 @@ from pathlib import Path
 from cage_runtime import folders
 from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
-from cage_runtime.spawner import birth, cgroup, root, seccomp, syscall, wire
+from cage_runtime.spawner import birth, cgroup, root, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
 from cage_runtime.spawner.exports import Exports
+from cage_runtime.spawner.filters import FILTERS, Store
 from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.profile import Filters
@@ -76,15 +77,15 @@ class Service:
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
         self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
         self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes, self._leaving))
-        profiles = profiles_of(paths)
+        profiles, filters = profiles_of(paths), Store(run / FILTERS)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
-            filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
-                            mediator=seccomp.build(profiles, "mediator")),
+            filters=Filters(init=filters.build(profiles, "init"), session=filters.without_own(profiles, "init"),
+                            mediator=filters.build(profiles, "mediator")),
         )
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
-                               filter=seccomp.build(profiles, "gateway"))
+                               filter=filters.build(profiles, "gateway"))
         self._cages: dict[str, Cage] = {}
         self._births: dict[str, list[Callable[[], None]]] = {}
         """Cages whose cgroup is being made, and what waits for the outcome of their birth."""
@@ -353,7 +354,7 @@ def _make_directories(config: RuntimeConfig) -> None:
     folders.prepare(folders.of_state(config))
     for path, mode, owner in (
         (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
-        (run / "caged", 0o700, users.caged),
+        (run / FILTERS, 0o700, "root"), (run / "caged", 0o700, users.caged),
     ):
         uid = uid_of(owner)
         path.mkdir(mode=mode, parents=True, exist_ok=True)

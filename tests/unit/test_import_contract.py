@@ -44,7 +44,7 @@ ALLOWED = {
     "cage_runtime.scopes": FOUNDATION
     | PROGRAM
     | {"cage_runtime.sdbus"}
-    | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp", "syscall", "wire")},
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "filters", "landlock", "syscall", "wire")},
     "cage_runtime.spawner": FOUNDATION | PROGRAM | {"cage_runtime.scopes.spec"},
     "cage_runtime.daemon": FOUNDATION
     | BUS
