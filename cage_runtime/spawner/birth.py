@@ -26,10 +26,10 @@ from cage_runtime.model import ID_RANGE
 from cage_runtime.spawner import capability, landlock, root, syscall
 from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.child import DESCRIPTORS_END
+from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.init import Init
 from cage_runtime.spawner.mount import Operation
 from cage_runtime.spawner.profile import Filters
-from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.spec import Birth
 
 NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC

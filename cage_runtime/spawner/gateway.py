@@ -20,8 +20,8 @@ from pathlib import Path
 from cage_runtime.spawner import capability, landlock, syscall
 from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCRIPTORS_END
-from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.filters import Filter
+from cage_runtime.spawner.loop import PRIORITY, Loop
 
 READABLE = ("/usr", "/lib", "/lib64", "/etc")
 """What it may read and execute besides its configuration; the second and third are links into /usr on most hosts."""

@@ -36,7 +36,7 @@ class _Rule(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     differs: list[tuple[Annotated[int, msgspec.Meta(ge=0, le=5)], int]] = []
     """(number, value): the argument is another one."""
     answer: _Errno | Literal["done"] = "EPERM"
-    """Of [[refuse-if]] and [[otherwise-if]]; with "done" the call says that it has succeeded, and nothing has happened."""
+    """Of [[refuse-if]] and [[otherwise-if]]; "done": the call says that it has succeeded, and nothing has happened."""
 
     @property
     def errno(self) -> int:

@@ -64,7 +64,8 @@ def test_a_filter_is_compiled_once(kept: Path, compiler: Compiler) -> None:
 def test_what_is_kept_needs_no_compiler(kept: Path) -> None:
     Store(kept).build(PROFILES, "session")
     code = ("import sys; from pathlib import Path; from cage_runtime.spawner.filters import Store; "
-            "print(len(Store(Path(sys.argv[1])).build(Path(sys.argv[2]), 'session').programs), 'pyseccomp' in sys.modules)")
+            "filter_ = Store(Path(sys.argv[1])).build(Path(sys.argv[2]), 'session'); "
+            "print(len(filter_.programs), 'pyseccomp' in sys.modules)")
     ended = subprocess.run([sys.executable, "-c", code, str(kept), str(PROFILES)], capture_output=True, check=True,
                            cwd=PROFILES.parents[1])
     assert ended.stdout == b"3 False\n"

@@ -178,6 +178,7 @@ HOLES: list[tuple[str, tuple[int, ...], str]] = [
     ("socket", (38 | HIGH, SEQPACKET, 0), "EAFNOSUPPORT"), ("socket", (16, RAW, 6), "EAFNOSUPPORT"),
     ("prlimit64", (0, 4, 1 << 40), "done"), ("prlimit64", (0, 4, 0), "allowed"), ("prlimit64", (7, 4, 1), "EPERM"),
     ("prlimit64", (7, 7, 0), "EPERM"), ("prlimit64", (HIGH, 7, 0), "allowed"),
+    ("setrlimit", (4 | HIGH, 1 << 40), "done"), ("setrlimit", (7, 1 << 40), "allowed"), ("dup3", (), "allowed"),
     ("personality", (0x40000,), "EPERM"), ("personality", (0xFFFFFFFF | HIGH,), "allowed"),
     ("mknodat", (-100, 0, 0o020600, 0), "EPERM"), ("mknodat", (-100, 0, 0o060600 | HIGH, 0), "EPERM"),
     ("process_mrelease", (), "ENOSYS"), ("remap_file_pages", (), "ENOSYS"), ("vmsplice", (), "ENOSYS"),
