@@ -6,6 +6,7 @@ The parent's side is `bear`, the child's `_inside`; what fails on either side le
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import fcntl
 import json
@@ -16,6 +17,7 @@ import signal
 import socket
 import struct
 import sys
+import time
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -211,6 +213,9 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
         if os.read(go, 1) == b"!":
             step = "its memory files"
             _forbid_executable_memfds(place.proc)
+            step = "its clocks"
+            born = time.clock_gettime(time.CLOCK_BOOTTIME)
+            _start_clocks(place.proc)
             step = "becoming its root"
             _become_root(request.name)
             step = "entering its root"
@@ -225,7 +230,9 @@ def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told
             listener.listen(4)
             init = Init(listener, place.filters, request.processes)
             step = "the seal"
-            _seal(place.filters.init)
+            listener_of_calls = _seal(place.filters.init)
+            if listener_of_calls is not None:
+                init.hand_over(listener_of_calls, born)
             os.write(told, b"ok")
             os.close(told)
             step = "serving"
@@ -256,6 +263,22 @@ def _forbid_executable_memfds(proc: str) -> None:
             os.pwrite(descriptor, b"1", 0)
     finally:
         os.close(descriptor)
+
+
+def _start_clocks(proc: str) -> None:
+    """The cage's clocks begin with it (time_namespaces(7)): how long the host has been up is not for it to know.
+
+    The namespace that clone3 made has us in it already, which fixes its offsets: another one, and we enter that.
+    """
+    syscall.unshare(syscall.CLONE_NEWTIME)
+    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n"
+                      for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)))
+    _write(f"{proc}/self/timens_offsets", offsets)
+    namespace = os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        syscall.setns(namespace, syscall.CLONE_NEWTIME)
+    finally:
+        os.close(namespace)
 
 
 def _become_root(name: str) -> None:
@@ -306,10 +329,12 @@ def _forbid_core_dumps() -> None:
 
 def _set(file: str, value: str) -> None:
     """Write a sysctl; one that this kernel lacks is left to `doctor` to tell."""
-    try:
-        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return
+    with contextlib.suppress(FileNotFoundError):
+        _write(file, value)
+
+
+def _write(file: str, value: str) -> None:
+    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
     try:
         os.write(descriptor, value.encode())
     finally:
@@ -335,8 +360,11 @@ def _only(listener: socket.socket, told: int) -> int:
     return kept
 
 
-def _seal(init_filter: Filter) -> None:
-    """From here on this process and all it starts can only lose rights (law 6)."""
+def _seal(init_filter: Filter) -> int | None:
+    """From here on this process and all it starts can only lose rights (law 6).
+
+    What comes back is the listener of the calls that are mediated, if any is.
+    """
     # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
     capability.drop_bounding_set()
     capability.lock_securebits()
@@ -347,4 +375,6 @@ def _seal(init_filter: Filter) -> None:
     sys.path.clear()
     sys.meta_path.clear()
     os.environ.clear()
+    listener = init_filter.listen()
     init_filter.load()
+    return listener

@@ -14,7 +14,8 @@ import prctl
 
 from cage_runtime.spawner import syscall
 
-CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN = 0, 5, 6, 7, 21
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 1, 5, 6, 7, 8
+CAP_SYS_PTRACE, CAP_SYS_ADMIN = 19, 21
 
 INIT_CEILING = frozenset({CAP_CHOWN, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SYS_ADMIN})
 """What cage-init needs for good: give pipes to a session, signal it, become it, and attach the applications

@@ -40,6 +40,15 @@ class Filter:
 
     programs: tuple[bytes, ...]
     unknown: tuple[str, ...]
+    mediated: bytes = b""
+    """What hands the calls that are mediated in a cage to its listener; only for cage-init, which loads it once."""
+
+    def listen(self) -> int | None:
+        """Have this thread's mediated calls, and those of all it starts, wait for an answer; the listener's descriptor.
+
+        None where none is mediated.  Needs no_new_privs, and comes before `load`.
+        """
+        return syscall.seccomp_listener(self.mediated) if self.mediated else None
 
     def load(self) -> None:
         """Confine this thread; needs no_new_privs."""
@@ -50,6 +59,7 @@ class Filter:
 class _Entry(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     programs: list[bytes]
     unknown: list[str]
+    mediated: bytes
 
 
 class Store:
@@ -147,9 +157,10 @@ def _read(directory: int, key: str) -> Filter | None:
         entry = msgspec.json.decode(untrusted_entry, type=_Entry)
     except msgspec.DecodeError:
         return None
-    if not entry.programs or not all(map(_is_program, entry.programs)):
+    programs = [*entry.programs, entry.mediated] if entry.mediated else entry.programs
+    if not entry.programs or not all(map(_is_program, programs)):
         return None
-    return Filter(programs=tuple(entry.programs), unknown=tuple(entry.unknown))
+    return Filter(programs=tuple(entry.programs), unknown=tuple(entry.unknown), mediated=entry.mediated)
 
 
 def _sum(key: str, entry: bytes) -> bytes:
@@ -164,7 +175,7 @@ def _is_program(untrusted_program: bytes) -> bool:
 
 def _write(directory: int, key: str, filter_: Filter) -> None:
     """Keep it; where there is no room it is compiled again the next time."""
-    entry = msgspec.json.encode(_Entry(list(filter_.programs), list(filter_.unknown)))
+    entry = msgspec.json.encode(_Entry(list(filter_.programs), list(filter_.unknown), filter_.mediated))
     new = f".{key}.{os.getpid()}"
     try:
         descriptor = os.open(new, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=directory)

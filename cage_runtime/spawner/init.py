@@ -32,6 +32,7 @@ from cage_runtime.spawner.spec import (
     Conceal,
     Expose,
     Fault,
+    Listening,
     Logs,
     Reply,
     Request,
@@ -99,6 +100,8 @@ class Init:
         self._starting: dict[int, Starting] = {}
         self._log = bytearray()
         self._stopping = False
+        self._calls: tuple[int, float] | None = None
+        """The listener of the calls that are mediated, and when the cage was born; kept for the next spawner too."""
         # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
         self._signals = syscall.signalfd(ASKED_TO_END)
@@ -113,6 +116,10 @@ class Init:
                     argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
                           "--address=systemd:")),
         ]
+
+    def hand_over(self, listener: int, born: float) -> None:
+        """From now on whoever connects gets `listener`; calls that come before wait for that."""
+        self._calls = listener, born
 
     def serve(self) -> None:
         """Until the cage is told to stop and nothing is left in it."""
@@ -137,6 +144,13 @@ class Init:
             self._hang_up()
         self._connection = connection
         self._loop.watch(connection.fileno(), self._request)
+        if self._calls is None:
+            return
+        listener, born = self._calls
+        try:
+            wire.send(connection, encode(Listening(born=born)), [listener])
+        except OSError:
+            self._hang_up()
 
     def _hang_up(self) -> None:
         if self._connection is not None:

@@ -53,6 +53,8 @@ class _Profile(msgspec.Struct, frozen=True, forbid_unknown_fields=True, rename="
     refuse_if: list[_Rule] = []
     otherwise: dict[_Errno, list[str]] = {}
     """What calls of [[allow-if]] answer where no rule fits; without it that is ENOSYS."""
+    mediate: list[str] = []
+    """Calls that are allowed and that, in a cage, cage-syscalls answers."""
     otherwise_if: list[_Rule] = []
     """Other answers of a call of [otherwise], where no [[allow-if]] fits and this does; the first one counts."""
 
@@ -73,7 +75,9 @@ def build(directory: Path, name: str) -> Filter:
         for rule in profile.refuse_if:
             _add(refusing, pyseccomp.ERRNO(rule.errno), rule, unknown)
     programs = (_export(allowing), _export(refusing), _answers(profiles))
-    return Filter(programs=tuple(filter(None, programs)), unknown=tuple(sorted(unknown)))
+    mediated = [pyseccomp.resolve_syscall(pyseccomp.Arch.NATIVE, name) for each in profiles for name in each.mediate]
+    return Filter(programs=tuple(filter(None, programs)), unknown=tuple(sorted(unknown)),
+                  mediated=otherwise.notifying([number for number in mediated if number >= 0]))
 
 
 def _policy(default: int) -> pyseccomp.SyscallFilter:

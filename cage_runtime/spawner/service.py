@@ -20,6 +20,7 @@ from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
 from cage_runtime.spawner import birth, cgroup, root, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
+from cage_runtime.spawner.calls import Calls
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
 from cage_runtime.spawner.exports import Exports
 from cage_runtime.spawner.filters import FILTERS, Store
@@ -64,8 +65,8 @@ Respond = Callable[[Reply], None]
 
 class Service:
     def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
-                 scopes: tuple[str, ...] = ()) -> None:
-        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups."""
+                 scopes: tuple[str, ...] = (), syscalls: tuple[str, ...] = ()) -> None:
+        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `syscalls` starts cage-syscalls."""
         paths = config.paths
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
@@ -86,6 +87,7 @@ class Service:
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
                                filter=filters.build(profiles, "gateway"))
+        self._calls = Calls(loop, syscalls)
         self._cages: dict[str, Cage] = {}
         self._births: dict[str, list[Callable[[], None]]] = {}
         """Cages whose cgroup is being made, and what waits for the outcome of their birth."""
@@ -111,10 +113,12 @@ class Service:
 
     def _cage(self, uuid: str, cgroup: Cgroup) -> Cage:
         return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone,
-                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)))
+                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)),
+                    lambda cage, listener, born: self._calls.add(cage.uuid, listener, born, cage.cgroup.path))
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
+        self._calls.forget(cage.uuid)
         self._cgroups.ended(cage.cgroup)
         for tell in cage.waiting:
             tell()
@@ -144,6 +148,7 @@ class Service:
 
     def close(self) -> None:
         """Leave nothing of our own behind; what cages need stays while they run."""
+        self._calls.end()
         self._cgroups.close()
 
     # --- requests --------------------------------------------------------------------------------------------
@@ -215,7 +220,8 @@ class Service:
             documents = cage is not None if home is None else holds_documents(home)
         except OSError:  # its user moves things about while we look, or it is not there
             documents = True
-        return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents)
+        return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents,
+                       mediated=self._calls.counts(uuid))
 
     def _after_births(self, uuids: Collection[str], do: Callable[[], None]) -> None:
         """`do` when none of those cages is being born any more: what stands is known then, and can be stopped."""

@@ -19,8 +19,8 @@ _SYSCALL.restype = ctypes.c_long
 
 _MACHINE = platform.machine()
 _OLD_NUMBERS = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "keyctl": 250},
-    "aarch64": {"clone": 220, "pivot_root": 41, "keyctl": 219},
+    "x86_64": {"clone": 56, "sysinfo": 99, "pivot_root": 155, "keyctl": 250, "setns": 308, "seccomp": 317},
+    "aarch64": {"clone": 220, "sysinfo": 179, "pivot_root": 41, "keyctl": 219, "setns": 268, "seccomp": 277},
 }
 NUMBERS = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
@@ -54,6 +54,7 @@ RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 4, 8
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
 PR_CAPBSET_DROP = 24
 
 
@@ -97,6 +98,11 @@ def fork() -> int:
 
 def unshare(flags: int) -> None:
     _check(_LIBC.unshare(flags), f"unshare {flags:#x}")
+
+
+def setns(descriptor: int, kind: int) -> None:
+    """Enter the namespace `descriptor` of this `kind` (CLONE_NEW*), one of our own making."""
+    _check(_SYSCALL(NUMBERS["setns"], descriptor, kind), f"setns {kind:#x}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -159,6 +165,16 @@ def seccomp_filter(program: bytes) -> None:
     """Load the BPF `program` for this thread and all it will start (seccomp(2), SECCOMP_MODE_FILTER)."""
     fprog = _SockFprog(len=len(program) // 8, filter=program)
     _check(_LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(fprog), 0, 0), "seccomp filter")
+
+
+def seccomp_listener(program: bytes) -> int:
+    """As `seccomp_filter`; a descriptor, close-on-exec, on which what the program notifies of is answered.
+
+    EBUSY where this thread has such a program already (seccomp(2), SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    """
+    fprog = _SockFprog(len=len(program) // 8, filter=program)
+    return _check(_SYSCALL(NUMBERS["seccomp"], SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
+                           ctypes.byref(fprog)), "seccomp listener")
 
 
 class _LandlockRulesetAttr(ctypes.Structure):
