@@ -29,6 +29,7 @@ _STATUS_LABELS = (
     ("created", "Created"),
     ("since", "Since"),
     ("unenforced", "Not enforced"),
+    ("mediated", "Calls answered"),
     ("uuid", "UUID"),
 )
 
@@ -87,7 +88,7 @@ def _status(args: argparse.Namespace, screen: Screen) -> int:
 
 def _block(status: dict[str, Any], screen: Screen) -> None:
     screen.line(cell(status.get("name", "")))
-    shown = [(label, status[key]) for key, label in _STATUS_LABELS if status.get(key) not in (None, "", [], False)]
+    shown = [(label, status[key]) for key, label in _STATUS_LABELS if status.get(key) not in (None, "", [], {}, False)]
     known = {"name", *(key for key, _ in _STATUS_LABELS)}
     screen.fields(shown + [(cell(key), value) for key, value in status.items() if key not in known])
 

@@ -213,8 +213,11 @@ class CoreService:
         return Answer(values=([await self._summary(cage) for cage in view.cages],))
 
     async def _summary(self, cage: Cage) -> dict[str, Variant]:
+        return self._summary_with(cage, await self._parts.manager.inspect(cage))
+
+    @staticmethod
+    def _summary_with(cage: Cage, insight: spec.Insight) -> dict[str, Variant]:
         definition = cage.record.definition
-        insight = await self._parts.manager.inspect(cage)
         return {
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
@@ -230,10 +233,12 @@ class CoreService:
         definition = cage.record.definition
         more = {"description": definition.description, "created": cage.record.created, "since": cage.since,
                 "home": "in memory" if cage.record.ephemeral else "persistent"}
+        insight = await self._parts.manager.inspect(cage)
         return Answer(values=({
-            **await self._summary(cage), **_text(more),
+            **self._summary_with(cage, insight), **_text(more),
             "applications": Variant("as", list(definition.apps.allow)),
             "unenforced": Variant("as", list(cage.unenforced)),
+            "mediated": Variant("a{sx}", insight.mediated),
         },))
 
     async def _show(self, call: Call, cage: Cage) -> Answer:

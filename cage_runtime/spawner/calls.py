@@ -1,12 +1,14 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The spawner's end of cage-syscalls: started when a call of a cage first waits, and again when it has ended.
+"""The spawner's end of cage-syscalls: started with the first cage, and with the next call when it has ended.
 
-Until then a call is kept by its listener, of which the spawner and cage-init have a descriptor each: calls wait while
-the spawner or cage-syscalls is not there, can be interrupted meanwhile, and are answered when it is back.
+A cage's calls wait at their listener, of which the spawner and cage-init have a descriptor each: cage-syscalls gets it
+with the first call.  While that cannot run the spawner refuses them, and while no spawner is there cage-init does, both
+with ENOSYS.  So no death of ours holds a cage up, and none opens anything.
 """
 
 from __future__ import annotations
 
+import errno
 import logging
 import os
 import select
@@ -18,13 +20,13 @@ import msgspec
 
 from cage_runtime.spawner import helper, wire
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.syscalls.notification import is_listener
+from cage_runtime.syscalls import notification
 from cage_runtime.syscalls.spec import Forget, Mediate, decode_told, encode
 
 LOG = logging.getLogger(__name__)
 
-RETRY_SECONDS = 1.0
-"""Before a cage-syscalls that ended, or could not be started, is started again."""
+RETRY_SECONDS = 10.0
+"""For so long calls are refused when cage-syscalls has ended without an answer, or could not be started."""
 LINGER_SECONDS = 60.0
 """For this long it goes on when the last cage that it answered has ended."""
 
@@ -54,15 +56,30 @@ class Calls:
         self._cages: dict[str, _Cage] = {}
         self._connection: socket.socket | None = None
         self._pid = 0
-        self._retrying = False
+        self._refuses = self._answered = False
+        """Calls are refused for now; the cage-syscalls that runs has answered some."""
+
+    def start(self) -> bool:
+        """Have cage-syscalls ready for the first call; whether it is, or is about to be."""
+        if self._connection is None:
+            try:
+                self._connection, self._pid = helper.start(self._command)
+            except OSError as error:
+                LOG.error("cage-syscalls cannot be started, and calls of cages are refused: %s", error)
+                return False
+            self._answered = False
+            self._loop.watch(self._connection.fileno(), self._hear)
+        return True
 
     def add(self, uuid: str, listener: int, born: float, cgroup: Path) -> None:
         """See to the calls that wait at `listener`, which is ours now; PeerError where the cage has one already."""
-        if uuid in self._cages or not is_listener(listener):
+        if uuid in self._cages or not notification.is_listener(listener):
             os.close(listener)
             raise wire.PeerError("what a cage-init hands over is no listener, or another one")
         self._cages[uuid] = cage = _Cage(uuid=uuid, listener=listener, born=born, cgroup=cgroup)
         self._watch(cage)
+        if not self._refuses and not self.start():
+            self._refuse()
 
     def forget(self, uuid: str) -> None:
         """The cage has ended."""
@@ -91,34 +108,32 @@ class Calls:
 
     def _called(self, cage: _Cage) -> None:
         """The first call of a cage waits, or nobody is left who could call."""
-        self._unwatch(cage)
         poll = select.poll()
         poll.register(cage.listener, select.POLLIN)
         if not any(events & select.POLLIN for _, events in poll.poll(0)):
-            return
+            self._unwatch(cage)
+        elif self._refuses or not self._hand_over(cage):
+            called = notification.receive(cage.listener)
+            if called is not None:
+                notification.respond(cage.listener, called, errno.ENOSYS)
+
+    def _hand_over(self, cage: _Cage) -> bool:
         try:
             cgroup = os.open(cage.cgroup, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
         except OSError as error:  # it is being removed, or this process has no descriptor left
-            LOG.warning("the calls of the cage %s wait: %s", cage.uuid, error)
-            self._retry()
-            return
+            LOG.warning("the calls of the cage %s are refused: %s", cage.uuid, error)
+            return False
         try:
-            cage.handed_over = self._start() and self._send(
-                encode(Mediate(uuid=cage.uuid, born=cage.born)), (cage.listener, cgroup))
+            if not self.start():
+                self._refuse()
+                return False
+            message = encode(Mediate(uuid=cage.uuid, born=cage.born))
+            cage.handed_over = self._send(message, (cage.listener, cgroup))
         finally:
             os.close(cgroup)
-        if not cage.handed_over:
-            self._retry()
-
-    def _start(self) -> bool:
-        if self._connection is None:
-            try:
-                self._connection, self._pid = helper.start(self._command)
-            except OSError as error:
-                LOG.error("cage-syscalls cannot be started, and calls of cages wait: %s", error)
-                return False
-            self._loop.watch(self._connection.fileno(), self._hear)
-        return True
+        if cage.handed_over:
+            self._unwatch(cage)
+        return cage.handed_over
 
     def _send(self, message: bytes, descriptors: tuple[int, ...]) -> bool:
         if self._connection is None:
@@ -146,24 +161,23 @@ class Calls:
         except (OSError, wire.PeerError, msgspec.DecodeError) as error:
             self._lost(str(error))
             return
+        self._answered = True
         if counted.uuid in self._cages:
             self._cages[counted.uuid].counts = counted.calls
 
     def _lost(self, why: str) -> None:
+        """One that has answered is started again with the next call, one that never did some time later."""
         LOG.warning("cage-syscalls: %s", why)
+        if not self._answered:
+            self._refuse()
         self.end()
-        self._retry()
 
-    def _retry(self) -> None:
-        if not self._retrying:
-            self._retrying = True
-            self._loop.after(RETRY_SECONDS, self._again)
+    def _refuse(self) -> None:
+        self._refuses = True
+        self._loop.after(RETRY_SECONDS, self._try_again)
 
-    def _again(self) -> None:
-        self._retrying = False
-        for cage in self._cages.values():
-            if not cage.handed_over and not cage.watched:
-                self._watch(cage)
+    def _try_again(self) -> None:
+        self._refuses = False
 
     def _end_unless_needed(self) -> None:
         if not any(cage.handed_over for cage in self._cages.values()):
@@ -177,5 +191,7 @@ class Calls:
         helper.end(self._connection, self._pid)
         self._connection = None
         for cage in self._cages.values():
-            cage.handed_over = False
+            if cage.handed_over:
+                cage.handed_over = False
+                self._watch(cage)
             cage.before, cage.counts = cage.total(), {}

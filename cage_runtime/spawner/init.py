@@ -9,6 +9,7 @@ and every other descriptor closed; it opens terminals and pipes itself, so that 
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -41,6 +42,7 @@ from cage_runtime.spawner.spec import (
     decode_request,
     encode,
 )
+from cage_runtime.syscalls import notification
 
 APPLICATIONS = "/var/lib/flatpak"
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
@@ -102,6 +104,8 @@ class Init:
         self._stopping = False
         self._calls: tuple[int, float] | None = None
         """The listener of the calls that are mediated, and when the cage was born; kept for the next spawner too."""
+        self._refuses = False
+        """Those calls are refused here, as no spawner is connected."""
         # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
         self._signals = syscall.signalfd(ASKED_TO_END)
@@ -118,8 +122,14 @@ class Init:
         ]
 
     def hand_over(self, listener: int, born: float) -> None:
-        """From now on whoever connects gets `listener`; calls that come before wait for that."""
+        """From now on whoever connects gets `listener`."""
         self._calls = listener, born
+
+    def _refuse_call(self, listener: int) -> None:
+        """While no spawner is there: no program of the cage waits for one, and none is told of the host."""
+        called = notification.receive(listener)
+        if called is not None:
+            notification.respond(listener, called, errno.ENOSYS)
 
     def serve(self) -> None:
         """Until the cage is told to stop and nothing is left in it."""
@@ -147,6 +157,9 @@ class Init:
         if self._calls is None:
             return
         listener, born = self._calls
+        if self._refuses:
+            self._refuses = False
+            self._loop.forget(listener)
         try:
             wire.send(connection, encode(Listening(born=born)), [listener])
         except OSError:
@@ -157,6 +170,10 @@ class Init:
             self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
+            if self._calls is not None:
+                listener, _ = self._calls
+                self._refuses = True
+                self._loop.watch(listener, lambda: self._refuse_call(listener))
 
     def _request(self) -> None:
         connection = self._connection

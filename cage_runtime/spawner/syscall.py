@@ -54,7 +54,8 @@ RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 4, 8
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
-SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER = 1, 8
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER, SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 8, 32
 PR_CAPBSET_DROP = 24
 
 
@@ -170,11 +171,12 @@ def seccomp_filter(program: bytes) -> None:
 def seccomp_listener(program: bytes) -> int:
     """As `seccomp_filter`; a descriptor, close-on-exec, on which what the program notifies of is answered.
 
+    A caller whose call has been received waits for the answer, whatever signals come but one that kills.
     EBUSY where this thread has such a program already (seccomp(2), SECCOMP_FILTER_FLAG_NEW_LISTENER).
     """
     fprog = _SockFprog(len=len(program) // 8, filter=program)
-    return _check(_SYSCALL(NUMBERS["seccomp"], SECCOMP_SET_MODE_FILTER, SECCOMP_FILTER_FLAG_NEW_LISTENER,
-                           ctypes.byref(fprog)), "seccomp listener")
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return _check(_SYSCALL(NUMBERS["seccomp"], SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog)), "seccomp listener")
 
 
 class _LandlockRulesetAttr(ctypes.Structure):

@@ -36,7 +36,7 @@ UUID = "0123456789abcdef" * 2
 CALLS: dict[Any, tuple[str, ...]] = {
     syscall: ("capbset_drop", "clone3", "keyctl_join_session_keyring", "landlock_create_ruleset",
               "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree", "pivot_root",
-              "seccomp_filter", "sethostname", "unshare"),
+              "seccomp_filter", "seccomp_listener", "sethostname", "setns", "unshare"),
     capability: ("hold", "lock_securebits", "one_way"),
     os: ("chdir", "chmod", "chown", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2", "read",
          "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
