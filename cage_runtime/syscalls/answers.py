@@ -16,7 +16,7 @@ PROCESSES_MAX = 0xFFFF
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Facts:
-    """Of one cage: the directory of its `cgroup`, when it was `born` (CLOCK_BOOTTIME); and the host's `memory` in bytes."""
+    """Of one cage: its cgroup's directory, when it was born by CLOCK_BOOTTIME, and the host's memory in bytes."""
 
     cgroup: int
     born: float

@@ -26,6 +26,11 @@ PAGE = mmap.PAGESIZE
 R, W, X, PRIVATE, ANONYMOUS = 1, 2, 4, 2, 0x20
 
 
+def say(text: str) -> None:
+    sys.stdout.write(f"{text}\n")
+    sys.stdout.flush()
+
+
 def at(address: int) -> int:
     """The error of sysinfo(address), 0 where it succeeds."""
     return ctypes.get_errno() if LIBC.syscall(SYSINFO, ctypes.c_ulong(address)) < 0 else 0
@@ -66,8 +71,9 @@ def pointers() -> dict[str, Any]:
     two = mapped(R | W, 2 * PAGE)
     LIBC.mprotect(ctypes.c_void_p(two + PAGE), PAGE, R | W)
     places = {
-        "null": 0, "one": 1, "read-only": read_only, "executable": code, "not mapped": nothing, "kernel": 0xFFFFFFFF81000000,
-        "non-canonical": 1 << 62, "last": (1 << 64) - 8, "vvar": 0x7FFFFFFFF000, "into read-only": pair + PAGE - 8,
+        "null": 0, "one": 1, "read-only": read_only, "executable": code, "not mapped": nothing,
+        "kernel": 0xFFFFFFFF81000000, "non-canonical": 1 << 62, "last": (1 << 64) - 8, "vvar": 0x7FFFFFFFF000,
+        "into read-only": pair + PAGE - 8,
         "over two": two + PAGE - 56,
     }
     found: dict[str, Any] = {name: errno.errorcode.get(at(place), "done") for name, place in places.items()}
@@ -95,7 +101,7 @@ def flood() -> None:
     for _ in range(7):
         if os.fork() == 0:
             break
-    print("ready", flush=True)
+    say("ready")
     while True:
         answer()
 
@@ -129,7 +135,7 @@ def always() -> None:
     while True:
         error = answer()["error"]
         if error != last:
-            print(error, flush=True)
+            say(str(error))
             last = error
         try:
             if os.read(0, 1) == b"":
@@ -142,4 +148,4 @@ if __name__ == "__main__":
     said = {"answer": answer, "elsewhere": elsewhere, "pointers": pointers, "listener": listener, "flood": flood,
             "latency": latency, "alarmed": alarmed, "always": always}[sys.argv[1]]()
     if said is not None:
-        print(json.dumps(said))
+        say(json.dumps(said))
