@@ -2,8 +2,9 @@
 """The spawner's end of cage-syscalls: started with the first cage, and with the next call when it has ended.
 
 A cage's calls wait at their listener, of which the spawner and cage-init have a descriptor each: cage-syscalls gets it
-with the first call.  While that cannot run the spawner refuses them, and while no spawner is there cage-init does, both
-with ENOSYS.  So no death of ours holds a cage up, and none opens anything.
+with the first call.  While that cannot run the spawner refuses them, and where no spawner comes back cage-init does,
+both with ENOSYS: C libraries make nonsense of that, so it is for the worst case.  No death of ours holds a cage up for
+good, and none opens anything.
 """
 
 from __future__ import annotations

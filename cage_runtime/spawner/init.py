@@ -53,6 +53,8 @@ ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
 """What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
 """What is given to a delivery half, whose core half is gone, before it is killed."""
+SPAWNER_SECONDS = 5.0
+"""A spawner that is started again has come back by then; until then the calls that it would have answered wait."""
 SIGINFO_BYTES = 128
 """Of one struct signalfd_siginfo (signalfd(2))."""
 SI_USER = 0
@@ -125,8 +127,14 @@ class Init:
         """From now on whoever connects gets `listener`."""
         self._calls = listener, born
 
+    def _refuse_calls(self) -> None:
+        """Where no spawner has come back: no program of the cage waits for one for good, and none is told of the host."""
+        if self._connection is None and self._calls is not None and not self._refuses:
+            self._refuses = True
+            listener, _ = self._calls
+            self._loop.watch(listener, lambda: self._refuse_call(listener))
+
     def _refuse_call(self, listener: int) -> None:
-        """While no spawner is there: no program of the cage waits for one, and none is told of the host."""
         called = notification.receive(listener)
         if called is not None:
             notification.respond(listener, called, errno.ENOSYS)
@@ -170,10 +178,7 @@ class Init:
             self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
-            if self._calls is not None:
-                listener, _ = self._calls
-                self._refuses = True
-                self._loop.watch(listener, lambda: self._refuse_call(listener))
+            self._loop.after(SPAWNER_SECONDS, self._refuse_calls)
 
     def _request(self) -> None:
         connection = self._connection

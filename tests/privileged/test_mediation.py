@@ -51,7 +51,7 @@ def work(shared_cage: MakeCage) -> Cage:
 @contextmanager
 def running(cage: Cage, what: str) -> Iterator[subprocess.Popen[bytes]]:
     """The look in the cage, with a pipe at either end, which has begun."""
-    process = cage.popen(*command(what), stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    process = cage.popen(*command(what), stdin=subprocess.PIPE, stdout=subprocess.PIPE, bufsize=0)
     try:
         yield process
     finally:
@@ -180,11 +180,21 @@ def test_a_service_that_is_killed_is_started_again(runtime: Runtime, work: Cage)
     assert service_of(runtime) != service
 
 
-def test_while_there_is_no_spawner_there_is_no_such_call(runtime: Runtime, work: Cage) -> None:
+def test_calls_wait_for_a_spawner_that_comes_back(runtime: Runtime, work: Cage) -> None:
     with running(work, "always") as process:
         assert line(process) == "0"
-        with runtime.coming_back("cage-spawner"):
-            runtime.kill("cage-spawner")
+        runtime.kill_and_wait("cage-spawner")
+        assert told(work, "answer")["error"] == 0
+        said, _ = process.communicate(timeout=SECONDS)
+    assert said == b"", "nothing but answers"
+
+
+def test_where_no_spawner_comes_back_there_is_no_such_call(runtime: Runtime, work: Cage) -> None:
+    with running(work, "always") as process:
+        assert line(process) == "0"
+        runtime.stop()
+        try:
             assert line(process) == str(errno.ENOSYS)
+        finally:
+            runtime.start()
         assert line(process) == "0", "the next one answers"
-    assert told(work, "answer")["error"] == 0
