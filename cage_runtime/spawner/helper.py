@@ -3,13 +3,17 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+import select
 import signal
 import socket
 import stat
 
 from cage_runtime.errors import HostUnsupported
 
+END_SECONDS = 1.0
+"""One that has not ended by then stands still, and is left to."""
 DESCRIPTOR = 3
 """Where a helper finds its end of the pair of sockets."""
 
@@ -33,10 +37,18 @@ def start(command: tuple[str, ...]) -> tuple[socket.socket, int]:
 
 
 def end(connection: socket.socket, pid: int) -> None:
-    """A helper has nothing to lose."""
-    connection.close()
-    os.kill(pid, signal.SIGKILL)
-    os.waitpid(pid, 0)
+    """A helper has nothing to lose; one of another user, which is not ours to kill, ends as its socket does."""
+    pidfd = os.pidfd_open(pid)
+    try:
+        connection.close()
+        with contextlib.suppress(PermissionError):
+            signal.pidfd_send_signal(pidfd, signal.SIGKILL)
+        poll = select.poll()
+        poll.register(pidfd, select.POLLIN)
+        poll.poll(END_SECONDS * 1000)
+        os.waitpid(pid, os.WNOHANG)
+    finally:
+        os.close(pidfd)
 
 
 def given_socket(program: str) -> socket.socket:
