@@ -128,7 +128,7 @@ class Init:
         self._calls = listener, born
 
     def _refuse_calls(self) -> None:
-        """Where no spawner has come back: no program of the cage waits for one for good, and none is told of the host."""
+        """Where no spawner has come back: no program of the cage waits for good, and none is told of the host."""
         if self._connection is None and self._calls is not None and not self._refuses:
             self._refuses = True
             listener, _ = self._calls
