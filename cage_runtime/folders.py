@@ -39,8 +39,8 @@ class Owned:
     def make(self) -> None:
         """Make it where it is missing; OSError where that cannot be."""
         self.path.mkdir(mode=self.mode, parents=True)
+        self.path.chmod(self.mode)  # as long as it is ours
         os.chown(self.path, self.uid, pwd.getpwuid(self.uid).pw_gid)
-        self.path.chmod(self.mode)
 
 
 def of_state(config: RuntimeConfig, *names: str) -> list[Owned]:

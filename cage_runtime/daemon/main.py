@@ -19,6 +19,7 @@ from cage_runtime.audit.event import Kind
 from cage_runtime.audit.journal import Journal
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, load_levels, load_runtime
+from cage_runtime.confine import confine
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.applications import Applications
@@ -28,7 +29,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
-from cage_runtime.daemon.lives import Lives, boot
+from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.recovery import Recovery
@@ -177,6 +178,13 @@ def _check_group(config: RuntimeConfig) -> None:
                               "reinstalling the runtime puts it there")
 
 
+def _confine(config: RuntimeConfig) -> None:
+    """To what is caged's own: its folders, and the sockets of the gateways."""
+    state, run = Path(config.paths.state), Path(config.paths.run)
+    confine(config, "core", readable=(BOOT_ID,), writable=(state / "cages", state / "audit", state / "exports"),
+            special=(run / "caged", run / "gateways"))
+
+
 def _listen_for_signals(daemon: Daemon) -> asyncio.Event:
     """What is set when we are told to end."""
     loop, told = asyncio.get_running_loop(), asyncio.Event()
@@ -218,6 +226,7 @@ def main() -> int:
             LOG.critical("%s", error.sentence)
             return os.EX_CONFIG  # somebody has to see to it first: the unit does not try again
         os.umask(0o077)
+        _confine(config)
         asyncio.run(serve(config))
     except CageError as error:
         LOG.critical("%s", error.sentence)

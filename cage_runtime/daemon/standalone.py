@@ -23,6 +23,7 @@ from typing import BinaryIO
 from cage_runtime import folders
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
+from cage_runtime.confine import bound_supervisor
 from cage_runtime.errors import HostUnsupported, RuntimeFailure
 
 LOG = logging.getLogger("caged")
@@ -109,6 +110,7 @@ class Supervisor:
 async def supervise(config: RuntimeConfig, config_file: Path | None, ready_fd: int | None) -> int:
     """Run the core until SIGTERM; RuntimeFailure where it does not come up."""
     await _check_host(config)
+    bound_supervisor()
     run = Path(config.paths.run)
     loop = asyncio.get_running_loop()
     told = asyncio.Event()

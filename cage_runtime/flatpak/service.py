@@ -24,6 +24,7 @@ from cage_runtime import folders, log, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, described
 from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
+from cage_runtime.confine import confine
 from cage_runtime.errors import CageError, NotAuthorized, RuntimeFailure
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.notify import notify
@@ -33,6 +34,8 @@ WAITING_MAX = 64
 """Calls that change the installation and are under way or waiting."""
 PR_SET_CHILD_SUBREAPER = 36
 
+EXECUTED = ("/usr", "/bin", "/lib", "/lib64")
+"""flatpak, ostree, gpg and what these run; nothing that was fetched."""
 LOG = logging.getLogger(__name__)
 _Result = TypeVar("_Result")
 
@@ -221,6 +224,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RuntimeFailure("refusing to run as root: downloads are handled here; run as the user cage-apps")
         config = load_runtime(options.config)
         _adopt_orphans()
+        # What it installs from may be a folder anywhere; what it runs are the distribution's programs.
+        confine(config, "apps", readable=("/",), executable=EXECUTED, tcp=True,
+                special=(Path(config.paths.state, "flatpak"), "/tmp", "/var/tmp"))  # noqa: S108
         asyncio.run(serve(config))
     except CageError as error:
         LOG.error("%s", error.sentence)

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import select
 import socket
 import sys
@@ -24,11 +23,13 @@ from cage_runtime.config import load_runtime, profiles_of
 from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.scopes.spec import decode_asked, encode
 from cage_runtime.scopes.systemd import Systemd
-from cage_runtime.spawner import capability, landlock, syscall, wire
+from cage_runtime.spawner import capability, landlock, wire
 from cage_runtime.spawner.filters import FILTERS, Filter, Store
 from cage_runtime.spawner.helper import given_socket
 
 LOG = logging.getLogger("cage-scopes")
+OURS = str(Path(__file__).parents[2])
+"""What the runtime's own modules are in."""
 
 
 def seal(filter_: Filter) -> None:
@@ -37,11 +38,7 @@ def seal(filter_: Filter) -> None:
     capability.lock_securebits()
     capability.hold(frozenset())
     capability.one_way()
-    landlock.enter_scope()
-    rules = landlock.file_rules(())
-    if rules is not None:
-        syscall.landlock_restrict_self(rules)
-        os.close(rules)
+    landlock.Reach(readable=(*landlock.LIBRARIES, *landlock.NAMES, OURS)).restrict()
     filter_.load()
 
 

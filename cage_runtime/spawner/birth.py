@@ -1,12 +1,11 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The birth of a cage: root assembled, namespaces cloned, ids mapped, sealed, served (wall.md, "Birth of a cage").
 
-The parent's side is `bear`, the child's `_inside`; what fails on either side leaves nothing behind.
+The parent's side is `bear`, the child's the steps of `Newborn`; what fails on either side leaves nothing behind.
 """
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import fcntl
 import json
@@ -18,7 +17,9 @@ import socket
 import struct
 import sys
 import time
-from dataclasses import dataclass
+import uuid
+from collections.abc import Callable
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import prctl
@@ -30,20 +31,13 @@ from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.child import DESCRIPTORS_END
 from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.init import Init
-from cage_runtime.spawner.mount import Operation
+from cage_runtime.spawner.mount import FOLDER, Operation, Root, Source, exact_modes, opened
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.spec import Birth
-
-NAMESPACES = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
-              | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET | syscall.CLONE_NEWTIME)
-"""The cgroup namespace is entered afterwards: made by clone it would show the spawner's cgroup as its root."""
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 BIRTH_SECONDS = 10.0
 """A birth takes some milliseconds; one that takes this long is ended."""
-
-TERMINALS_MAX = 256
-"""Pseudo-terminals of a cage's own devpts, out of those that all share (/proc/sys/kernel/pty/max).  A nested namespace
-can mount another devpts, which no mount option of ours bounds."""
 
 NAMESPACE_LIMITS = {
     "max_user_namespaces": 256, "max_mnt_namespaces": 256, "max_pid_namespaces": 256, "max_net_namespaces": 64,
@@ -63,6 +57,7 @@ class Place:
     """A procfs of the spawner's own, whole and writable whatever the host has put over its /proc."""
     etc: root.SharedEtc
     filters: Filters
+    walls: Walls = ALL
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -81,43 +76,46 @@ class Cradle:
         return str(self.directory / "init.sock")
 
 
-def root_spec(request: Birth, base: int, home: Path | None, place: Place, cradle: Cradle) -> root.RootSpec:
+def root_spec(request: Birth, base: int, home: Source | None, gateway: Source, place: Place) -> root.RootSpec:
     identity = {"name": request.name, "level": request.level, "compartments": request.compartments}
+    if Namespace.USER not in place.walls.namespaces:
+        base, home = 0, None
+    all_memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     return root.RootSpec(
-        name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base,
-        home=None if home is None else str(home), home_bytes=request.home_bytes, home_files=request.home_files,
-        exec_home=request.exec_home, programs=place.programs, etc=place.etc.path(), empty=place.empty,
-        gateway=str(cradle.gateway),
+        name=request.name, machine_id=request.uuid, identity=json.dumps(identity) + "\n", base=base, home=home,
+        home_bytes=request.home_bytes, home_files=request.home_files, exec_home=request.exec_home,
+        programs=place.programs, etc=place.etc.path(), empty=place.empty, gateway=gateway, boot_id=str(uuid.uuid4()),
+        born=int(time.time()), memory=min(request.limits.memory or all_memory, all_memory),
+        processors=tuple(sorted(os.sched_getaffinity(0))),
     )
 
 
 def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
     """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
     os.mkdir(cradle.root, 0o700)
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    try:
+    with (
+        socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
+        opened(os.open(cradle.root, FOLDER)) as directory, Root(directory) as assembled,
+    ):
         listener.bind(cradle.socket)
-        steps = root.plan(spec)
-        _assemble(steps, cradle.root)
         try:
-            return _clone(request, spec, place, cradle, cgroup, listener)
+            _assemble(root.plan(spec), assembled)
+            return _clone(request, spec, place, assembled, cgroup, listener)
         finally:
-            syscall.umount2(cradle.root, syscall.MNT_DETACH)
-    finally:
-        listener.close()
+            if assembled.descriptor != directory:
+                syscall.umount2(cradle.root, syscall.MNT_DETACH | syscall.UMOUNT_NOFOLLOW)
 
 
-def _assemble(steps: list[Operation], directory: str) -> None:
-    for number, step in enumerate(steps):
-        try:
-            step.execute(directory)
-        except OSError as error:
-            if number:
-                syscall.umount2(directory, syscall.MNT_DETACH)
-            raise RuntimeFailure(f"the cage's root could not be assembled: {step.describe()}: {error}") from error
+def _assemble(steps: list[Operation], assembled: Root) -> None:
+    with exact_modes():
+        for step in steps:
+            try:
+                step.execute(assembled)
+            except OSError as error:
+                raise RuntimeFailure(f"the cage's root could not be assembled: {step.describe()}: {error}") from error
 
 
-def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, cgroup: Cgroup,
            listener: socket.socket) -> tuple[int, int]:
     held: list[int] = []
     try:
@@ -125,17 +123,24 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cg
         held += os.pipe2(os.O_CLOEXEC)
         held.append(cgroup.open())
         go_read, go_write, told_read, told_write, directory = held
-        os.chdir(cradle.root)
+        os.fchdir(assembled.descriptor)
+        # All that can be made before the clone is: each page that the child writes first has to be copied.
+        newborn = Newborn(request=request, place=place, listener=listener, told=told_write)
+        if Namespace.PID not in place.walls.namespaces:
+            newborn.proc = Source.of(Path(place.proc))
+            held.append(newborn.proc.descriptor)
+        steps = newborn.steps()
         # Every signal is as by default: the kernel drops what PID 1 of a namespace does not handle (signal(7)), and
         # what it starts inherits that.
-        pid, pidfd = syscall.clone3(NAMESPACES | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
+        pid, pidfd = syscall.clone3(place.walls.clone_flags() | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
         if pid == 0:
-            _inside(request, place, listener, go_read, told_write, (go_write, told_read))
+            _inside(newborn, steps, go_read, (go_write, told_read))
         # The child alone holds it now, so that its end is seen.
         held.remove(told_write)
         os.close(told_write)
         try:
-            _map_ids(pid, spec.base)
+            if Namespace.USER in place.walls.namespaces:
+                _map_ids(pid, spec.base)
             os.write(go_write, b"!")
             _hear(told_read)
         except (OSError, RuntimeFailure):
@@ -201,45 +206,115 @@ def _hear(told: int) -> None:
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
-def _inside(request: Birth, place: Place, listener: socket.socket, go: int, told: int,
-            parents: tuple[int, int]) -> None:
-    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `told`."""
-    step = "waiting for ids"
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Step:
+    """One of those by which a process in new namespaces becomes a cage-init."""
+
+    name: str
+    """What the parent says of it where it fails."""
+    execute: Callable[[], None]
+
+    def describe(self) -> str:
+        return self.name
+
+
+@dataclass(kw_only=True, slots=True)
+class Newborn:
+    """The child until it serves."""
+
+    request: Birth
+    place: Place
+    listener: socket.socket
+    told: int
+    """Where to say how far it is."""
+    proc: Source | None = None
+    """The host's procfs, where the cage has no processes of its own."""
+    root: Root | None = None
+    init: Init | None = None
+    born: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+    """By the host's clock, as the spawner sees it."""
+
+    def steps(self) -> list[Step]:
+        """From the first instruction after the ids are mapped; what is the spawner's own namespace is left as it is."""
+        own, name, place = self.place.walls.namespaces, self.request.name, self.place
+        plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
+            ("its memory files", lambda: _forbid_executable_memfds(place.proc), Namespace.PID),
+            ("its clocks", lambda: _begin_clocks(place.proc), Namespace.TIME),
+            ("becoming its root", lambda: _become_root(name), None),
+            ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
+            ("its name", lambda: _name(name), Namespace.UTS),
+            ("entering its root", self._enter_root, None),
+            *self._mounts(),
+            ("leaving the host's root", _leave_host, None),
+            ("its limits", _limit_namespaces, Namespace.USER),
+            ("its core dumps", _forbid_core_dumps, None),
+            ("its loopback", _raise_loopback, Namespace.NET),
+            ("its descriptors", self._close_others, None),
+            ("its buses", self._listen, None),
+            ("the seal", self._seal, None),
+            ("its readiness", self._tell, None),
+        ]
+        return [Step(name=what, execute=do) for what, do, kind in plan if kind is None or kind in own]
+
+    def _mounts(self) -> list[tuple[str, Callable[[], None], None]]:
+        def executing(mount: Operation) -> Callable[[], None]:
+            return lambda: mount.execute(self._entered())
+
+        return [(mount.describe(), executing(mount), None) for mount in root.inside(self.proc)]
+
+    def _entered(self) -> Root:
+        if self.root is None:
+            raise OSError(errno.ENOENT, "there is no root yet")
+        return self.root
+
+    def _enter_root(self) -> None:
+        """Make the root that the spawner assembled, our working directory, the one that is mounted on.
+
+        By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.
+        """
+        syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
+        # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
+        tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
+        with opened(os.open(".", FOLDER)) as locked:
+            syscall.move_mount(tree, locked)
+        os.fchdir(tree)
+        self.root = Root(tree)
+
+    def _close_others(self) -> None:
+        self.told = _only(self.listener, self.told)
+
+    def _listen(self) -> None:
+        self.listener.listen(4)
+        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls)
+
+    def _seal(self) -> None:
+        listener = _seal(self.place.filters.init, self.place.walls)
+        if listener is not None and self.init is not None:
+            self.init.hand_over(listener, self.born)
+
+    def _tell(self) -> None:
+        os.write(self.told, b"ok")
+        os.close(self.told)
+
+
+def _inside(newborn: Newborn, steps: list[Step], go: int, parents: tuple[int, int]) -> None:
+    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `newborn.told`."""
+    doing = "waiting for ids"
     status = 1
     try:
         # Held here too, they would hide that the spawner has ended, and we would wait with all that it had open.
         for descriptor in parents:
             os.close(descriptor)
         if os.read(go, 1) == b"!":
-            step = "its memory files"
-            _forbid_executable_memfds(place.proc)
-            step = "its clocks"
-            born = time.clock_gettime(time.CLOCK_BOOTTIME)
-            _start_clocks(place.proc)
-            step = "becoming its root"
-            _become_root(request.name)
-            step = "entering its root"
-            _enter_root()
-            step = "its limits"
-            _limit_namespaces()
-            _forbid_core_dumps()
-            _raise_loopback()
-            step = "its descriptors"
-            told = _only(listener, told)
-            step = "its buses"
-            listener.listen(4)
-            init = Init(listener, place.filters, request.processes)
-            step = "the seal"
-            listener_of_calls = _seal(place.filters.init)
-            if listener_of_calls is not None:
-                init.hand_over(listener_of_calls, born)
-            os.write(told, b"ok")
-            os.close(told)
-            step = "serving"
-            init.serve()
+            for step in steps:
+                doing = step.describe()
+                step.execute()
+            doing = "serving"
+            if newborn.init is not None:
+                newborn.init.serve()
             status = 0
     except OSError as error:
-        _report(told, f"{step}: {error}")
+        _report(newborn.told, f"{doing}: {error}")
     finally:
         # Whatever else is raised is our own fault: the parent sees the pipe close, and nothing runs on.
         os._exit(status)
@@ -265,22 +340,6 @@ def _forbid_executable_memfds(proc: str) -> None:
         os.close(descriptor)
 
 
-def _start_clocks(proc: str) -> None:
-    """The cage's clocks begin with it (time_namespaces(7)): how long the host has been up is not for it to know.
-
-    The namespace that clone3 made has us in it already, which fixes its offsets: another one, and we enter that.
-    """
-    syscall.unshare(syscall.CLONE_NEWTIME)
-    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n"
-                      for name, clock in (("monotonic", time.CLOCK_MONOTONIC), ("boottime", time.CLOCK_BOOTTIME)))
-    _write(f"{proc}/self/timens_offsets", offsets)
-    namespace = os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        syscall.setns(namespace, syscall.CLONE_NEWTIME)
-    finally:
-        os.close(namespace)
-
-
 def _become_root(name: str) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -289,25 +348,27 @@ def _become_root(name: str) -> None:
     # What `ps` on the host shows, instead of the spawner's own command line.
     prctl.set_name("cage-init")
     prctl.set_proctitle(f"cage-init {name}")
-    syscall.unshare(syscall.CLONE_NEWCGROUP)
     syscall.keyctl_join_session_keyring()
+
+
+def _name(name: str) -> None:
     syscall.sethostname(name)
+    syscall.setdomainname("(none)")  # the host's is not the cage's business
 
 
-def _enter_root() -> None:
-    """Make the root that the spawner assembled, our working directory, the only one.
+def _begin_clocks(proc: str) -> None:
+    """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
+    clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
+    syscall.unshare(syscall.CLONE_NEWTIME)
+    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
+    with opened(os.open(f"{proc}/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)) as file:
+        os.write(file, offsets.encode())
+    with opened(os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
+        syscall.setns(namespace, syscall.CLONE_NEWTIME)
 
-    By then the path that leads to it is out of reach: it is root's on the host, and we are not any more.
-    """
-    syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_PRIVATE)
-    # A mount copied into a less privileged namespace is locked, and pivot_root wants an unlocked one on top.
-    tree = syscall.open_tree(syscall.AT_FDCWD, ".", syscall.OPEN_TREE_CLONE | syscall.AT_RECURSIVE)
-    syscall.move_mount(tree, ".")
-    os.fchdir(tree)
-    options = f"newinstance,ptmxmode=0666,mode=0620,gid=0,max={TERMINALS_MAX}"
-    syscall.mount("devpts", "dev/pts", "devpts", syscall.MS_NOSUID | syscall.MS_NOEXEC, options)
-    flags = syscall.MS_NOSUID | syscall.MS_NODEV | syscall.MS_NOEXEC
-    syscall.mount("proc", "proc", "proc", flags, "hidepid=2")
+
+def _leave_host() -> None:
+    """The working directory becomes the root, and there is no other any more."""
     syscall.pivot_root(".", ".")
     syscall.umount2(".", syscall.MNT_DETACH)
     os.chdir("/")
@@ -329,12 +390,10 @@ def _forbid_core_dumps() -> None:
 
 def _set(file: str, value: str) -> None:
     """Write a sysctl; one that this kernel lacks is left to `doctor` to tell."""
-    with contextlib.suppress(FileNotFoundError):
-        _write(file, value)
-
-
-def _write(file: str, value: str) -> None:
-    descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    try:
+        descriptor = os.open(file, os.O_WRONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return
     try:
         os.write(descriptor, value.encode())
     finally:
@@ -360,21 +419,25 @@ def _only(listener: socket.socket, told: int) -> int:
     return kept
 
 
-def _seal(init_filter: Filter) -> int | None:
+def _seal(init_filter: Filter, walls: Walls) -> int | None:
     """From here on this process and all it starts can only lose rights (law 6).
 
     What comes back is the listener of the calls that are mediated, if any is.
     """
-    # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
-    capability.drop_bounding_set()
-    capability.lock_securebits()
-    capability.hold(capability.INIT_CEILING)
+    if walls.capabilities:
+        # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
+        capability.drop_bounding_set()
+        capability.lock_securebits()
+        capability.hold(capability.INIT_CEILING, capability.INIT_USUAL)
     capability.one_way()
-    landlock.enter_scope()
+    if walls.landlock:
+        landlock.enter_scope()
     # What Python might still import would come from the cage's files.
     sys.path.clear()
     sys.meta_path.clear()
     os.environ.clear()
+    if not walls.seccomp:
+        return None
     listener = init_filter.listen()
     init_filter.load()
     return listener

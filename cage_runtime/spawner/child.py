@@ -17,7 +17,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 
 from cage_runtime.model import MEDIATOR_UID, USER_UID
-from cage_runtime.spawner import capability, syscall
+from cage_runtime.spawner import syscall
 from cage_runtime.spawner.profile import Profile, ProfileName
 from cage_runtime.spawner.spec import Spawn, Terminal
 from cage_runtime.text import escape
@@ -234,12 +234,12 @@ def _become(command: Command, image: _Image, streams: Streams, profile: Profile,
         os.setgroups([])
         os.setresgid(command.uid, command.uid, command.uid)
         os.setresuid(command.uid, command.uid, command.uid)
-        capability.hold(frozenset())
+        profile.drop_capabilities()
         os.umask(0o022)
         step = "cwd"
         os.chdir(os.path.join(PEOPLE[command.uid][1], command.cwd))
         step = "filter"
-        profile.filter.load()
+        profile.restrict_calls()
         step = "exec"
         image.execute()
     except OSError as error:

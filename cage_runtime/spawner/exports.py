@@ -26,8 +26,9 @@ from pathlib import Path
 
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.mount import opened
 from cage_runtime.spawner.spec import UID_MAX
-from cage_runtime.spawner.storage import delete, opened
+from cage_runtime.spawner.storage import delete
 
 LOG = logging.getLogger(__name__)
 

@@ -23,8 +23,8 @@ from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCR
 from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.loop import PRIORITY, Loop
 
-READABLE = ("/usr", "/lib", "/lib64", "/etc")
-"""What it may read and execute besides its configuration; the second and third are links into /usr on most hosts."""
+PROGRAM = "/usr/bin/dbus-daemon"
+"""The one program that it can execute, which is itself."""
 
 REAP_SECONDS = 0.1
 """Before a bus that is ending is looked at again."""
@@ -149,17 +149,16 @@ def _become(listener: int, recipe: Recipe) -> None:
 
 
 def _command(recipe: Recipe) -> list[str]:
-    return ["/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+    return [PROGRAM, "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
             f"--config-file={recipe.configuration}"]
 
 
 def _restrict(recipe: Recipe) -> None:
-    landlock.enter_scope()
-    readable = tuple(path for path in READABLE if os.path.isdir(path))
-    rules = landlock.file_rules((), (*readable, str(recipe.configuration)))
-    if rules is not None:
-        syscall.landlock_restrict_self(rules)
-        os.close(rules)
+    """One program, its libraries and its configuration."""
+    landlock.Reach(
+        executable=(*landlock.LINKER, PROGRAM),
+        readable=(*landlock.LIBRARIES, *landlock.NAMES, str(recipe.configuration)),
+    ).restrict(logged=True)
 
 
 def _place(listener: int) -> None:

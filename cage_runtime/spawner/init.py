@@ -23,10 +23,11 @@ from dataclasses import dataclass, field
 import msgspec
 
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
-from cage_runtime.spawner import syscall, wire
+from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.mount import FOLDER, Root, opened
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
@@ -42,6 +43,7 @@ from cage_runtime.spawner.spec import (
     decode_request,
     encode,
 )
+from cage_runtime.spawner.walls import Walls
 from cage_runtime.syscalls import notification
 
 APPLICATIONS = "/var/lib/flatpak"
@@ -94,11 +96,11 @@ class LazyBus:
 class Init:
     """The event loop of PID 1."""
 
-    def __init__(self, listener: socket.socket, filters: Filters, processes: int) -> None:
+    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls) -> None:
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
-        self._profiles = profiles(filters, HOME)
+        self._profiles = profiles(filters, HOME, walls)
         self._processes = processes
         self._running: dict[int, Running] = {}
         self._starting: dict[int, Starting] = {}
@@ -212,9 +214,11 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
-                return _expose(request, descriptors)
+                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                    return _expose(request, descriptors)
             case Conceal():
-                return _conceal(request)
+                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                    return _conceal(request)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))
             case Stop():
@@ -469,6 +473,8 @@ def from_outside(siginfo: bytes) -> bool:
 
 def signal_all(number: signal.Signals) -> None:
     """Signal everything in the cage but this process."""
+    if os.getpid() != 1:  # not in a pid namespace of its own (walls.py): all are the host's
+        return
     try:
         os.kill(-1, number)
     except ProcessLookupError:
@@ -477,6 +483,8 @@ def signal_all(number: signal.Signals) -> None:
 
 def is_alone() -> bool:
     """Whether nothing is left in the cage but this process, which reaps whatever ends in it (kill(2), pid -1)."""
+    if os.getpid() != 1:  # as above; the cage's cgroup has the rest
+        return True
     try:
         os.kill(-1, 0)
     except ProcessLookupError:
@@ -487,26 +495,29 @@ def is_alone() -> bool:
 
 
 def _expose(request: Expose, descriptors: list[int]) -> Reply:
-    """Attach detached mounts, one for each tree; one that is there already stays."""
+    """Attach detached mounts, one for each tree; one that is there already stays.
+
+    The directory is the cage's root's, who may put links there: none is followed.
+    """
     if len(descriptors) != len(request.trees):
         return _fault(request, "RuntimeFailure", "an expose request without its mounts")
-    for tree, descriptor in zip(request.trees, descriptors, strict=True):
-        kind, _, _name = tree.partition("/")
-        for directory in (f"{APPLICATIONS}/{kind}", f"{APPLICATIONS}/{tree}"):
-            if not os.path.isdir(directory):
-                os.mkdir(directory, 0o755)
-        if not os.path.ismount(f"{APPLICATIONS}/{tree}"):
-            syscall.move_mount(descriptor, f"{APPLICATIONS}/{tree}")
+    with opened(os.open(APPLICATIONS, FOLDER)) as top:
+        root = Root(top)
+        for tree, mount in zip(request.trees, descriptors, strict=True):
+            for path in (tree.partition("/")[0], tree):
+                with root.parent(path) as (parent, name), contextlib.suppress(FileExistsError):
+                    os.mkdir(name, 0o755, dir_fd=parent)
+            if not root.is_mount(tree):
+                root.attach(mount, tree)
     return Reply(id=request.id)
 
 
 def _conceal(request: Conceal) -> Reply:
-    for tree in request.trees:
-        target = f"{APPLICATIONS}/{tree}"
-        if os.path.ismount(target):
-            syscall.umount2(target, syscall.MNT_DETACH)
-        if os.path.isdir(target):
-            os.rmdir(target)
+    with opened(os.open(APPLICATIONS, FOLDER)) as top:
+        root = Root(top)
+        for tree in request.trees:
+            with contextlib.suppress(FileNotFoundError), root.parent(tree) as (parent, name):
+                if root.is_mount(tree):
+                    root.detach(tree)
+                os.rmdir(name, dir_fd=parent)
     return Reply(id=request.id)
-
-

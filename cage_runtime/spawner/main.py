@@ -34,6 +34,7 @@ from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
+from cage_runtime.spawner.walls import ALL, Walls
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -133,12 +134,12 @@ class Peer:
 class Server:
     """The socket for caged, and the one connection that counts: the newest."""
 
-    def __init__(self, config: RuntimeConfig, config_file: Path | None, loop: Loop) -> None:
+    def __init__(self, config: RuntimeConfig, config_file: Path | None, loop: Loop, walls: Walls) -> None:
         self._loop = loop
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
         self.service = Service(config, loop, self._caged, self._tell, _helper("cage-scopes", config, config_file),
-                               _helper("cage-syscalls", config, config_file))
+                               _helper("cage-syscalls", config, config_file), walls)
         self._made: Path | None = None
         """The socket's file, where it is not systemd's."""
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
@@ -256,6 +257,7 @@ def _prepare(config: RuntimeConfig) -> None:
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
+    _bound()
     capability.one_way()
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
@@ -263,6 +265,14 @@ def _prepare(config: RuntimeConfig) -> None:
     _default_signals()
     os.umask(0o022)
     os.chdir("/")
+
+
+def _bound() -> None:
+    """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
+    for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
+        raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
+                              "what starts it takes that away; see systemctl cat cage-spawner")
+    capability.bound(frozenset(capability.SPAWNER))
 
 
 def _default_signals() -> None:
@@ -296,7 +306,8 @@ def _end_when_told(server: Server, loop: Loop) -> None:
     loop.watch(told, heard)
 
 
-def main() -> int:
+def main(walls: Walls = ALL) -> int:
+    """`walls` is given by the attack suite's spawner alone (walls.py)."""
     options = Parser("cage-spawner", "makes cages, for caged alone").parse_args()
     config_file = None if options.config is None else options.config.absolute()
     log.set_up("%(name)s: %(message)s")
@@ -304,7 +315,7 @@ def main() -> int:
     try:
         config = load_runtime(config_file)
         _prepare(config)
-        server = Server(config, config_file, loop)
+        server = Server(config, config_file, loop, walls)
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status

@@ -3,6 +3,10 @@
 
 The root is assembled in a mount namespace of the host's user namespace, so that every mount in it is locked for
 the cage (mount_namespaces(7)).  Law 7: what is writable here is noexec, what is executable is read-only.
+
+What /proc says of the whole machine is masked, or says what is the cage's own.  That is for programs that ask: whoever
+makes a pid namespace in the cage, as `flatpak run` has to, sees another procfs without masks.  For them the security
+context refuses these files (spawner/lsm), and where a host has none they can be read.
 """
 
 from __future__ import annotations
@@ -10,22 +14,28 @@ from __future__ import annotations
 import hashlib
 import os
 import shutil
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime.model import DEFAULT_TMP_BYTES, MEDIATOR_UID, USER_UID
 from cage_runtime.spawner import syscall
 from cage_runtime.spawner.mount import (
+    NOEXEC,
     PROGRAMS,
     SEALED,
+    Again,
     Bind,
     Device,
     Directory,
     File,
+    FileSystem,
     Link,
+    Masks,
     Operation,
     Overlay,
     ReadOnly,
+    Source,
     Tmpfs,
 )
 
@@ -56,6 +66,24 @@ ETC_GENERATED = {
     "profile.d/cage-runtime.sh": f'PATH="{PROGRAMS_IN_CAGE}/bin:$PATH"\n',
 }
 
+TERMINALS_MAX = 256
+"""Pseudo-terminals of a cage's own devpts, out of those that all share (/proc/sys/kernel/pty/max).  A nested namespace
+can mount another devpts, which no mount option of ours bounds."""
+
+SHADOW = "/.proc"
+"""What masks show, and a second, whole procfs: the kernel lets nobody mount another one where none can be seen whole
+(fs/namespace.c, mount_too_revealing), and bwrap has to."""
+NOBODYS_UID = 65533
+"""Of the owner of that place: an id of the cage that no process has, so that cage-init, before its seal, alone goes
+there."""
+_EMPTY_FILES = (
+    "buddyinfo", "cmdline", "config.gz", "diskstats", "interrupts", "kallsyms", "key-users", "keys", "locks", "modules",
+    "partitions", "schedstat", "softirqs", "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr",
+    "sys/fs/inode-state", "sys/kernel/pty/nr", "vmstat", "zoneinfo",
+)
+_EMPTY_DIRECTORIES = ("acpi", "bus", "driver", "fs", "irq", "pressure", "scsi")
+_BOOT_ID = "sys/kernel/random/boot_id"
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class RootSpec:
@@ -66,7 +94,7 @@ class RootSpec:
     identity: str
     """The text of /run/cage/identity.json: what the cage may know of itself."""
     base: int
-    home: str | None
+    home: Source | None
     """The storage to bind; None gives a home in memory of `home_bytes` and `home_files`."""
     home_bytes: int
     home_files: int
@@ -74,12 +102,18 @@ class RootSpec:
     programs: str
     etc: str
     empty: str
-    gateway: str
+    gateway: Source
+    boot_id: str
+    born: int
+    """Seconds of the epoch."""
+    memory: int
+    """Bytes that the cage may use, as its programs are told."""
+    processors: tuple[int, ...]
 
 
 def plan(spec: RootSpec) -> list[Operation]:
     """The root of a cage, step by step, on an empty directory."""
-    return [*_skeleton(spec), *_programs(spec), *_devices(), *_writable(spec), *_home(spec),
+    return [*_skeleton(spec), *_programs(spec), *_devices(), *_writable(spec), *_home(spec), *_shown(spec),
             ReadOnly(target="/dev"), ReadOnly(target="")]
 
 
@@ -100,7 +134,7 @@ def _skeleton(spec: RootSpec) -> list[Operation]:
 def _programs(spec: RootSpec) -> list[Operation]:
     return [
         Overlay(target="/usr", layers=("/usr", spec.empty)),
-        Overlay(target="/etc", layers=("@/.etc", spec.etc), flags=PROGRAMS | syscall.MS_NOEXEC),
+        Overlay(target="/etc", layers=("@/.etc", spec.etc), flags=PROGRAMS | NOEXEC),
         Overlay(target=PROGRAMS_IN_CAGE, layers=(spec.programs, spec.empty)),
         # A tmpfs of the cage's root: cage-init attaches the applications here, one directory each.
         Tmpfs(target="/var/lib/flatpak", flags=SEALED, size=1 << 17, files=512, owner=spec.base),
@@ -114,7 +148,7 @@ def _programs(spec: RootSpec) -> list[Operation]:
 
 def _devices() -> list[Operation]:
     return [
-        Tmpfs(target="/dev", flags=syscall.MS_NOSUID | syscall.MS_NOEXEC, size=1 << 16, files=64),
+        Tmpfs(target="/dev", flags=SEALED & ~syscall.MOUNT_ATTR_NODEV, size=1 << 16, files=64),
         *(Device(path=f"/dev/{name}", major=major, minor=minor) for name, (major, minor) in DEVICES.items()),
         *(Link(path=f"/dev/std{name}", to=f"/proc/self/fd/{n}") for n, name in enumerate(("in", "out", "err"))),
         Link(path="/dev/fd", to="/proc/self/fd"),
@@ -139,13 +173,13 @@ def _writable(spec: RootSpec) -> list[Operation]:
         Directory(path="/run/cage/gate", mode=0o700, owner=mediator),
         Directory(path="/run/cage/gate/way", owner=mediator),
         Link(path="/run/cage/gateway", to="gate/way"),
-        Bind(source=spec.gateway, target="/run/cage/gate/way", attributes=PROGRAMS | syscall.MOUNT_ATTR_NOEXEC),
+        Bind(source=spec.gateway, target="/run/cage/gate/way",
+             attributes=PROGRAMS | NOEXEC | syscall.MOUNT_ATTR_NOSYMFOLLOW),
     ]
 
 
 def _home(spec: RootSpec) -> list[Operation]:
-    noexec = 0 if spec.exec_home else syscall.MS_NOEXEC
-    flags = syscall.MS_NOSUID | syscall.MS_NODEV | noexec
+    flags = SEALED & ~NOEXEC if spec.exec_home else SEALED
     if spec.home is not None:
         return [Bind(source=spec.home, target=HOME_IN_CAGE, attributes=flags)]
     user = spec.base + USER_UID
@@ -161,6 +195,65 @@ def new_home(prefix: str, owner: int) -> list[Operation]:
         Directory(path=f"{prefix}/.config", mode=0o700, owner=owner),
         File(path=f"{prefix}/.config/user-dirs.dirs", content=lines, owner=owner),
     ]
+
+
+# --- /proc -------------------------------------------------------------------------------------------------------
+def inside(proc: Source | None = None) -> list[Operation]:
+    """What is mounted by the cage's own PID 1, because it is of its pid and user namespace.
+
+    `proc` is a procfs of the host, for a cage whose processes are among the host's.
+    """
+    terminals = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "0"), ("max", str(TERMINALS_MAX)))
+    texts = [*_TEXTS, _BOOT_ID]
+    masks = [*((name, f"{SHADOW}/{name.replace('/', '-')}") for name in texts),
+             *((name, f"{SHADOW}/nothing") for name in _EMPTY_FILES),
+             *((name, f"{SHADOW}/none") for name in _EMPTY_DIRECTORIES)]
+    return [
+        FileSystem(kind="devpts", target="/dev/pts", attributes=SEALED & ~syscall.MOUNT_ATTR_NODEV, options=terminals),
+        FileSystem(kind="proc", target="/proc", attributes=SEALED, options=(("hidepid", "2"),)) if proc is None
+        else Bind(source=proc, target="/proc", attributes=SEALED),
+        Again(source="/proc", target=f"{SHADOW}/whole"),
+        Masks(over=tuple(masks)),
+    ]
+
+
+def _shown(spec: RootSpec) -> list[Operation]:
+    """What masks show, for `inside`."""
+    texts = {name: write(spec) for name, write in _TEXTS.items()}
+    return [
+        Directory(path=SHADOW, mode=0o700, owner=spec.base + NOBODYS_UID),
+        Directory(path=f"{SHADOW}/whole", mode=0o555), Directory(path=f"{SHADOW}/none", mode=0o555),
+        File(path=f"{SHADOW}/nothing", mode=0o444, content=""),
+        File(path=f"{SHADOW}/{_BOOT_ID.replace('/', '-')}", mode=0o444, content=f"{spec.boot_id}\n"),
+        *(File(path=f"{SHADOW}/{name}", mode=0o444, content=text) for name, text in texts.items()),
+    ]
+
+
+def _stat(spec: RootSpec) -> str:
+    """As many processors as there are, which nothing has been done on (proc(5)): the C library counts the lines."""
+    names = ["cpu ", *(f"cpu{number}" for number in spec.processors)]
+    zeros = " 0" * 10
+    return "".join(f"{name}{zeros}\n" for name in names) + (
+        f"intr 0\nctxt 0\nbtime {spec.born}\nprocesses 1\nprocs_running 1\nprocs_blocked 0\nsoftirq 0{zeros}\n")
+
+
+def _meminfo(spec: RootSpec) -> str:
+    """What may be used, and nothing of what is: that is in the cage's cgroup, for `cagectl top`."""
+    most = spec.memory // 1024
+    sizes = dict.fromkeys(("MemTotal", "MemFree", "MemAvailable"), most) | dict.fromkeys((
+        "Buffers", "Cached", "SwapCached", "Active", "Inactive", "Active(anon)", "Inactive(anon)", "Active(file)",
+        "Inactive(file)", "Unevictable", "Mlocked", "SwapTotal", "SwapFree", "Dirty", "Writeback", "AnonPages",
+        "Mapped", "Shmem", "KReclaimable", "Slab", "SReclaimable", "SUnreclaim", "KernelStack", "PageTables"), 0)
+    return "".join(f"{name + ':':<15} {size:>8} kB\n" for name, size in sizes.items())
+
+
+_TEXTS: dict[str, Callable[[RootSpec], str]] = {
+    "loadavg": lambda _spec: "0.00 0.00 0.00 1/1 1\n",
+    "meminfo": _meminfo,
+    "stat": _stat,
+    "swaps": lambda _spec: "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+}
+"""Files of /proc that programs cannot do without, as the cage's own."""
 
 
 class SharedEtc:

@@ -26,6 +26,7 @@ from cage_runtime.spawner.exports import Exports
 from cage_runtime.spawner.filters import FILTERS, Store
 from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.mount import PROGRAMS, Source, opened, tree_of
 from cage_runtime.spawner.profile import Filters
 from cage_runtime.spawner.scopes import Scopes
 from cage_runtime.spawner.slice import Slice
@@ -57,6 +58,7 @@ from cage_runtime.spawner.spec import (
     Welcome,
 )
 from cage_runtime.spawner.storage import Stage, Storage, holds_documents
+from cage_runtime.spawner.walls import ALL, Walls
 
 LOG = logging.getLogger(__name__)
 
@@ -65,8 +67,10 @@ Respond = Callable[[Reply], None]
 
 class Service:
     def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
-                 scopes: tuple[str, ...] = (), syscalls: tuple[str, ...] = ()) -> None:
-        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `syscalls` starts cage-syscalls."""
+                 scopes: tuple[str, ...] = (), syscalls: tuple[str, ...] = (), walls: Walls = ALL) -> None:
+        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `syscalls` starts cage-syscalls;
+        `walls` is all but in tests.
+        """
         paths = config.paths
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
@@ -83,6 +87,7 @@ class Service:
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
             filters=Filters(init=filters.build(profiles, "init"), session=filters.without_own(profiles, "init"),
                             mediator=filters.build(profiles, "mediator")),
+            walls=walls,
         )
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
@@ -238,15 +243,13 @@ class Service:
             base = self._storage.base(request.uuid)
         except KeyError as error:
             raise NoSuchCage(f"the cage {request.name} has no storage") from error
-        if fault := self._storage.fault(request.uuid):
-            raise RuntimeFailure(fault)
+        _close(self._storage.open_home(request.uuid))  # before anything is made for it
         birth.check_namespaces()
         cradle = self._cradle(request.uuid)
         cradle.directory.mkdir(mode=0o700)
         try:
             cradle.gateway.mkdir(mode=0o755)
             os.chown(cradle.gateway, self._caged, self._caged)
-            spec = birth.root_spec(request, base, self._storage.home(request.uuid), self._place, cradle)
         except (OSError, CageError):
             remove_cradle(cradle)
             raise
@@ -254,7 +257,7 @@ class Service:
 
         def made(outcome: Cgroup | CageError) -> None:
             try:
-                cage = self._bear_in(request, spec, cradle, outcome)
+                cage = self._bear_in(request, base, cradle, outcome)
             except (OSError, CageError) as error:
                 respond(failed(request, error))
             else:
@@ -264,16 +267,23 @@ class Service:
 
         self._cgroups.make(request.name, request.uuid, request.limits, made)
 
-    def _bear_in(self, request: Birth, spec: root.RootSpec, cradle: birth.Cradle, outcome: Cgroup | CageError) -> Cage:
+    def _bear_in(self, request: Birth, base: int, cradle: birth.Cradle, outcome: Cgroup | CageError) -> Cage:
         if isinstance(outcome, CageError):
             remove_cradle(cradle)
             raise outcome
+        home, gateway = None, None
         try:
+            home = self._storage.open_home(request.uuid)
+            gateway = Source.of(cradle.gateway)
+            spec = birth.root_spec(request, base, home, gateway, self._place)
             pid, pidfd = birth.bear(request, spec, self._place, cradle, outcome)
         except (OSError, CageError):
             self._cgroups.unmake(request.uuid)
             remove_cradle(cradle)
             raise
+        finally:
+            _close(home)
+            _close(gateway)
         self._cgroups.born(request.name, request.uuid, pid)
         cage = self._cages[request.uuid] = self._cage(request.uuid, outcome)
         try:
@@ -324,6 +334,11 @@ class Service:
         self._loop.watch(pidfd, deleted)
 
 
+def _close(source: Source | None) -> None:
+    if source is not None:
+        os.close(source.descriptor)
+
+
 def failed(request: AnyRequest, error: OSError | CageError) -> Reply:
     """The answer to what could not be done."""
     if isinstance(error, CageError):
@@ -364,12 +379,12 @@ def _make_directories(config: RuntimeConfig) -> None:
     ):
         uid = uid_of(owner)
         path.mkdir(mode=mode, parents=True, exist_ok=True)
-        os.chown(path, uid, pwd.getpwuid(uid).pw_gid)
         path.chmod(mode)
+        os.chown(path, uid, pwd.getpwuid(uid).pw_gid)
     gateways = run / "gateways"
     gateways.mkdir(mode=0o710, exist_ok=True)
-    os.chown(gateways, 0, group)
     gateways.chmod(0o710)
+    os.chown(gateways, 0, group)
 
 
 def _listens(descriptor: int) -> bool:
@@ -392,15 +407,5 @@ def _detached(installation: Path, tree: str) -> int:
         raise NoSuchApplication(f"{tree} is not installed: {error.strerror}") from error
     finally:
         os.close(top)
-    try:
-        mount = syscall.open_tree(directory, "", syscall.AT_EMPTY_PATH | syscall.OPEN_TREE_CLONE)
-    finally:
-        os.close(directory)
-    attributes = syscall.MOUNT_ATTR_RDONLY | syscall.MOUNT_ATTR_NOSUID | syscall.MOUNT_ATTR_NODEV
-    try:
-        syscall.mount_setattr(mount, "", syscall.AT_EMPTY_PATH, attributes)
-    except OSError:
-        os.close(mount)
-        raise
-    return mount
-
+    with opened(directory):
+        return tree_of(directory, PROGRAMS)

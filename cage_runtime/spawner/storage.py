@@ -11,19 +11,20 @@ caged is none; a registry can be lost, and what people wrote must not go with it
 
 from __future__ import annotations
 
+import errno
 import os
 import re
 import subprocess
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from enum import StrEnum
 from pathlib import Path
 
 from cage_runtime.errors import RuntimeFailure, WrongState
 from cage_runtime.model import FIRST_RANGE, ID_RANGE, LAST_RANGE, USER_UID
-from cage_runtime.spawner.mount import Directory
+from cage_runtime.spawner.mount import Directory, Root, Source, exact_modes, opened
 from cage_runtime.spawner.root import USER_DIRECTORIES, new_home
+
+_FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 
 LOOKED_AT_MAX = 10_000
 """Entries of a home; they are read in some milliseconds, and all cages wait meanwhile."""
@@ -104,19 +105,30 @@ class Storage:
         place = self._places[uuid]
         return None if place.parent == self._ephemeral else place.parent / (place.stage + uuid) / "home"
 
-    def fault(self, uuid: str) -> str:
-        """What keeps the home from being the cage's, one sentence; empty where nothing does or it has none."""
-        home, first = self.home(uuid), self._places[uuid].number * ID_RANGE
-        if home is None:
-            return ""
-        try:
-            uid = home.lstat().st_uid
-        except FileNotFoundError:
-            return f"{home} is missing; restore it from a backup, or destroy the cage"
+    def open_home(self, uuid: str) -> Source | None:
+        """The home to bind, held open, None for an ephemeral cage; KeyError where it has no storage.
+
+        RuntimeFailure says what keeps it from being the cage's.
+        """
+        place = self._places[uuid]
+        if place.parent == self._ephemeral:
+            return None
+        name, first = f"{place.stage}{uuid}/home", place.number * ID_RANGE
+        home = place.parent / name
+        with opened(os.open(place.parent, _FOLDER & ~os.O_NOFOLLOW)) as directory:  # an administrator's link may be
+            try:
+                source = Source(name=str(home), descriptor=Root(directory).open(name))
+            except OSError as error:
+                if error.errno != errno.ENOENT:
+                    raise RuntimeFailure(f"{home} is no directory of the cage's: {error.strerror}") from error
+                raise RuntimeFailure(f"{home} is missing; restore it from a backup, or destroy the cage") from error
+        uid = os.fstat(source.descriptor).st_uid
         if first <= uid < first + ID_RANGE:
-            return ""
+            return source
+        os.close(source.descriptor)
         owner = first + USER_UID
-        return f"{home} belongs to uid {uid} and has to belong to the cage's user: chown -R {owner}:{owner} {home}"
+        raise RuntimeFailure(
+            f"{home} belongs to uid {uid} and has to belong to the cage's user: chown -R {owner}:{owner} {home}")
 
     def make(self, uuid: str, *, ephemeral: bool) -> None:
         """An id range, and unless `ephemeral` a new home, to be kept; either all of it is there or nothing."""
@@ -197,9 +209,9 @@ class Storage:
 def _make_home(fresh: Path, number: int) -> None:
     """The home of a cage with the id range `number`, on stable storage with the record of that."""
     owner = number * ID_RANGE + USER_UID
-    Directory(path="/home", mode=0o700, owner=owner).execute(str(fresh))
-    for step in new_home("/home", owner):
-        step.execute(str(fresh))
+    with opened(os.open(fresh, _FOLDER)) as directory, exact_modes():
+        for step in (Directory(path="/home", mode=0o700, owner=owner), *new_home("/home", owner)):
+            step.execute(Root(directory))
     _sync(fresh / "range")
     _sync(fresh)
 
@@ -234,8 +246,7 @@ def holds_documents(home: Path) -> bool:
     It all belongs to a cage: no link is followed, each directory is read up to its first entry that counts, and a home
     with more than LOOKED_AT_MAX that do not is taken for one with documents.
     """
-    flags = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-    with opened(os.open(home, flags)) as top, os.scandir(top) as entries:
+    with opened(os.open(home, _FOLDER)) as top, os.scandir(top) as entries:
         for number, entry in enumerate(entries):
             if number == LOOKED_AT_MAX:
                 return True
@@ -243,19 +254,10 @@ def holds_documents(home: Path) -> bool:
                 continue
             if entry.name not in USER_DIRECTORIES.values() or not entry.is_dir(follow_symlinks=False):
                 return True
-            with opened(os.open(entry.name, flags, dir_fd=top)) as inner, os.scandir(inner) as documents:
+            with opened(os.open(entry.name, _FOLDER, dir_fd=top)) as inner, os.scandir(inner) as documents:
                 if next(documents, None) is not None:
                     return True
     return False
-
-
-@contextmanager
-def opened(descriptor: int) -> Iterator[int]:
-    """The descriptor, closed at the end."""
-    try:
-        yield descriptor
-    finally:
-        os.close(descriptor)
 
 
 def _recorded(entry: Path) -> int | None:

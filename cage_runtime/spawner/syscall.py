@@ -19,12 +19,13 @@ _SYSCALL.restype = ctypes.c_long
 
 _MACHINE = platform.machine()
 _OLD_NUMBERS = {
-    "x86_64": {"clone": 56, "sysinfo": 99, "pivot_root": 155, "keyctl": 250, "setns": 308, "seccomp": 317},
-    "aarch64": {"clone": 220, "sysinfo": 179, "pivot_root": 41, "keyctl": 219, "setns": 268, "seccomp": 277},
+    "x86_64": {"clone": 56, "sysinfo": 99, "pivot_root": 155, "keyctl": 250, "seccomp": 317},
+    "aarch64": {"clone": 220, "sysinfo": 179, "pivot_root": 41, "keyctl": 219, "seccomp": 277},
 }
 NUMBERS = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
-    "open_tree": 428, "move_mount": 429, "clone3": 435, "openat2": 437, "mount_setattr": 442,
+    "open_tree": 428, "move_mount": 429, "fsopen": 430, "fsconfig": 431, "fsmount": 432, "clone3": 435,
+    "openat2": 437, "mount_setattr": 442,
     "landlock_create_ruleset": 444, "landlock_add_rule": 445, "landlock_restrict_self": 446,
 }
 
@@ -42,15 +43,19 @@ CLONE_INTO_CGROUP = 0x200000000
 
 MS_RDONLY, MS_NOSUID, MS_NODEV, MS_NOEXEC = 1, 2, 4, 8
 MS_BIND, MS_REC, MS_PRIVATE, MS_SLAVE = 4096, 16384, 1 << 18, 1 << 19
-MNT_DETACH = 2
+MNT_DETACH, UMOUNT_NOFOLLOW = 2, 8
 
 MOUNT_ATTR_RDONLY, MOUNT_ATTR_NOSUID, MOUNT_ATTR_NODEV, MOUNT_ATTR_NOEXEC = 1, 2, 4, 8
+MOUNT_ATTR_NOSYMFOLLOW = 0x00200000
+FSCONFIG_SET_FLAG, FSCONFIG_SET_STRING, FSCONFIG_CMD_CREATE = 0, 1, 6
 AT_FDCWD = -100
 AT_EMPTY_PATH, AT_RECURSIVE = 0x1000, 0x8000
 OPEN_TREE_CLONE = 1
-MOVE_MOUNT_F_EMPTY_PATH = 4
+MOVE_MOUNT_F_EMPTY_PATH, MOVE_MOUNT_T_EMPTY_PATH = 0x04, 0x40
 
-RESOLVE_NO_XDEV, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 4, 8
+RESOLVE_NO_XDEV, RESOLVE_NO_MAGICLINKS, RESOLVE_NO_SYMLINKS, RESOLVE_BENEATH = 1, 2, 4, 8
+
+PROC_SUPER_MAGIC = 0x9FA0
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
@@ -101,9 +106,8 @@ def unshare(flags: int) -> None:
     _check(_LIBC.unshare(flags), f"unshare {flags:#x}")
 
 
-def setns(descriptor: int, kind: int) -> None:
-    """Enter the namespace `descriptor` of this `kind` (CLONE_NEW*), one of our own making."""
-    _check(_SYSCALL(NUMBERS["setns"], descriptor, kind), f"setns {kind:#x}")
+def setns(namespace: int, kind: int) -> None:
+    _check(_LIBC.setns(namespace, kind), f"setns {kind:#x}")
 
 
 def mount(source: str | None, target: str, kind: str | None, flags: int, data: str | None = None) -> None:
@@ -139,9 +143,35 @@ def open_tree(directory: int, path: str, flags: int) -> int:
     return _check(_SYSCALL(NUMBERS["open_tree"], directory, _bytes(path), flags | os.O_CLOEXEC), path)
 
 
-def move_mount(tree: int, target: str) -> None:
-    """Attach the detached mount `tree` at `target`."""
-    _check(_SYSCALL(NUMBERS["move_mount"], tree, b"", AT_FDCWD, _bytes(target), MOVE_MOUNT_F_EMPTY_PATH), target)
+def move_mount(tree: int, target: int) -> None:
+    """Attach the detached mount `tree` on what the descriptor `target` is of."""
+    flags = MOVE_MOUNT_F_EMPTY_PATH | MOVE_MOUNT_T_EMPTY_PATH
+    _check(_SYSCALL(NUMBERS["move_mount"], tree, b"", target, b"", flags), "move_mount")
+
+
+def fsopen(kind: str) -> int:
+    """A file system that is still to be described (fsopen(2) of the kernel's new mount interface)."""
+    return _check(_SYSCALL(NUMBERS["fsopen"], kind.encode(), 1), kind)  # FSOPEN_CLOEXEC
+
+
+def fsconfig(context: int, command: int, key: str | None = None, value: str | None = None) -> None:
+    _check(_SYSCALL(NUMBERS["fsconfig"], context, command, _bytes(key), _bytes(value), 0), key or "file system")
+
+
+def fsmount(context: int, attributes: int) -> int:
+    """The file system as a mount that is not attached anywhere, with MOUNT_ATTR_* `attributes`."""
+    return _check(_SYSCALL(NUMBERS["fsmount"], context, 1, attributes), "fsmount")  # FSMOUNT_CLOEXEC
+
+
+class _Statfs(ctypes.Structure):
+    _fields_ = [("type", ctypes.c_long), ("rest", ctypes.c_long * 32)]
+
+
+def file_system(descriptor: int) -> int:
+    """The magic number of the file system that the descriptor is of (statfs(2))."""
+    found = _Statfs()
+    _check(_LIBC.fstatfs(descriptor, ctypes.byref(found)), "fstatfs")
+    return int(found.type)
 
 
 class _OpenHow(ctypes.Structure):
@@ -189,8 +219,8 @@ def landlock_abi() -> int:
     return max(0, version)
 
 
-def landlock_create_ruleset(*, handled: int, scoped: int) -> int:
-    attr = _LandlockRulesetAttr(handled_access_fs=handled, scoped=scoped)
+def landlock_create_ruleset(*, files: int, network: int, scoped: int) -> int:
+    attr = _LandlockRulesetAttr(handled_access_fs=files, handled_access_net=network, scoped=scoped)
     # An older kernel takes the first members alone, and refuses a longer structure only where the rest is not zero.
     size = ctypes.c_size_t(ctypes.sizeof(attr))
     return _check(_SYSCALL(NUMBERS["landlock_create_ruleset"], ctypes.byref(attr), size, 0), "landlock ruleset")
@@ -206,8 +236,8 @@ def landlock_add_rule(ruleset: int, directory: int, rights: int) -> None:
     _check(_SYSCALL(NUMBERS["landlock_add_rule"], ruleset, 1, ctypes.byref(attr), 0), "landlock rule")
 
 
-def landlock_restrict_self(ruleset: int) -> None:
-    _check(_SYSCALL(NUMBERS["landlock_restrict_self"], ruleset, 0), "landlock")
+def landlock_restrict_self(ruleset: int, flags: int) -> None:
+    _check(_SYSCALL(NUMBERS["landlock_restrict_self"], ruleset, flags), "landlock")
 
 
 def capbset_drop(capability: int) -> None:
@@ -217,3 +247,8 @@ def capbset_drop(capability: int) -> None:
 def sethostname(name: str) -> None:
     encoded = name.encode()
     _check(_LIBC.sethostname(encoded, len(encoded)), name)
+
+
+def setdomainname(name: str) -> None:
+    encoded = name.encode()
+    _check(_LIBC.setdomainname(encoded, len(encoded)), "domain name")

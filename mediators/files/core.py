@@ -23,6 +23,7 @@ from pathlib import Path
 from cage_runtime import folders, log
 from cage_runtime.bus import Answer, Bus, Call, Service, described
 from cage_runtime.config import load_runtime
+from cage_runtime.confine import confine
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
@@ -198,7 +199,9 @@ def run(arguments: list[str]) -> int:
         config = load_runtime(Path(arguments[1]) if arguments else None)
         folders.check_present(folders.of_state(config, "staging"))
         os.umask(0o077)
-        asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+        staging = Path(config.paths.state, "staging")
+        confine(config, "core", writable=(staging,))
+        asyncio.run(serve_until_bus_ends(Stager(staging)))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status

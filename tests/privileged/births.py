@@ -34,12 +34,13 @@ from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage
 
 UUID = "0123456789abcdef" * 2
 CALLS: dict[Any, tuple[str, ...]] = {
-    syscall: ("capbset_drop", "clone3", "keyctl_join_session_keyring", "landlock_create_ruleset",
-              "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree", "pivot_root",
-              "seccomp_filter", "seccomp_listener", "sethostname", "setns", "unshare"),
+    syscall: ("capbset_drop", "clone3", "file_system", "fsconfig", "fsmount", "fsopen", "keyctl_join_session_keyring",
+              "landlock_create_ruleset", "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree",
+              "openat2", "pivot_root", "seccomp_filter", "seccomp_listener", "setdomainname", "sethostname", "setns",
+              "unshare"),
     capability: ("hold", "lock_securebits", "one_way"),
-    os: ("chdir", "chmod", "chown", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2", "read",
-         "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
+    os: ("chdir", "chmod", "chown", "dup", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2",
+         "read", "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
     socket.socket: ("bind", "connect", "listen"),
 }
 """What a birth asks of the kernel; each can fail for want of memory, descriptors or space, so each does here."""

@@ -36,6 +36,10 @@ print(json.dumps({
     "higher": [number for number in range(4, 64) if tried(lambda: os.fstat(number)) == "done"],
     "its configuration": tried(lambda: open(run + "/caged/gateway.conf").close()),
     "the host's users": tried(lambda: open("/etc/passwd").close()),
+    "the host's name": tried(lambda: open("/etc/hostname").close()),
+    "the host's programs": tried(lambda: os.listdir("/usr/bin")),
+    "itself in /proc": tried(lambda: open("/proc/self/status").close()),
+    "a shell": tried(lambda: os.execve("/usr/bin/dash", ["sh"], {})),
     "the audit chain": tried(lambda: os.listdir(state + "/audit")),
     "the registry": tried(lambda: os.listdir(state + "/cages")),
     "a file of caged's": tried(lambda: open(run + "/caged/mine", "w").close()),
@@ -55,6 +59,7 @@ def started_as_a_gateway(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> d
     words = ["/usr/bin/python3", "-I", "-S", "-c", PROBE, str(runtime.run), str(runtime.state),
              str(runtime.process("caged"))]
     monkeypatch.setattr(gateway, "_command", lambda _recipe: words)
+    monkeypatch.setattr(gateway, "PROGRAM", os.path.realpath(words[0]))
     read, write = os.pipe()
     with socket.socket(socket.AF_UNIX) as listener:
         listener.bind(str(runtime.top / "probe"))
@@ -81,7 +86,9 @@ def test_what_it_may(runtime: Runtime, monkeypatch: pytest.MonkeyPatch) -> None:
     assert started_as_a_gateway(runtime, monkeypatch) == {
         "uid": [caged.pw_uid] * 3, "gid": [caged.pw_gid] * 3, "groups": [],
         "listener": str(runtime.top / "probe"), "for us": True, "count": "1", "higher": [],
-        "its configuration": "done", "the host's users": "done", "the audit chain": "EACCES", "the registry": "EACCES",
+        "its configuration": "done", "the host's users": "done", "the host's name": "EACCES",
+        "the host's programs": "EACCES", "itself in /proc": "EACCES", "a shell": "EACCES",
+        "the audit chain": "EACCES", "the registry": "EACCES",
         "a file of caged's": "EACCES", "another program": "EPERM", "a socket": "EPERM", "the network": "EPERM",
         "caged": "EPERM",
     }

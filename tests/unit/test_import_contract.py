@@ -16,8 +16,8 @@ import pytest
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"}
 BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources", "cage_runtime.shares"}
-PROGRAM = {"cage_runtime.arguments", "cage_runtime.folders", "cage_runtime.log", "cage_runtime.notify",
-           "cage_runtime.watchdog"}
+PROGRAM = {"cage_runtime.arguments", "cage_runtime.confine", "cage_runtime.folders", "cage_runtime.log",
+           "cage_runtime.notify", "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
 SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
 """What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
@@ -32,6 +32,8 @@ ALLOWED = {
     "cage_runtime.shares": {"cage_runtime.errors", "cage_runtime.model"},
     "cage_runtime.sdbus": {"cage_runtime.errors"},
     "cage_runtime.arguments": {"cage_runtime.errors", "cage_runtime.log"},
+    "cage_runtime.confine": FOUNDATION
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp")},
     "cage_runtime.folders": {"cage_runtime.config", "cage_runtime.errors"},
     "cage_runtime.log": set(),
     "cage_runtime.notify": set(),

@@ -72,20 +72,29 @@ def build(recipe: Recipe, directory: Path) -> Files:
     """Make kernel, initial file system and disk in an empty directory; CalledProcessError where a tool fails."""
     files = Files(directory=directory)
     root = directory / "root"
-    _install(recipe, root)
+    install(recipe, root)
     _arrange(root)
-    (kernel,) = (root / "boot").glob("vmlinuz-*")
-    shutil.copy(kernel, files.kernel)
+    copy_kernel(root, files.kernel)
     files.initrd.write_bytes(initrd(root))
-    with files.disk.open("wb") as disk:
-        disk.truncate(DISK_BYTES)
-    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", root, "-L",
-                    "root", files.disk], check=True)
+    make_disk(root, files.disk, DISK_BYTES)
     shutil.rmtree(root)
     return files
 
 
-def _install(recipe: Recipe, root: Path) -> None:
+def copy_kernel(root: Path, place: Path) -> None:
+    (kernel,) = (root / "boot").glob("vmlinuz-*")
+    shutil.copy(kernel, place)
+
+
+def make_disk(tree: Path, disk: Path, size: int) -> None:
+    """An ext4 file system of `size` bytes in a new file, with what is in the directory `tree`."""
+    with disk.open("wb") as file:
+        file.truncate(size)
+    subprocess.run(["mke2fs", "-q", "-t", "ext4", "-E", "lazy_itable_init=0,lazy_journal_init=0", "-d", tree, "-L",
+                    "root", disk], check=True)
+
+
+def install(recipe: Recipe, root: Path) -> None:
     """The packages; an initial file system is not made of them, because we have our own."""
     subprocess.run(["mmdebstrap", "--quiet", "--variant=apt", "--mode=root", "--format=directory",
                     f"--include={','.join(recipe.packages)}", '--aptopt=APT::Install-Recommends "false"',

@@ -154,6 +154,9 @@ OVERRIDES = [
     ("cage-spawner", "User=caged", "cage-spawner makes namespaces and id maps: run it as root"),
     ("cage-spawner", "CapabilityBoundingSet=\nCapabilityBoundingSet=CAP_CHOWN",
      "cage-spawner may not make namespaces, because what starts it takes that away; see systemctl cat cage-spawner"),
+    ("cage-spawner", "CapabilityBoundingSet=~CAP_MKNOD",
+     "cage-spawner has to make the devices of a cage (CAP_MKNOD), and what starts it takes that away; "
+     "see systemctl cat cage-spawner"),
 ]
 
 

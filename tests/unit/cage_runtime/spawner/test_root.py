@@ -9,11 +9,14 @@ from pathlib import Path
 import pytest
 
 from cage_runtime.spawner import root
+from cage_runtime.spawner.mount import Source
 from cage_runtime.spawner.root import RootSpec, SharedEtc, plan
 
 SPEC = RootSpec(
-    name="work", machine_id="0" * 32, identity="{}\n", base=0x70000000, home="/storage/home", home_bytes=1 << 20,
-    home_files=64, exec_home=False, programs="/programs", etc="/layer", empty="/empty", gateway="/gateway",
+    name="work", machine_id="0" * 32, identity="{}\n", base=0x70000000,
+    home=Source(name="/storage/home", descriptor=-1), home_bytes=1 << 20, home_files=64, exec_home=False,
+    programs="/programs", etc="/layer", empty="/empty", gateway=Source(name="/gateway", descriptor=-1),
+    boot_id="00000000-0000-4000-8000-000000000000", born=1_700_000_000, memory=1 << 30, processors=(0, 2),
 )
 
 

@@ -22,7 +22,7 @@ from cage_runtime.spawner import seccomp
 from tests.unit.cage_runtime.spawner import bpf
 from tests.unit.cage_runtime.spawner.test_seccomp import PROFILES
 
-NAMES = ("session", "mediator", "gateway", "scopes", "init", "syscalls")
+NAMES = ("session", "mediator", "gateway", "scopes", "init", "syscalls", "apps", "core")
 ARCHITECTURE = {"x86_64": bpf.X86_64, "aarch64": bpf.AARCH64}[platform.machine()]
 NUMBERS = range(501)
 HIGH = 0xDEADBEEF << 32

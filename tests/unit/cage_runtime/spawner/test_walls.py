@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""A wall can be left out by the tests' own spawner, and by nothing that is shipped."""
+
+from __future__ import annotations
+
+import ast
+import inspect
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.spawner import main, service, syscall
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
+
+TOP = Path(__file__).parents[4]
+SHIPPED = [*(TOP / "cage_runtime").rglob("*.py"), *(TOP / "mediators").rglob("*.py"), TOP / "scripts/stage"]
+CLONED = (syscall.CLONE_NEWUSER | syscall.CLONE_NEWNS | syscall.CLONE_NEWPID | syscall.CLONE_NEWIPC
+          | syscall.CLONE_NEWUTS | syscall.CLONE_NEWNET)
+
+
+def test_all_walls_stand_unless_one_is_left_out() -> None:
+    assert Walls(namespaces=frozenset(Namespace), seccomp=True, landlock=True, capabilities=True, lsm=True) == ALL
+    assert ALL.clone_flags() == CLONED
+    assert Walls(namespaces=frozenset()).clone_flags() == syscall.CLONE_NEWNS
+
+
+@pytest.mark.parametrize("kind", set(Namespace) - {Namespace.CGROUP, Namespace.TIME})
+def test_a_kind_that_is_left_out_is_not_cloned_and_all_others_are(kind: Namespace) -> None:
+    left_out = CLONED & ~Walls(namespaces=frozenset(Namespace) - {kind}).clone_flags()
+    assert left_out.bit_count() == 1
+
+
+def test_what_starts_the_spawner_gives_it_all_walls() -> None:
+    assert inspect.signature(main.main).parameters["walls"].default is ALL
+    assert inspect.signature(service.Service).parameters["walls"].default is ALL
+
+
+def called(node: ast.Call) -> str:
+    match node.func:
+        case ast.Name(id=name) | ast.Attribute(attr=name):
+            return name
+    return ""
+
+
+def test_nothing_that_is_shipped_makes_other_walls() -> None:
+    """`Walls()` once, without an argument; `main` never with one; nothing copies a value with a change."""
+    made: list[str] = []
+    for file in SHIPPED:
+        for node in ast.walk(ast.parse(file.read_text())):
+            if not isinstance(node, ast.Call):
+                continue
+            name, given = called(node), [*map(ast.unparse, node.args), *(ast.unparse(word) for word in node.keywords)]
+            other = ast.unparse(node.func) == "main" or (name == "replace" and "walls" in str(given))
+            if name == "Walls" or (other and given):
+                made.append(f"{file.name}: {ast.unparse(node)}")
+    assert made == ["walls.py: Walls()"]
+
+
+def test_no_word_of_the_configuration_or_of_a_message_is_of_walls() -> None:
+    for file in ("cage_runtime/config.py", "cage_runtime/spawner/spec.py", "cage_runtime/arguments.py"):
+        assert "walls" not in (TOP / file).read_text().lower()
