@@ -52,7 +52,7 @@ class _Cage:
 
 class Calls:
     def __init__(self, loop: Loop, command: tuple[str, ...]) -> None:
-        """`command` starts cage-syscalls."""
+        """`command` starts cage-syscalls; without one all calls are refused."""
         self._loop, self._command = loop, command
         self._cages: dict[str, _Cage] = {}
         self._connection: socket.socket | None = None
@@ -62,6 +62,8 @@ class Calls:
 
     def start(self) -> bool:
         """Have cage-syscalls ready for the first call; whether it is, or is about to be."""
+        if not self._command:
+            return False
         if self._connection is None:
             try:
                 self._connection, self._pid = helper.start(self._command)
