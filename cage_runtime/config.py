@@ -20,6 +20,7 @@ import msgspec
 from cage_runtime.errors import DefinitionError, HostUnsupported, UsageError
 from cage_runtime.model import (
     APPLICATION_MAX,
+    APPLICATION_PATTERN,
     COMPARTMENTS_MAX,
     DEFINITION_BYTES_MAX,
     DESCRIPTION_MAX,
@@ -56,7 +57,7 @@ _Size = Annotated[
 _AppId = Annotated[
     str,
     msgspec.Meta(
-        pattern=r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\Z",
+        pattern=APPLICATION_PATTERN,
         max_length=APPLICATION_MAX,
         description='an application id such as "org.gnome.TextEditor"',
     ),
@@ -96,6 +97,8 @@ class Session(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     ephemeral: bool = False
     exec_home: bool = False
     autostart: bool = False
+    private: bool = False
+    """Nobody enters it or reads its log; that cannot be taken back while its storage is there."""
 
 
 class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
@@ -104,6 +107,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     level: _Word = "public"
     compartments: Annotated[list[_Word], msgspec.Meta(max_length=COMPARTMENTS_MAX)] = []
     description: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX)] = ""
+    require: Annotated[list[Literal["lsm", "landlock"]], msgspec.Meta(max_length=2)] = []
+    """What it is not to run without, of what not every host has, in model.Wall's words."""
     limits: Limits = Limits()
     network: Network = Network()
     apps: Apps = Apps()
@@ -134,6 +139,8 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     syscalls: str = "cage-syscalls"
     gateways: str = "cage-gateways"
     """The group of those who may reach the gateways on the host: caged and the core halves."""
+    watch: str = "cage-watch"
+    """The group of those who may see all cages and the record, and change nothing."""
 
 
 class Ids(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

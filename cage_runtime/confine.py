@@ -37,8 +37,8 @@ def confine(config: RuntimeConfig, profile: str, *, readable: Iterable[Path | st
                   paths.runtime, *map(str, readable)),
         executable=tuple(map(str, executable)), writable=tuple(map(str, writable)), special=tuple(map(str, special)),
         tcp=tcp)
-    filter_ = seccomp.build(profiles_of(paths), profile)
     try:
+        filter_ = seccomp.build(profiles_of(paths), profile)
         capability.one_way()
         capability.hold(frozenset())
         reach.restrict()

@@ -141,6 +141,12 @@ class NotAuthorized(Refused):
     bus_name = "NotAuthorized"
 
 
+class PrivateCage(NotAuthorized):
+    """The cage is private: what would let somebody look into it is nobody's to do."""
+
+    bus_name = "PrivateCage"
+
+
 class AuthenticationNeeded(NotAuthorized):
     """A password would do, and the call does not allow to ask for one."""
 

@@ -103,6 +103,8 @@ REFUSALS_BURST = 20
 """Calls that one person is refused for want of authorisation and that are recorded each, however fast they come."""
 REFUSALS_PER_SECOND = 0.2
 """Those that are after that; the others are recorded together, as a number."""
+DENIALS_SECONDS = 60.0
+"""Between two records of what the kernel refuses to one cage; between them the number grows, and no record is made."""
 PERSONS_MAX = 256
 """Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
 REQUEST_ID_DIGITS = 32
@@ -151,6 +153,8 @@ ROOT_UID = 0
 CORE_BUS_NAME = "org.cageruntime.Core1"
 CORE_PATH = "/org/cageruntime/Core1"
 
+APPLICATION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\Z"
+"""An application's id."""
 _NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 RESERVED_NAMES = frozenset({"core", "host", "all"})
 
@@ -191,6 +195,15 @@ class CageState(StrEnum):
     PAUSED = "paused"
     STOPPING = "stopping"
     FAILED = "failed"
+
+
+class Wall(StrEnum):
+    """What stands around a cage, each by itself (wall.md)."""
+
+    NAMESPACES = "namespaces"
+    SECCOMP = "seccomp"
+    LANDLOCK = "landlock"
+    LSM = "lsm"
 
 
 class Action(StrEnum):

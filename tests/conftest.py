@@ -24,7 +24,7 @@ def pytest_configure() -> None:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
-        if item.path.is_relative_to(TESTS / "privileged"):
+        if item.path.is_relative_to(TESTS / "privileged") or item.path.is_relative_to(TESTS / "attacks"):
             item.add_marker("privileged")
             if os.geteuid() != 0:
                 item.add_marker(pytest.mark.skip(reason="needs root: it makes real cages"))

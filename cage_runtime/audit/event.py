@@ -40,6 +40,7 @@ class Kind(StrEnum):
     REFUSED = "refused"
     DECISION = "decision"
     MALFORMED = "malformed"
+    DENIED_BY_KERNEL = "denied-by-kernel"
     TRANSFER = "transfer"
     REMOTE_ADDED = "remote-added"
     REMOTE_REMOVED = "remote-removed"

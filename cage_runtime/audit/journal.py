@@ -72,6 +72,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.DECISION: Message(id="0d6598ce843c4c62bfe9facc41855395", text="{cage} asked for {service} towards {target}"),
     Kind.MALFORMED: Message(id="0589dfc7f6134e3b8ac565f931052c8c", priority=Priority.WARNING,
                             text="The cage {cage} asked for {service} in a way that no honest program does"),
+    Kind.DENIED_BY_KERNEL: Message(id="c771f66349fb4a4f9d44ea9faeb945dd", priority=Priority.WARNING,
+                            text="The kernel refused {operation} to the cage {cage}, {count} times"),
     Kind.TRANSFER: Message(id="fddc3e41bbda41988a46934ba5ffce1d", text="A file of {cage} for {target}"),
     Kind.REMOTE_ADDED: Message(id="5480015934d34da6a05e1006e8a7a017",
                             text="{url} is a source of applications, by the name {remote}"),
@@ -99,7 +101,7 @@ FIELDS = {
     "cage": "CAGE", "uuid": "CAGE_UUID", "mediator": "MEDIATOR", "service": "SERVICE", "target": "TARGET",
     "decision": "DECISION", "request": "REQUEST_ID", "flow": "FLOW", "name": "FILE_NAME", "size": "FILE_SIZE",
     "sha256": "FILE_SHA256", "level": "LEVEL", "application": "APPLICATION", "remote": "REMOTE", "by": "BY_UID",
-    "method": "METHOD",
+    "method": "METHOD", "operation": "OPERATION", "count": "COUNT",
 }
 """Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
 _REASONS = ("reason", "why", "what", "fault", "outcome")

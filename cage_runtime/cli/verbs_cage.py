@@ -37,16 +37,20 @@ def _create_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--disk", metavar="SIZE", help="most bytes in its home, such as 10G")
     parser.add_argument("--network", metavar="MODE", help="none, nat, via:CAGE or tunnel:NAME")
     parser.add_argument("--exec-home", action="store_true", help="let programs in its home be executed")
+    parser.add_argument("--private", action="store_true", help="nobody enters it or reads its log, ever")
+    parser.add_argument(
+        "--require", metavar="WALL", action="append", help="not without lsm, or landlock; may be repeated"
+    )
     parser.add_argument("--autostart", action="store_true", help="start it with the host, from the next time on")
     parser.add_argument("--no-start", action="store_true", help="define it and do not start it")
 
 
 def _create(args: argparse.Namespace, screen: Screen) -> int:
     options: dict[str, object] = {"start": not args.no_start}
-    for key in ("level", "compartments", "template", "memory", "cpus", "tasks", "disk", "network"):
+    for key in ("level", "compartments", "template", "memory", "cpus", "tasks", "disk", "network", "require"):
         if (value := getattr(args, key)) is not None:
             options[key] = value
-    for key in ("ephemeral", "exec_home", "autostart"):
+    for key in ("ephemeral", "exec_home", "private", "autostart"):
         if getattr(args, key):
             options[key.replace("_", "-")] = True
     if args.definition:

@@ -28,6 +28,10 @@ _STATUS_LABELS = (
     ("autostart", "Autostart"),
     ("created", "Created"),
     ("since", "Since"),
+    ("private", "Private"),
+    ("require", "Requires"),
+    ("walls", "Walls"),
+    ("denials", "Denied by kernel"),
     ("unenforced", "Not enforced"),
     ("mediated", "Calls answered"),
     ("uuid", "UUID"),
@@ -88,9 +92,23 @@ def _status(args: argparse.Namespace, screen: Screen) -> int:
 
 def _block(status: dict[str, Any], screen: Screen) -> None:
     screen.line(cell(status.get("name", "")))
+    status = {**status, "walls": _walls(status), "denials": _denials(status)}
     shown = [(label, status[key]) for key, label in _STATUS_LABELS if status.get(key) not in (None, "", [], {}, False)]
     known = {"name", *(key for key, _ in _STATUS_LABELS)}
     screen.fields(shown + [(cell(key), value) for key, value in status.items() if key not in known])
+
+
+def _walls(status: dict[str, Any]) -> list[str]:
+    """A line for each wall, those that stand first."""
+    walls = sorted(status.get("walls", {}).items(), key=lambda wall: not wall[1].get("enforced"))
+    return [f"{name}: {'' if wall.get('enforced') else 'not enforced: '}{wall.get('detail', '')}"
+            for name, wall in walls]
+
+
+def _denials(status: dict[str, Any]) -> list[str]:
+    """A line for each kind of thing that the kernel has refused to the cage, the most frequent first."""
+    denials = sorted(status.get("denials", {}).items(), key=lambda denial: -denial[1])
+    return [f"{operation}: {count}" for operation, count in denials]
 
 
 def _show(args: argparse.Namespace, screen: Screen) -> int:

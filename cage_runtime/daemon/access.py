@@ -22,8 +22,8 @@ from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.manager import ACTING, Manager
 from cage_runtime.daemon.rate import RECORDED, Persons
 from cage_runtime.daemon.refusals import Refusals
-from cage_runtime.daemon.rights import RIGHTS
-from cage_runtime.errors import InvalidName, RuntimeFailure
+from cage_runtime.daemon.rights import OWNERS, PRIVATE, RIGHTS
+from cage_runtime.errors import InvalidName, PrivateCage, RuntimeFailure
 from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, check_cage_name
 from cage_runtime.objects import OPEN_TO_ALL
 
@@ -90,8 +90,8 @@ class Access:
         caller, right = await self._caller(call), RIGHTS["List"]
         if caller.is_root:
             return lambda _path, _owner: True
-        if call.path.startswith(JOBS_PATH):
-            return lambda _path, owner: owner == caller.uid
+        if call.path.startswith(JOBS_PATH):  # which whoever watches has begun none, or may not end any more
+            return lambda _path, owner: owner == caller.uid and not caller.watches
         # What is open to all is only shown less of.
         with contextlib.nullcontext() if call.member in OPEN_TO_ALL else self._refusals.noted(caller):
             await self._authorization.require(caller, right, {})
@@ -108,6 +108,7 @@ class Access:
         cage, right = self._manager.get(untrusted_name), RIGHTS[caller.member]
         if cage is not None and cage.record.owner == caller.uid:
             with self._refusals.noted(caller, cage.name, cage):
+                _keep_private(caller, cage)
                 await self._authorization.require(caller, right, _about(cage.name, caller.uid, cage.level))
             await self._turn(caller)
             return self._still(untrusted_name, cage)
@@ -122,7 +123,10 @@ class Access:
                 self._refusals.note(caller, refusal, untrusted_name, cage)
                 raise no_such_cage(untrusted_name)
             await self._turn(caller)
-        return self._still(untrusted_name, cage)
+        found = self._still(untrusted_name, cage)
+        with self._refusals.noted(caller, found.name, found):
+            _keep_private(caller, found)
+        return found
 
     async def _turn(self, caller: Caller) -> None:
         """Wait until a call of this person's may write a record; RuntimeFailure where too many wait already."""
@@ -141,6 +145,19 @@ class Access:
         if cage is None or self._manager.get(untrusted_name) is not cage:
             raise no_such_cage(untrusted_name)
         return cage
+
+
+def _keep_private(caller: Caller, cage: Cage) -> None:
+    """PrivateCage for what nobody does with a private cage, and for what nobody but its owner does."""
+    if not cage.private:
+        return
+    if caller.member in PRIVATE:
+        why = f"{cage.name} is private; nobody enters it or reads its log, also not who runs this host"
+    elif caller.member in OWNERS and cage.record.owner != caller.uid:
+        why = f"{cage.name} is private; its owner alone runs its applications"
+    else:
+        return
+    raise PrivateCage(f"{caller.member} is not authorised: {why}")
 
 
 def _is_name(untrusted_name: str) -> bool:

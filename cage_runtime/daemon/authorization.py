@@ -1,18 +1,23 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Who may ask caged for what.  The caller is who the bus daemon says (law 2), polkit says what that person may.
 
-Root may everything and polkit is not asked; where there is no polkit, root alone may anything.
+Root may everything and polkit is not asked; where there is no polkit, root alone may anything.  Members of the group
+that watches see what there is of everybody's and change nothing, and polkit is not asked about them either.
 """
 
 from __future__ import annotations
 
+import asyncio
+import grp
+import pwd
 from collections.abc import Mapping
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 
 from cage_runtime.bus import Bus, Call
 from cage_runtime.config import Users, uid_of
 from cage_runtime.daemon.polkit import Polkit, Question, Verdict
-from cage_runtime.daemon.rights import RIGHTS, Right
+from cage_runtime.daemon.rights import RIGHTS, Does, Right
 from cage_runtime.errors import AuthenticationNeeded, NobodyAnswers, NotAuthorized
 from cage_runtime.model import CALLS_AT_ONCE, CALLS_PER_PERSON, ROOT_UID
 
@@ -32,6 +37,8 @@ class Caller:
     sender: str
     member: str
     interactive: bool
+    watches: bool = False
+    """A member of the group that sees all cages and may change none."""
 
     @property
     def is_root(self) -> bool:
@@ -40,7 +47,9 @@ class Caller:
 
 class Authorization:
     def __init__(self, bus: Bus, users: Users) -> None:
-        self._bus, self._polkit = bus, Polkit(bus)
+        self._bus, self._polkit, self._watch = bus, Polkit(bus), users.watch
+        self._asking: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
+        """Persons who are just being looked for in a group."""
         self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
         bus.share_by(self.share)
 
@@ -50,11 +59,20 @@ class Authorization:
 
     async def caller(self, call: Call) -> Caller:
         uid = await self._bus.uid_of(call.sender)
-        return Caller(uid=uid, sender=call.sender, member=call.member, interactive=call.interactive)
+        watches = uid != ADMINISTRATOR and await self._watches(uid)
+        return Caller(uid=uid, sender=call.sender, member=call.member, interactive=call.interactive, watches=watches)
+
+    async def _watches(self, uid: int) -> bool:
+        """Who is who may be known to a server far away; the calls of one person stay in their order meanwhile."""
+        async with self._asking.setdefault(uid, asyncio.Lock()):
+            return await asyncio.to_thread(is_member, uid, self._watch)
 
     async def require(self, caller: Caller, right: Right, details: Details) -> None:
         """NotAuthorized, saying why, unless the caller may do it to what is his own or the host's."""
         if caller.is_root:
+            return
+        if caller.watches:
+            self._require_watching(caller, right)
             return
         verdict = await self._verdict(caller, right.action, details, asking=caller.interactive)
         if verdict is not Verdict.YES:
@@ -71,6 +89,9 @@ class Authorization:
         """
         if caller.is_root:
             return None
+        if caller.watches:
+            self._require_watching(caller, right)
+            return None
         verdict = await self._verdict(caller, right.any_action, details)
         if verdict is Verdict.YES:
             return None
@@ -86,7 +107,14 @@ class Authorization:
 
     async def sees_all(self, caller: Caller, right: Right) -> bool:
         """Whether the caller gets to see other people's too; nobody is asked for what is only left out otherwise."""
-        return caller.is_root or await self._verdict(caller, right.any_action, {}) is Verdict.YES
+        if caller.is_root or caller.watches:
+            return True
+        return await self._verdict(caller, right.any_action, {}) is Verdict.YES
+
+    def _require_watching(self, caller: Caller, right: Right) -> None:
+        if right.does is not Does.TELLS:
+            why = f"members of the group {self._watch} see what there is, and neither change it nor look inside"
+            raise NotAuthorized(f"{caller.member} is not authorised: {why}")
 
     async def _verdict(self, caller: Caller, action: str, details: Details, *, asking: bool = False) -> Verdict:
         question = Question(sender=caller.sender, uid=caller.uid, action=action, details=details)
@@ -117,6 +145,15 @@ class Authorization:
         if name is None:
             raise NotAuthorized(f"uid {uid} is not a mediator's")
         return name
+
+
+def is_member(uid: int, group: str) -> bool:
+    """Whether this host has such a group, and that person in it."""
+    try:
+        found, person = grp.getgrnam(group), pwd.getpwuid(uid)
+    except KeyError:
+        return False
+    return person.pw_gid == found.gr_gid or person.pw_name in found.gr_mem
 
 
 def _refusal(caller: Caller, action: str, verdict: Verdict) -> NotAuthorized:

@@ -39,6 +39,11 @@ class Cage:
         return self.record.definition.session.autostart and not self.record.ephemeral
 
     @property
+    def private(self) -> bool:
+        """Whether nobody is to enter it or to read its log; its storage keeps that too, for the spawner."""
+        return self.record.definition.session.private
+
+    @property
     def level(self) -> str:
         """Empty where the definition cannot be read: then it has none that could be shown."""
         return "" if self.record.fault else self.record.definition.level

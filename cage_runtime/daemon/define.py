@@ -46,6 +46,8 @@ class CreateOptions(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     disk: str | None = None
     network: str | None = None
     exec_home: bool | None = None
+    private: bool | None = None
+    require: list[str] | None = None
     autostart: bool | None = None
     start: bool = True
 
@@ -54,9 +56,9 @@ def compose(options: CreateOptions, paths: Paths) -> Definition:
     """The definition that `options` ask for; every fault of it is a UsageError or DefinitionError."""
     base = _base(options, paths)
     limits = _changed(base.limits, _given(options, "memory", "cpus", "tasks", "disk"))
-    session = _changed(base.session, _given(options, "ephemeral", "exec-home", "autostart"))
+    session = _changed(base.session, _given(options, "ephemeral", "exec-home", "private", "autostart"))
     network = base.network if options.network is None else _network(options.network)
-    top = _given(options, "level", "compartments")
+    top = _given(options, "level", "compartments", "require")
     return msgspec.structs.replace(_changed(base, top), limits=limits, session=session, network=network)
 
 

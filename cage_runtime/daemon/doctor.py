@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 from types import MappingProxyType
 
+from cage_runtime.daemon.walls import landlock_lacks
 from cage_runtime.spawner.spec import Host
 
 PROGRAMS = {
@@ -25,7 +26,6 @@ PROGRAMS = {
 """Programs of the host and what their absence means."""
 
 CONTROLLERS = {"memory": "memory", "cpu": "cpus", "pids": "tasks", "io": "io-weight"}
-SCOPE_ABI = 6
 
 
 class Health(StrEnum):
@@ -98,15 +98,35 @@ def _kernel(host: Host) -> Iterator[Check]:
     yield Check(check="user namespaces", state=Health.OK if namespaces else Health.MISSING,
                 detail=f"at most {namespaces}",
                 help="" if namespaces else "set the sysctl user.max_user_namespaces to 10000 or more")
-    enough = host.landlock_abi >= SCOPE_ABI
-    yield Check(check="landlock", state=Health.OK if enough else Health.LIMITED, detail=f"ABI {host.landlock_abi}",
-                help="" if enough else "signals and abstract sockets are kept apart by namespaces alone (Linux 6.12)")
+    lacks = landlock_lacks(host.landlock_abi)
+    yield Check(check="landlock", state=Health.LIMITED if lacks else Health.OK,
+                detail=f"ABI {host.landlock_abi}" + (f", without rules about {lacks}" if lacks else ""),
+                help="what it has no rules about is kept apart by namespaces alone" if lacks else "")
     noexec = host.memfd_noexec
     yield Check(check="memory files", state=Health.OK if noexec else Health.LIMITED,
                 detail="cannot be executed in cages" if noexec else "can be executed in cages",
                 help="" if noexec else "what a cage writes to a memfd it can run; Linux 6.3 and later forbid it")
-    yield Check(check="security context", state=Health.LIMITED, detail="no LSM of this runtime is loaded",
-                help="the wall is namespaces, seccomp and Landlock; a lost namespace has no second line behind it")
+    yield _process_memory(host.proc_mem)
+    yield _security_context(host)
+
+
+def _process_memory(force_override: str) -> Check:
+    """/proc/PID/mem, through which a program could write into what it may only execute."""
+    if force_override == "never":
+        return Check(check="process memory", state=Health.OK, detail="what is mapped read-only cannot be written")
+    detail = "a program in a cage can write to its own memory that is mapped read-only, through /proc/self/mem"
+    help_ = "boot with proc_mem.force_override=never on the kernel's command line"
+    if not force_override:
+        help_ = "this kernel is too old to forbid it; Linux 6.12 and later do, with proc_mem.force_override=never"
+    return Check(check="process memory", state=Health.LIMITED, detail=detail, help=help_)
+
+
+def _security_context(host: Host) -> Check:
+    if not host.lsm:
+        return Check(check="security context", state=Health.OK,
+                     detail=f"enforced by the kernel, at {host.lsm_hooks} places")
+    return Check(check="security context", state=Health.LIMITED, detail=host.lsm,
+                 help="until then a lost namespace has no second wall behind it, and what requires lsm does not run")
 
 
 def _cgroup(host: Host) -> Iterator[Check]:

@@ -13,7 +13,7 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -32,14 +32,17 @@ class _Gateway:
     runs: bool = False
     """There is a bus, as far as the spawner has said."""
     starting: asyncio.Task[None] | None = None
+    admitting: asyncio.Task[object] | None = None
     starts: deque[float] = field(default_factory=deque)
 
 
 class Gateways:
     def __init__(self, directory: Path, start: Callable[[str, int], Awaitable[object]],
-                 up: Callable[[str, str, str], None], down: Callable[[str], None]) -> None:
-        """`start` has the spawner start the bus of a cage on a listening socket, unless it runs."""
-        self._directory, self._start, self._up, self._down = directory, start, up, down
+                 up: Callable[[str, str, str], None], down: Callable[[str], None], *,
+                 admit: Callable[[str, int], Coroutine[None, None, object]]) -> None:
+        """`start` has the spawner start the bus of a cage on a listening socket, unless it runs; `admit` has it see to
+        it that no other cage connects."""
+        self._directory, self._start, self._up, self._down, self._admit = directory, start, up, down, admit
         self._gateways: dict[str, _Gateway] = {}
 
     def _path(self, uuid: str) -> str:
@@ -75,16 +78,25 @@ class Gateways:
         os.chmod(path, 0o666)  # noqa: S103
         listener.listen(16)
         listener.setblocking(False)
-        self._gateways[uuid] = _Gateway(name=name, listener=listener)
+        admitting = asyncio.get_running_loop().create_task(self._admit(uuid, listener.fileno()))
+        admitting.add_done_callback(lambda task: _log(name, task))
+        self._gateways[uuid] = _Gateway(name=name, listener=listener, admitting=admitting)
         self._await_first(uuid, listener)
+
+    async def admitted(self, uuid: str) -> None:
+        """Returns when the cage can connect to its gateway; CageError where it will not be able to."""
+        gateway = self._gateways.get(uuid)
+        if gateway is not None and gateway.admitting is not None:
+            await asyncio.shield(gateway.admitting)
 
     def close(self, uuid: str) -> None:
         """Forget the cage's gateway, whose bus ends with the cage; nothing happens where it has none."""
         gateway = self._gateways.pop(uuid, None)
         if gateway is None:
             return
-        if gateway.starting is not None:
-            gateway.starting.cancel()
+        for task in (gateway.starting, gateway.admitting):
+            if task is not None:
+                task.cancel()
         if gateway.listener is not None and gateway.listener.fileno() >= 0:
             asyncio.get_running_loop().remove_reader(gateway.listener)
             gateway.listener.close()
@@ -133,6 +145,11 @@ class Gateways:
             return
         gateway.runs = True
         self._up(gateway.name, uuid, self.address(uuid))
+
+
+def _log(name: str, task: asyncio.Task[object]) -> None:
+    if not task.cancelled() and isinstance(error := task.exception(), CageError):
+        LOG.error("%s may not reach its gateway: %s", name, error.sentence)
 
 
 def write_configuration(template: Path, files_user: str, rendered: Path) -> None:

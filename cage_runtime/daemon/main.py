@@ -26,6 +26,7 @@ from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.denials import Denials
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.jobs import Jobs
@@ -56,13 +57,14 @@ class Daemon:
         own = run / "caged"
         write_configuration(Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf")
         self._gateways = gateways = Gateways(run / "gateways", self._start_gateway, self._gateway_up,
-                                             self._gateway_down)
+                                             self._gateway_down, admit=self._admit_gateway)
         registry, lives = Registry(Path(paths.state, "cages"), own / "cages"), Lives(own / "running")
         self._manager = Manager(
             paths=paths, levels=load_levels(paths), registry=registry, spawner=self._spawner, chain=chain,
             gateways=gateways, lives=lives, changed=self._changed,
         )
         self._recovery = Recovery(self._manager, registry, gateways, lives)
+        self._denials = Denials(self._manager, own / "denials")
         self._autostart = Autostart(self._manager, own / "autostart.json")
         sessions = Sessions(self._manager)
         authorization = Authorization(bus, config.users)
@@ -81,6 +83,7 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._recovery.recover()
+        self._denials.begin()
         self._autostart.begin()
         # Of itself: cage-apps, which is asked for it, may take its time.
         self._offering = asyncio.get_running_loop().create_task(self._applications.offer_all())
@@ -109,13 +112,20 @@ class Daemon:
             LOG.error("%s", error.sentence)
 
     def _happened(self, event: spec.Event) -> None:
-        if isinstance(event, spec.Ended):
-            self._manager.on_ended(event.uuid)
-        else:
-            self._gateways.ended(event.uuid)
+        match event:
+            case spec.Ended():
+                self._denials.ended(event.uuid)
+                self._manager.on_ended(event.uuid)
+            case spec.GatewayEnded():
+                self._gateways.ended(event.uuid)
+            case spec.Denied():
+                self._denials.heard(event)
 
     async def _start_gateway(self, uuid: str, listener: int) -> None:
         await self._spawner.ask(spec.OpenGateway(id=self._spawner.number(), uuid=uuid), (listener,))
+
+    async def _admit_gateway(self, uuid: str, listener: int) -> None:
+        await self._spawner.ask(spec.AdmitGateway(id=self._spawner.number(), uuid=uuid), (listener,))
 
     async def _look(self) -> None:
         await self._recovery.look()
@@ -179,10 +189,13 @@ def _check_group(config: RuntimeConfig) -> None:
 
 
 def _confine(config: RuntimeConfig) -> None:
-    """To what is caged's own: its folders, and the sockets of the gateways."""
+    """To what is caged's own: its folders, and the sockets of the gateways.
+
+    What an administrator writes may be made, or made anew, while caged runs, so that what it is in has to be readable.
+    """
     state, run = Path(config.paths.state), Path(config.paths.run)
-    confine(config, "core", readable=(BOOT_ID,), writable=(state / "cages", state / "audit", state / "exports"),
-            special=(run / "caged", run / "gateways"))
+    confine(config, "core", readable=(BOOT_ID, Path(config.paths.administrator).parent),
+            writable=(state / "cages", state / "audit", state / "exports"), special=(run / "caged", run / "gateways"))
 
 
 def _listen_for_signals(daemon: Daemon) -> asyncio.Event:

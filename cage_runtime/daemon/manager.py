@@ -34,6 +34,7 @@ from cage_runtime.daemon.gateway import Gateways
 from cage_runtime.daemon.lives import Lives
 from cage_runtime.daemon.spawner import SpawnerClient, SpawnerEnded
 from cage_runtime.daemon.state import Record, Registry, moment, now
+from cage_runtime.daemon.walls import Standing, around, check_required, missing
 from cage_runtime.errors import (
     CageError,
     DefinitionError,
@@ -52,6 +53,7 @@ from cage_runtime.model import (
     STOP_SECONDS,
     CageState,
     Levels,
+    Wall,
     check_cage_name,
 )
 from cage_runtime.spawner import spec
@@ -78,6 +80,8 @@ class Manager:
         self.in_hand: set[str] = set()
         """Uuids of cages that are being created, started or destroyed: `look` leaves them to whoever does that."""
         self.controllers: frozenset[str] = frozenset()
+        self.lacking: Mapping[Wall, str] = {}
+        """Walls that the host lacks, and why."""
 
     # --- finding ---------------------------------------------------------------------------------------------
     def cages(self) -> list[Cage]:
@@ -169,6 +173,7 @@ class Manager:
         check_label(definition, options, self.levels)
         check_session(definition, options)
         birth_limits(definition, self.controllers)
+        check_required(definition, self.lacking)
         return definition
 
     async def create(self, untrusted_name: str, definition: Definition, *, owner: int, start: bool) -> Cage:
@@ -197,7 +202,8 @@ class Manager:
 
     async def _make(self, record: Record, *, start: bool) -> Cage:
         try:
-            make = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral)
+            make = spec.MakeStorage(id=self.spawner.number(), uuid=record.uuid, ephemeral=record.ephemeral,
+                                    private=record.definition.session.private)
             await self._once(make, spec.Remove(id=self.spawner.number(), uuid=record.uuid))
             self._registry.add(record)
         except (CageError, OSError) as error:
@@ -256,19 +262,24 @@ class Manager:
         definition = cage.record.definition
         cage.instance()
         limits, unenforced = birth_limits(definition, self.controllers)
+        check_required(definition, self.lacking)
         home_bytes, home_files = home_bounds(definition)
-        before = cage.state
+        before, born_here = cage.state, False
         self.set_state(cage, CageState.STARTING)
         try:
             birth = spec.Birth(
                 id=self.spawner.number(), uuid=cage.uuid, name=cage.name, level=definition.level,
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
+                private=cage.private, require=[Wall(name) for name in definition.require],
             )
             born = await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
+            born_here = True
             self._gateways.open(cage.name, cage.uuid)
+            await self._gateways.admitted(cage.uuid)
         except (CageError, OSError) as error:
-            if isinstance(error, OSError):
+            if born_here:
+                self._gateways.close(cage.uuid)
                 await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             self.set_state(cage, before)
             self.record(Kind.CAGE_FAILED, cage, {"why": str(error)})
@@ -299,7 +310,7 @@ class Manager:
         self._lives.end(cage.uuid)
         ran = cage.state is CageState.RUNNING  # a paused one does not answer
         self.set_state(cage, CageState.STOPPING)
-        if ran and seconds > 0:
+        if ran and seconds > 0 and not cage.private:
             with contextlib.suppress(CageError):  # a cage that does not answer ends without its log
                 cage.log = await self._printed(cage)
         await self.spawner.ask(spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=seconds))
@@ -388,6 +399,26 @@ class Manager:
     async def _printed(self, cage: Cage) -> bytes:
         """What its cage-init has of it; after the end there is what was asked for before."""
         return (await self.spawner.ask(spec.Logs(id=self.spawner.number(), uuid=cage.uuid))).log
+
+    async def enforced(self, cage: Cage) -> tuple[list[Standing], Mapping[str, int]]:
+        """The walls around the cage, and what the kernel has refused to it, by operation; nothing where it does not
+        run."""
+        if cage.state not in (CageState.RUNNING, CageState.PAUSED):
+            return [], {}
+        host = await self.describe()
+        request = spec.Enforced(id=self.spawner.number(), uuid=cage.uuid)
+        enforcement = (await self.spawner.ask(request)).enforcement
+        if enforcement is None:
+            raise RuntimeFailure("the spawner does not say what is enforced for the cage")
+        return around(enforcement, host), enforcement.denials
+
+    async def describe(self) -> spec.Host:
+        """What the host offers, as it is now."""
+        host = (await self.spawner.ask(spec.Describe(id=self.spawner.number()))).host
+        if host is None:
+            raise RuntimeFailure("the spawner does not describe this host")
+        self.controllers, self.lacking = frozenset(host.controllers), missing(host)
+        return host
 
     async def inspect(self, cage: Cage) -> spec.Insight:
         """How many processes there are in the cage, and whether it holds documents."""

@@ -46,11 +46,10 @@ class Recovery:
         Between the spawner's answer and the last state nothing else comes in: what is asked of a spawner that has come
         back waits for this (SpawnerClient).
         """
-        host = (await self._spawner.ask(spec.Describe(id=self._spawner.number()))).host
+        await self._manager.describe()
         standings = (await self._spawner.ask(spec.Standing(id=self._spawner.number()))).standings
-        if host is None or standings is None:
+        if standings is None:
             raise RuntimeFailure("the spawner does not say what stands")
-        self._manager.controllers = frozenset(host.controllers)
         half_stopped = [cage for cage in self._manager.cages() if cage.state is CageState.STOPPING]
         for cage in self._manager.cages():
             if cage.uuid not in self._manager.in_hand:

@@ -15,6 +15,16 @@ from enum import StrEnum
 from cage_runtime.model import CORE_BUS_NAME
 
 
+class Does(StrEnum):
+    """What a method comes to, and so whether who may only watch may call it."""
+
+    TELLS = "tells"
+    """What there is, how it does and what is recorded; nothing is other than before."""
+    SHOWS = "shows"
+    """What came from within a cage: nothing is other than before, and it may be anybody's secret."""
+    CHANGES = "changes"
+
+
 class About(StrEnum):
     """What a method touches, and so whose it is."""
 
@@ -36,11 +46,12 @@ class Right:
 
     member: str
     about: About
+    does: Does
 
     @property
     def recorded(self) -> bool:
         """Whether what it does is in the record, so that how often a person may do it is bounded."""
-        return self.member not in _READING
+        return self.does is Does.CHANGES
 
     @property
     def action(self) -> str:
@@ -71,8 +82,21 @@ _MEMBERS = {
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
     ),
 }
-_READING = frozenset({
-    "Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes", "CheckPolicy",
-    "TailAudit", "VerifyAudit",
-})
-RIGHTS = {member: Right(member=member, about=about) for about, members in _MEMBERS.items() for member in members}
+_DOES = {
+    **dict.fromkeys((
+        "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes", "CheckPolicy",
+        "TailAudit", "VerifyAudit",
+    ), Does.TELLS),
+    "Logs": Does.SHOWS,
+    **dict.fromkeys((
+        "Create", "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run",
+        "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote", "RemoveRemote", "ReloadPolicy",
+    ), Does.CHANGES),
+}
+"""Each by its name: one that is new and not here is no method, as the core does not start without it."""
+RIGHTS = {member: Right(member=member, about=about, does=_DOES[member])
+          for about, members in _MEMBERS.items() for member in members}
+PRIVATE = {"Enter", "Logs"}
+"""Methods that nobody calls of a private cage, whoever it is."""
+OWNERS = {"Run"}
+"""Those that of a private cage its owner alone calls."""

@@ -28,10 +28,10 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
-from cage_runtime.errors import CageError, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, UsageError
 from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
 from cage_runtime.policy.engine import NO_POLICY
-from cage_runtime.spawner import spec
+from cage_runtime.spawner.spec import Insight
 
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
@@ -216,7 +216,7 @@ class CoreService:
         return self._summary_with(cage, await self._parts.manager.inspect(cage))
 
     @staticmethod
-    def _summary_with(cage: Cage, insight: spec.Insight) -> dict[str, Variant]:
+    def _summary_with(cage: Cage, insight: Insight) -> dict[str, Variant]:
         definition = cage.record.definition
         return {
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
@@ -234,11 +234,17 @@ class CoreService:
         more = {"description": definition.description, "created": cage.record.created, "since": cage.since,
                 "home": "in memory" if cage.record.ephemeral else "persistent"}
         insight = await self._parts.manager.inspect(cage)
+        walls, denials = await self._parts.manager.enforced(cage)
         return Answer(values=({
             **self._summary_with(cage, insight), **_text(more),
             "applications": Variant("as", list(definition.apps.allow)),
             "unenforced": Variant("as", list(cage.unenforced)),
             "mediated": Variant("a{sx}", insight.mediated),
+            "private": Variant("b", cage.private),
+            "require": Variant("as", list(definition.require)),
+            "walls": Variant("a{sa{sv}}", {wall.wall.value: {
+                "enforced": Variant("b", wall.enforced), "detail": Variant("s", wall.detail)} for wall in walls}),
+            "denials": Variant("a{st}", dict(denials)),
         },))
 
     async def _show(self, call: Call, cage: Cage) -> Answer:
@@ -333,9 +339,7 @@ class CoreService:
     async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
         manager, mediation, recovery = self._parts.manager, self._parts.mediation, self._parts.recovery
-        host = (await manager.spawner.ask(spec.Describe(id=manager.spawner.number()))).host
-        if host is None:
-            raise RuntimeFailure("the spawner does not describe this host")
+        host = await manager.describe()
         fault = mediation.policy.fault
         owners = [cage.record.owner for cage in view.cages] if view.whole else []
         checks = doctor.examine(

@@ -23,6 +23,7 @@ from cage_runtime.text import escape
 
 LOGIN_SHELL = ("/bin/bash", "--login")
 FLATPAK = ("/usr/bin/flatpak", "run", "--no-documents-portal")
+"""As spawner/private.py has it too, by which a private cage knows its applications."""
 MEDIATOR = "/opt/cage-runtime/bin/cage-mediator"
 
 

@@ -216,6 +216,12 @@ def _adopt_orphans() -> None:
         raise RuntimeFailure(f"prctl(PR_SET_CHILD_SUBREAPER): {os.strerror(ctypes.get_errno())}")
 
 
+def _confine(config: RuntimeConfig) -> None:
+    """What it installs from may be a folder anywhere; what it writes is the installation, and it runs none of that."""
+    confine(config, "apps", readable=("/",), executable=EXECUTED, tcp=True,
+            special=(Path(config.paths.state, "flatpak"), "/tmp", "/var/tmp"))  # noqa: S108
+
+
 def main(arguments: Sequence[str] | None = None) -> int:
     options = Parser("cage-apps", "keeps the applications of all cages, for caged alone").parse_args(arguments)
     log.set_up("cage-apps: %(levelname)s: %(message)s")
@@ -224,9 +230,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
             raise RuntimeFailure("refusing to run as root: downloads are handled here; run as the user cage-apps")
         config = load_runtime(options.config)
         _adopt_orphans()
-        # What it installs from may be a folder anywhere; what it runs are the distribution's programs.
-        confine(config, "apps", readable=("/",), executable=EXECUTED, tcp=True,
-                special=(Path(config.paths.state, "flatpak"), "/tmp", "/var/tmp"))  # noqa: S108
+        _confine(config)
         asyncio.run(serve(config))
     except CageError as error:
         LOG.error("%s", error.sentence)

@@ -12,7 +12,6 @@ import json
 import os
 import resource
 import select
-import signal
 import socket
 import struct
 import sys
@@ -31,8 +30,19 @@ from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.child import DESCRIPTORS_END
 from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.init import Init
-from cage_runtime.spawner.mount import FOLDER, Operation, Root, Source, exact_modes, opened
+from cage_runtime.spawner.mount import (
+    FOLDER,
+    SEALED,
+    Operation,
+    Root,
+    Source,
+    exact_modes,
+    file_system,
+    opened,
+    tree_of,
+)
 from cage_runtime.spawner.profile import Filters
+from cage_runtime.spawner.security import Label
 from cage_runtime.spawner.spec import Birth
 from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
@@ -90,7 +100,8 @@ def root_spec(request: Birth, base: int, home: Source | None, gateway: Source, p
     )
 
 
-def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup) -> tuple[int, int]:
+def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgroup: Cgroup,
+         label: Label) -> tuple[int, int]:
     """(pid, pidfd) of the cage's PID 1, sealed and serving; RuntimeFailure names the step that failed."""
     os.mkdir(cradle.root, 0o700)
     with (
@@ -98,9 +109,13 @@ def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgro
         opened(os.open(cradle.root, FOLDER)) as directory, Root(directory) as assembled,
     ):
         listener.bind(cradle.socket)
+        label.admit(listener.fileno())
         try:
             _assemble(root.plan(spec), assembled)
-            return _clone(request, spec, place, assembled, cgroup, listener)
+            if spec.home is None:  # any other is on a file system that is not the cage's alone
+                with opened(assembled.open(root.HOME_IN_CAGE)) as home:
+                    label.own(home)
+            return _clone(request, spec, place, assembled, cgroup, listener, label)
         finally:
             if assembled.descriptor != directory:
                 syscall.umount2(cradle.root, syscall.MNT_DETACH | syscall.UMOUNT_NOFOLLOW)
@@ -116,7 +131,7 @@ def _assemble(steps: list[Operation], assembled: Root) -> None:
 
 
 def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, cgroup: Cgroup,
-           listener: socket.socket) -> tuple[int, int]:
+           listener: socket.socket, label: Label) -> tuple[int, int]:
     held: list[int] = []
     try:
         held += os.pipe2(os.O_CLOEXEC)
@@ -125,26 +140,28 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
         go_read, go_write, told_read, told_write, directory = held
         os.fchdir(assembled.descriptor)
         # All that can be made before the clone is: each page that the child writes first has to be copied.
-        newborn = Newborn(request=request, place=place, listener=listener, told=told_write)
-        if Namespace.PID not in place.walls.namespaces:
-            newborn.proc = Source.of(Path(place.proc))
-            held.append(newborn.proc.descriptor)
+        newborn = Newborn(request=request, base=spec.base, place=place, listener=listener, go=go_read, told=told_write)
         steps = newborn.steps()
         # Every signal is as by default: the kernel drops what PID 1 of a namespace does not handle (signal(7)), and
         # what it starts inherits that.
-        pid, pidfd = syscall.clone3(place.walls.clone_flags() | syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
+        flags = place.walls.flags(Namespace.PID) | syscall.CLONE_CLEAR_SIGHAND
+        pid, pidfd = syscall.clone3(flags, cgroup=directory)
         if pid == 0:
-            _inside(newborn, steps, go_read, (go_write, told_read))
+            _inside(newborn, steps, (go_write, told_read))
         # The child alone holds it now, so that its end is seen.
         held.remove(told_write)
         os.close(told_write)
         try:
-            if Namespace.USER in place.walls.namespaces:
-                _map_ids(pid, spec.base)
             os.write(go_write, b"!")
-            _hear(told_read)
+            if Namespace.USER in place.walls.namespaces:
+                _hear(told_read, "ids")
+                # Before that it is root of the host's, which no context is; from here on it changes its credentials.
+                label.enter(pidfd)
+                _map_ids(pid, spec.base)
+                os.write(go_write, b"!")
+            _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
-            os.kill(pid, signal.SIGKILL)
+            cgroup.kill()  # by now it may have another uid than we, who cannot signal everybody
             os.waitpid(pid, 0)
             os.close(pidfd)
             raise
@@ -195,27 +212,33 @@ def _map_ids(pid: int, base: int) -> None:
             os.close(descriptor)
 
 
-def _hear(told: int) -> None:
-    """Wait until the child serves; RuntimeFailure carries the step that it says has failed."""
+def _hear(told: int, awaited: str) -> None:
+    """Wait until the child says `awaited`; RuntimeFailure carries the step that it says has failed."""
     poll = select.poll()  # and not select(2), which ends at the descriptor 1023: a few hundred cages have more
     poll.register(told, select.POLLIN)
     ready = poll.poll(BIRTH_SECONDS * 1000)
     said = os.read(told, 4096).decode("utf-8", "backslashreplace") if ready else "no answer"
-    if said != "ok":
+    if said != awaited:
         raise RuntimeFailure(f"the cage could not be started: {said or 'cage-init ended'}")
 
 
 # --- the child's side ------------------------------------------------------------------------------------------
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Step:
-    """One of those by which a process in new namespaces becomes a cage-init."""
+    """One of those by which the spawner's child becomes a cage-init."""
 
     name: str
     """What the parent says of it where it fails."""
     execute: Callable[[], None]
+    kinds: tuple[Namespace, ...] = ()
+    """Of namespaces that it is about; it is left out where the cage has not all of them of its own."""
 
     def describe(self) -> str:
         return self.name
+
+
+def _step(name: str, execute: Callable[[], None], *kinds: Namespace) -> Step:
+    return Step(name=name, execute=execute, kinds=kinds)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -223,44 +246,95 @@ class Newborn:
     """The child until it serves."""
 
     request: Birth
+    base: int
     place: Place
     listener: socket.socket
+    go: int
+    """Where the spawner says that it may go on."""
     told: int
     """Where to say how far it is."""
-    proc: Source | None = None
-    """The host's procfs, where the cage has no processes of its own."""
+    proc: int = -1
+    """Its procfs, not attached yet."""
     root: Root | None = None
     init: Init | None = None
     born: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
     """By the host's clock, as the spawner sees it."""
 
     def steps(self) -> list[Step]:
-        """From the first instruction after the ids are mapped; what is the spawner's own namespace is left as it is."""
-        own, name, place = self.place.walls.namespaces, self.request.name, self.place
-        plan: list[tuple[str, Callable[[], None], Namespace | None]] = [
-            ("its memory files", lambda: _forbid_executable_memfds(place.proc), Namespace.PID),
-            ("its clocks", lambda: _begin_clocks(place.proc), Namespace.TIME),
-            ("becoming its root", lambda: _become_root(name), None),
-            ("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
-            ("its name", lambda: _name(name), Namespace.UTS),
-            ("entering its root", self._enter_root, None),
-            *self._mounts(),
-            ("leaving the host's root", _leave_host, None),
-            ("its limits", _limit_namespaces, Namespace.USER),
-            ("its core dumps", _forbid_core_dumps, None),
-            ("its loopback", _raise_loopback, Namespace.NET),
-            ("its descriptors", self._close_others, None),
-            ("its buses", self._listen, None),
-            ("the seal", self._seal, None),
-            ("its readiness", self._tell, None),
+        """All that the walls ask for; what is the spawner's own namespace is left as it is."""
+        own, name = self.place.walls.namespaces, self.request.name
+        plan = [
+            # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
+            _step("its procfs", self._make_procfs),
+            _step("its memory files", self._forbid_executable_memfds, Namespace.PID),
+            # As the cage's root.
+            _step("its namespaces", self._enter_namespaces),
+            _step("its clocks", self._begin_clocks, Namespace.TIME),
+            _step("its ids", self._await_ids, Namespace.USER),
+            _step("becoming its root", lambda: _become_root(name)),
+            _step("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),
+            _step("its name", lambda: _name(name), Namespace.UTS),
+            _step("entering its root", self._enter_root),
+            _step("proc /proc", lambda: self._entered().attach(self.proc, "/proc")),
+            *(_step(mount.describe(), self._mounting(mount)) for mount in root.inside()),
+            _step("leaving the host's root", _leave_host),
+            _step("its limits", _limit_namespaces, Namespace.USER),
+            _step("its core dumps", _forbid_core_dumps),
+            _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
+            _step("its descriptors", self._close_others),
+            _step("its buses", self._listen),
+            _step("the seal", self._seal),
+            _step("its readiness", self._tell),
         ]
-        return [Step(name=what, execute=do) for what, do, kind in plan if kind is None or kind in own]
+        return [step for step in plan if own.issuperset(step.kinds)]
 
-    def _mounts(self) -> list[tuple[str, Callable[[], None], None]]:
-        def executing(mount: Operation) -> Callable[[], None]:
-            return lambda: mount.execute(self._entered())
+    def _make_procfs(self) -> None:
+        if Namespace.PID in self.place.walls.namespaces:
+            self.proc = file_system("proc", SEALED, hidepid="2")
+        else:
+            with opened(os.open(self.place.proc, FOLDER)) as host:
+                self.proc = tree_of(host, SEALED)
 
-        return [(mount.describe(), executing(mount), None) for mount in root.inside(self.proc)]
+    def _enter_namespaces(self) -> None:
+        """The user namespace is an id's of the cage: what its owner may have in the host's, as inotify(7) instances,
+        counts for this cage and no other (user_namespaces(7), /proc/sys/user)."""
+        walls = self.place.walls
+        if Namespace.USER in walls.namespaces:
+            os.seteuid(self.base)
+        kinds = Namespace.USER, Namespace.IPC, Namespace.UTS, Namespace.NET, Namespace.TIME
+        syscall.unshare(syscall.CLONE_NEWNS | walls.flags(*kinds))
+
+    def _begin_clocks(self) -> None:
+        """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
+        clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
+        offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
+        # Files in /proc of a process that is not dumpable are the host's root's, and we are not any more.
+        prctl.set_dumpable(1)
+        if Namespace.USER in self.place.walls.namespaces:
+            with opened(os.open("self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC, dir_fd=self.proc)) as file:
+                os.write(file, offsets.encode())
+        name = "self/ns/time_for_children"
+        with opened(os.open(name, os.O_RDONLY | os.O_CLOEXEC, dir_fd=self.proc)) as namespace:
+            syscall.setns(namespace, syscall.CLONE_NEWTIME)
+        prctl.set_dumpable(0)
+
+    def _forbid_executable_memfds(self) -> None:
+        """A memfd is no way around write xor execute: this pid namespace's sysctl, which the host's root alone sets."""
+        try:
+            descriptor = os.open("sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC, dir_fd=self.proc)
+        except FileNotFoundError:  # before Linux 6.3
+            return
+        with opened(descriptor):
+            if os.read(descriptor, 2)[:1] == b"0":
+                os.pwrite(descriptor, b"1", 0)
+
+    def _await_ids(self) -> None:
+        os.write(self.told, b"ids")
+        if os.read(self.go, 1) != b"!":
+            raise OSError(errno.EPIPE, "the spawner has ended")
+
+    def _mounting(self, mount: Operation) -> Callable[[], None]:
+        return lambda: mount.execute(self._entered())
 
     def _entered(self) -> Root:
         if self.root is None:
@@ -285,7 +359,8 @@ class Newborn:
 
     def _listen(self) -> None:
         self.listener.listen(4)
-        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls)
+        self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls,
+                         private=self.request.private)
 
     def _seal(self) -> None:
         listener = _seal(self.place.filters.init, self.place.walls)
@@ -297,15 +372,15 @@ class Newborn:
         os.close(self.told)
 
 
-def _inside(newborn: Newborn, steps: list[Step], go: int, parents: tuple[int, int]) -> None:
-    """In the new namespaces: never returns.  `parents` are the other ends of the pipes `go` and `newborn.told`."""
-    doing = "waiting for ids"
+def _inside(newborn: Newborn, steps: list[Step], parents: tuple[int, int]) -> None:
+    """In the child: never returns.  `parents` are the other ends of its pipes."""
+    doing = "its start"
     status = 1
     try:
         # Held here too, they would hide that the spawner has ended, and we would wait with all that it had open.
         for descriptor in parents:
             os.close(descriptor)
-        if os.read(go, 1) == b"!":
+        if os.read(newborn.go, 1) == b"!":
             for step in steps:
                 doing = step.describe()
                 step.execute()
@@ -327,19 +402,6 @@ def _report(told: int, sentence: str) -> None:
         return
 
 
-def _forbid_executable_memfds(proc: str) -> None:
-    """A memfd is no way around write xor execute; the sysctl is this pid namespace's, and the host's root sets it."""
-    try:
-        descriptor = os.open(f"{proc}/sys/vm/memfd_noexec", os.O_RDWR | os.O_CLOEXEC)
-    except FileNotFoundError:  # before Linux 6.3
-        return
-    try:
-        if os.read(descriptor, 2)[:1] == b"0":
-            os.pwrite(descriptor, b"1", 0)
-    finally:
-        os.close(descriptor)
-
-
 def _become_root(name: str) -> None:
     os.setgroups([])
     os.setresgid(0, 0, 0)
@@ -354,17 +416,6 @@ def _become_root(name: str) -> None:
 def _name(name: str) -> None:
     syscall.sethostname(name)
     syscall.setdomainname("(none)")  # the host's is not the cage's business
-
-
-def _begin_clocks(proc: str) -> None:
-    """The clocks that count from the host's start count from the cage's (time_namespaces(7))."""
-    clocks = {"monotonic": time.CLOCK_MONOTONIC, "boottime": time.CLOCK_BOOTTIME}
-    syscall.unshare(syscall.CLONE_NEWTIME)
-    offsets = "".join(f"{name} {-int(time.clock_gettime(clock))} 0\n" for name, clock in clocks.items())
-    with opened(os.open(f"{proc}/self/timens_offsets", os.O_WRONLY | os.O_CLOEXEC)) as file:
-        os.write(file, offsets.encode())
-    with opened(os.open(f"{proc}/self/ns/time_for_children", os.O_RDONLY | os.O_CLOEXEC)) as namespace:
-        syscall.setns(namespace, syscall.CLONE_NEWTIME)
 
 
 def _leave_host() -> None:

@@ -24,6 +24,7 @@ from cage_runtime.spawner.birth import Cradle
 from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
+from cage_runtime.spawner.record import UNKNOWN, Record
 from cage_runtime.spawner.spec import AnyRequest, Fault, Listening, Reply, Stop, decode_from_init, encode
 from cage_runtime.spawner.storage import delete
 
@@ -47,9 +48,12 @@ Listened = Callable[["Cage", int, float], None]
 
 class Cage:
     def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
-                 gateway_ended: Callable[[Cage], None] = lambda _cage: None,
+                 gateway_ended: Callable[[Cage], None] = lambda _cage: None, *, record: Record = UNKNOWN,
+                 forget: Callable[[Cage], None] = lambda _cage: None,
                  listening: Listened = lambda _cage, listener, _born: os.close(listener)) -> None:
-        self.uuid = uuid
+        """`forget` is called when nothing runs in the cage any more, perhaps again, and `ended` once nothing is left
+        of it."""
+        self.uuid, self.record, self._forget = uuid, record, forget
         self.cgroup = cgroup
         self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
         self._gateway_ended, self._listening = gateway_ended, listening
@@ -258,6 +262,7 @@ class Cage:
                 self._loop.after(LOOK_SECONDS, self._remove)
                 return
             self.cgroup.remove()
+            self._forget(self)
             remove_cradle(self._cradle)
         except OSError as error:
             self._again(self._remove, error)

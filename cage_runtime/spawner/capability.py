@@ -91,14 +91,20 @@ _NONE = _sets(frozenset(), frozenset())
 """Made once: every command in a cage starts by holding nothing."""
 
 
-def permitted() -> frozenset[int]:
-    """What this process may use."""
+def _held() -> tuple[frozenset[int], frozenset[int]]:
+    """What this process may use, and what of it is in force."""
     sets = (_Data * 2)()
     if _LIBC.capget(ctypes.byref(_HEADER), sets) < 0:
         number = ctypes.get_errno()
         raise OSError(number, os.strerror(number), "capget")
-    mask = sets[0].permitted | sets[1].permitted << 32
-    return frozenset(number for number in range(LAST + 1) if mask >> number & 1)
+    masks = sets[0].permitted | sets[1].permitted << 32, sets[0].effective | sets[1].effective << 32
+    held, used = (frozenset(number for number in range(LAST + 1) if mask >> number & 1) for mask in masks)
+    return held, used
+
+
+def permitted() -> frozenset[int]:
+    """What this process may use."""
+    return _held()[0]
 
 
 def hold(capabilities: frozenset[int], effective: frozenset[int] | None = None) -> None:
@@ -121,13 +127,14 @@ def bound(capabilities: frozenset[int]) -> None:
 
 
 @contextmanager
-def in_force(capabilities: frozenset[int], usual: frozenset[int]) -> Iterator[None]:
-    """All that is held, `capabilities`, for as long as the context, and then `usual` of them again."""
-    hold(capabilities)
+def in_force() -> Iterator[None]:
+    """All that is held, for as long as the context lasts, and then what was before."""
+    held, usual = _held()
+    hold(held)
     try:
         yield
     finally:
-        hold(capabilities, usual)
+        hold(held, usual)
 
 
 def lock_securebits() -> None:

@@ -11,6 +11,8 @@ import contextlib
 import errno
 import os
 import re
+import select
+import time
 from pathlib import Path
 from typing import Protocol
 
@@ -21,6 +23,8 @@ from cage_runtime.spawner.spec import Limits
 CPU_PERIOD = 100_000
 """Microseconds, the kernel's default period of cpu.max."""
 WANTED = ("cpu", "io", "memory", "pids")
+EMPTY_SECONDS = 2.0
+"""What is given to a process that has ended, until its cgroup is without it; the kernel needs some milliseconds."""
 SWAP = "memory.swap.max"
 """Not on a kernel without swap accounting."""
 UUID = re.compile(r"[0-9a-f]{32}")
@@ -68,6 +72,25 @@ class Cgroup:
     def processes(self) -> int:
         """How many there are in it and below."""
         return sum(len(_read(Path(directory, "cgroup.procs")).split()) for directory, _, _ in os.walk(self.path))
+
+    def wait_empty(self) -> None:
+        """Until the kernel says that nothing is in it: a process that has been waited for may still be (Linux 6.18).
+
+        TimeoutError where something stays there.
+        """
+        events = self.open_events()
+        if events < 0:
+            return
+        try:
+            poll = select.poll()
+            poll.register(events, select.POLLPRI)
+            deadline = time.monotonic() + EMPTY_SECONDS
+            while is_populated(events):
+                if time.monotonic() > deadline:
+                    raise TimeoutError(errno.ETIMEDOUT, os.strerror(errno.ETIMEDOUT), str(self.path))
+                poll.poll(EMPTY_SECONDS * 1000)
+        finally:
+            os.close(events)
 
     def remove(self) -> None:
         """Remove it and what the cage made below it; nothing may be left in it."""
@@ -162,7 +185,9 @@ class Subtree:
         """As with the birth."""
 
     def unmake(self, uuid: str) -> None:
-        Cgroup(self.path / uuid).remove()
+        cgroup = Cgroup(self.path / uuid)
+        cgroup.wait_empty()
+        cgroup.remove()
 
     def close(self) -> None:
         try:

@@ -12,6 +12,7 @@ import fcntl
 import os
 import resource
 import signal
+import stat
 import termios
 from collections.abc import Mapping
 from dataclasses import dataclass, field
@@ -27,6 +28,10 @@ PATH = "/opt/cage-runtime/bin:/usr/local/bin:/usr/bin:/bin:/usr/games"
 DATA_DIRECTORIES = ":".join((
     f"{HOME}/.local/share/flatpak/exports/share", "/var/lib/flatpak/exports/share", "/usr/local/share", "/usr/share"))
 """XDG_DATA_DIRS (XDG base directory specification), as flatpak wants to find its exports in it."""
+OF_THE_HOST = ("/usr/", "/bin/", "/sbin/", "/opt/cage-runtime/")
+"""Where programs are that no cage can have made."""
+LAUNCHER = ("/usr/bin/nice", "-n", "0", "--")
+"""Executes a program and changes nothing, its environment neither, whatever its name looks like (nice(1))."""
 PEOPLE = {0: ("root", "/root"), USER_UID: ("user", HOME), MEDIATOR_UID: ("mediator", "/nonexistent")}
 """Name and home of each uid that has processes in a cage, as in its /etc/passwd."""
 DESCRIPTORS = 1024, 16384
@@ -135,6 +140,11 @@ _TIOCGPTPEER = 0x5441
 """Opens the other end of a pty without a path that could be swapped (ioctl_tty(2), Linux 4.13)."""
 
 
+def _is_of_the_host(program: str) -> bool:
+    """Is it where no cage can have made it?  Where a path goes up, links decide where that is."""
+    return program.startswith(OF_THE_HOST) and ".." not in program.split("/")
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class _Image:
     """What execve(2) takes, for each place where the program may be."""
@@ -151,6 +161,8 @@ class _Image:
 
     def execute(self) -> None:
         """Becomes the first of the programs that is there; OSError says why none could be, as a shell has it."""
+        if "/" in self.argv[0] and not _is_of_the_host(self.argv[0]):
+            self._execute_what_the_cage_made()
         if "LISTEN_FDS" in self.environment:
             self.environment["LISTEN_PID"] = str(os.getpid())
         refused: OSError = FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
@@ -162,6 +174,15 @@ class _Image:
             except OSError as error:
                 refused = error
         raise refused
+
+
+    def _execute_what_the_cage_made(self) -> None:
+        """By a program of the cage's: until it executes, this process is the host's interpreter, and a script that has
+        /proc/self/exe for its own would be run by that, on the host's mount, where cages could meet (CVE-2019-5736)."""
+        found = os.stat(self.argv[0])
+        if not stat.S_ISREG(found.st_mode) or not os.access(self.argv[0], os.X_OK):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES))
+        os.execve(LAUNCHER[0], [*LAUNCHER, *self.argv], self.environment)  # noqa: S606
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -136,7 +136,7 @@ def _become(listener: int, recipe: Recipe) -> None:
         os.setresuid(recipe.uid, recipe.uid, recipe.uid)
         capability.hold(frozenset())
         os.umask(0o077)
-        resource.setrlimit(resource.RLIMIT_NOFILE, DESCRIPTORS)
+        _limit_descriptors()
         recipe.filter.load()
         # systemd's protocol wants the daemon's own pid in its environment (sd_listen_fds(3)).
         environment = {"PATH": "/usr/bin:/bin", "LISTEN_FDS": "1", "LISTEN_PID": str(os.getpid())}
@@ -146,6 +146,12 @@ def _become(listener: int, recipe: Recipe) -> None:
         os.write(2, f"the bus of a gateway cannot be started: {error}\n".encode())
     finally:
         os._exit(127)
+
+
+def _limit_descriptors() -> None:
+    """To DESCRIPTORS, or to what the host lets the spawner have, where that is less."""
+    soft, hard = (min(limit, resource.getrlimit(resource.RLIMIT_NOFILE)[1]) for limit in DESCRIPTORS)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (soft, hard))
 
 
 def _command(recipe: Recipe) -> list[str]:

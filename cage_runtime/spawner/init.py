@@ -9,7 +9,6 @@ and every other descriptor closed; it opens terminals and pipes itself, so that 
 from __future__ import annotations
 
 import contextlib
-import errno
 import fcntl
 import os
 import signal
@@ -22,19 +21,21 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cage_runtime.errors import PrivateCage
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
+from cage_runtime.spawner.listener import Listener
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.mount import FOLDER, Root, opened
+from cage_runtime.spawner.private import check as check_private
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
     Conceal,
     Expose,
     Fault,
-    Listening,
     Logs,
     Reply,
     Request,
@@ -44,7 +45,6 @@ from cage_runtime.spawner.spec import (
     encode,
 )
 from cage_runtime.spawner.walls import Walls
-from cage_runtime.syscalls import notification
 
 APPLICATIONS = "/var/lib/flatpak"
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
@@ -55,8 +55,6 @@ ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
 """What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
 """What is given to a delivery half, whose core half is gone, before it is killed."""
-SPAWNER_SECONDS = 5.0
-"""A spawner that is started again has come back by then; until then the calls that it would have answered wait."""
 SIGINFO_BYTES = 128
 """Of one struct signalfd_siginfo (signalfd(2))."""
 SI_USER = 0
@@ -96,7 +94,9 @@ class LazyBus:
 class Init:
     """The event loop of PID 1."""
 
-    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls) -> None:
+    def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls, *,
+                 private: bool) -> None:
+        self._private = private
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
@@ -106,10 +106,7 @@ class Init:
         self._starting: dict[int, Starting] = {}
         self._log = bytearray()
         self._stopping = False
-        self._calls: tuple[int, float] | None = None
-        """The listener of the calls that are mediated, and when the cage was born; kept for the next spawner too."""
-        self._refuses = False
-        """Those calls are refused here, as no spawner is connected."""
+        self._calls: Listener | None = None
         # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
         self._signals = syscall.signalfd(ASKED_TO_END)
@@ -126,20 +123,8 @@ class Init:
         ]
 
     def hand_over(self, listener: int, born: float) -> None:
-        """From now on whoever connects gets `listener`."""
-        self._calls = listener, born
-
-    def _refuse_calls(self) -> None:
-        """Where no spawner has come back: no program of the cage waits for good, and none is told of the host."""
-        if self._connection is None and self._calls is not None and not self._refuses:
-            self._refuses = True
-            listener, _ = self._calls
-            self._loop.watch(listener, lambda: self._refuse_call(listener))
-
-    def _refuse_call(self, listener: int) -> None:
-        called = notification.receive(listener)
-        if called is not None:
-            notification.respond(listener, called, errno.ENOSYS)
+        """From now on whoever connects gets `listener`, that of the cage's mediated calls."""
+        self._calls = Listener(self._loop, listener, born)
 
     def serve(self) -> None:
         """Until the cage is told to stop and nothing is left in it."""
@@ -164,23 +149,19 @@ class Init:
             self._hang_up()
         self._connection = connection
         self._loop.watch(connection.fileno(), self._request)
-        if self._calls is None:
-            return
-        listener, born = self._calls
-        if self._refuses:
-            self._refuses = False
-            self._loop.forget(listener)
-        try:
-            wire.send(connection, encode(Listening(born=born)), [listener])
-        except OSError:
-            self._hang_up()
+        if self._calls is not None:
+            try:
+                self._calls.hand_over(connection)
+            except OSError:
+                self._hang_up()
 
     def _hang_up(self) -> None:
         if self._connection is not None:
             self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
-            self._loop.after(SPAWNER_SECONDS, self._refuse_calls)
+            if self._calls is not None:
+                self._calls.left()
 
     def _request(self) -> None:
         connection = self._connection
@@ -205,7 +186,11 @@ class Init:
     def _answer(self, request: Request, descriptors: list[int]) -> Reply:
         """What the kernel refuses fails the request, never the cage."""
         try:
+            if self._private:
+                check_private(request)
             return self._obey(request, descriptors)
+        except PrivateCage as error:
+            return _fault(request, error.bus_name, error.sentence)
         except OSError as error:
             return _fault(request, "RuntimeFailure", f"cage-init: {error}")
 
@@ -214,10 +199,10 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _expose(request, descriptors)
             case Conceal():
-                with capability.in_force(capability.INIT_CEILING, capability.INIT_USUAL):
+                with capability.in_force():
                     return _conceal(request)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))

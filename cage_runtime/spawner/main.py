@@ -26,15 +26,15 @@ import msgspec
 
 from cage_runtime import log
 from cage_runtime.arguments import Parser
-from cage_runtime.config import RuntimeConfig, load_runtime, uid_of
+from cage_runtime.config import RuntimeConfig, load_runtime, profiles_of, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.model import ENDING_SECONDS
 from cage_runtime.notify import handed_over, notify, watchdog_seconds
-from cage_runtime.spawner import capability, syscall, wire
+from cage_runtime.spawner import capability, seccomp, syscall, wire
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
-from cage_runtime.spawner.walls import ALL, Walls
+from cage_runtime.spawner.walls import ALL, Namespace, Walls
 
 LOG = logging.getLogger("cage-spawner")
 WAITING_MAX = 1024
@@ -139,7 +139,7 @@ class Server:
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
         self.service = Service(config, loop, self._caged, self._tell, _helper("cage-scopes", config, config_file),
-                               _helper("cage-syscalls", config, config_file), walls)
+                               walls, _helper("cage-syscalls", config, config_file))
         self._made: Path | None = None
         """The socket's file, where it is not systemd's."""
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
@@ -172,6 +172,7 @@ class Server:
             self._peer.close()
         peer = self._peer = Peer(connection, self._loop)
         self._loop.watch(connection.fileno(), lambda: self._attend(peer))
+        self.service.security.tell_all()
 
     def _tell(self, message: Event) -> None:
         if self._peer is not None:
@@ -245,7 +246,7 @@ def _single(run: Path) -> int:
     return lock
 
 
-def _prepare(config: RuntimeConfig) -> None:
+def _prepare(config: RuntimeConfig, walls: Walls) -> None:
     if os.geteuid() != 0:
         raise HostUnsupported("cage-spawner makes namespaces and id maps: run it as root")
     _single(Path(config.paths.run))
@@ -257,8 +258,7 @@ def _prepare(config: RuntimeConfig) -> None:
     # What the host unmounts is to go here too; what is mounted here is nobody else's business.
     syscall.mount(None, "/", None, syscall.MS_REC | syscall.MS_SLAVE)
     syscall.keyctl_join_session_keyring()
-    _bound()
-    capability.one_way()
+    _confine(config, walls)
     # Two descriptors a cage; what starts in one has limits of its own.
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
@@ -267,8 +267,17 @@ def _prepare(config: RuntimeConfig) -> None:
     os.chdir("/")
 
 
+def _confine(config: RuntimeConfig, walls: Walls) -> None:
+    """Ourselves as our unit does it, also where there is none; what cages inherit of it is no more than they lose."""
+    if walls.capabilities and Namespace.USER in walls.namespaces:  # else cage-init has ours
+        _bound()
+    capability.one_way()
+    if walls.seccomp:
+        seccomp.refusing(profiles_of(config.paths), "spawner").load()
+
+
 def _bound() -> None:
-    """Have what the unit's bounding set gives and no more, also where there is no unit; HostUnsupported without it."""
+    """Have what the unit's bounding set gives and no more; HostUnsupported without it."""
     for number in sorted(capability.SPAWNER.keys() - capability.permitted()):
         raise HostUnsupported(f"cage-spawner has to {capability.SPAWNER[number]} ({capability.NAMES[number]}), and "
                               "what starts it takes that away; see systemctl cat cage-spawner")
@@ -314,7 +323,7 @@ def main(walls: Walls = ALL) -> int:
     loop = Loop()
     try:
         config = load_runtime(config_file)
-        _prepare(config)
+        _prepare(config, walls)
         server = Server(config, config_file, loop, walls)
     except CageError as error:
         LOG.critical("%s", error.sentence)

@@ -76,13 +76,12 @@ SHADOW = "/.proc"
 NOBODYS_UID = 65533
 """Of the owner of that place: an id of the cage that no process has, so that cage-init, before its seal, alone goes
 there."""
-_EMPTY_FILES = (
-    "buddyinfo", "cmdline", "config.gz", "diskstats", "interrupts", "kallsyms", "key-users", "keys", "locks", "modules",
-    "partitions", "schedstat", "softirqs", "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr",
-    "sys/fs/inode-state", "sys/kernel/pty/nr", "vmstat", "zoneinfo",
+EMPTY_FILES = (
+    "buddyinfo", "cmdline", "config.gz", "crypto", "diskstats", "interrupts", "kallsyms", "key-users", "keys", "locks",
+    "modules", "partitions", "schedstat", "softirqs", "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr",
+    "sys/fs/inode-state", "sys/kernel/pty/nr", "zoneinfo",
 )
-_EMPTY_DIRECTORIES = ("acpi", "bus", "driver", "fs", "irq", "pressure", "scsi")
-_BOOT_ID = "sys/kernel/random/boot_id"
+EMPTY_DIRECTORIES = ("acpi", "bus", "driver", "fs", "irq", "pressure", "scsi")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -198,34 +197,29 @@ def new_home(prefix: str, owner: int) -> list[Operation]:
 
 
 # --- /proc -------------------------------------------------------------------------------------------------------
-def inside(proc: Source | None = None) -> list[Operation]:
-    """What is mounted by the cage's own PID 1, because it is of its pid and user namespace.
-
-    `proc` is a procfs of the host, for a cage whose processes are among the host's.
-    """
+def inside() -> list[Operation]:
+    """What the cage's own PID 1 mounts, once its procfs is there."""
     terminals = (("ptmxmode", "0666"), ("mode", "0620"), ("gid", "0"), ("max", str(TERMINALS_MAX)))
-    texts = [*_TEXTS, _BOOT_ID]
-    masks = [*((name, f"{SHADOW}/{name.replace('/', '-')}") for name in texts),
-             *((name, f"{SHADOW}/nothing") for name in _EMPTY_FILES),
-             *((name, f"{SHADOW}/none") for name in _EMPTY_DIRECTORIES)]
+    masks = [*((name, _text(name)) for name in _TEXTS), *((name, f"{SHADOW}/nothing") for name in EMPTY_FILES),
+             *((name, f"{SHADOW}/none") for name in EMPTY_DIRECTORIES)]
     return [
         FileSystem(kind="devpts", target="/dev/pts", attributes=SEALED & ~syscall.MOUNT_ATTR_NODEV, options=terminals),
-        FileSystem(kind="proc", target="/proc", attributes=SEALED, options=(("hidepid", "2"),)) if proc is None
-        else Bind(source=proc, target="/proc", attributes=SEALED),
         Again(source="/proc", target=f"{SHADOW}/whole"),
         Masks(over=tuple(masks)),
     ]
 
 
+def _text(name: str) -> str:
+    return f"{SHADOW}/{name.replace('/', '-')}"
+
+
 def _shown(spec: RootSpec) -> list[Operation]:
     """What masks show, for `inside`."""
-    texts = {name: write(spec) for name, write in _TEXTS.items()}
     return [
         Directory(path=SHADOW, mode=0o700, owner=spec.base + NOBODYS_UID),
         Directory(path=f"{SHADOW}/whole", mode=0o555), Directory(path=f"{SHADOW}/none", mode=0o555),
         File(path=f"{SHADOW}/nothing", mode=0o444, content=""),
-        File(path=f"{SHADOW}/{_BOOT_ID.replace('/', '-')}", mode=0o444, content=f"{spec.boot_id}\n"),
-        *(File(path=f"{SHADOW}/{name}", mode=0o444, content=text) for name, text in texts.items()),
+        *(File(path=_text(name), mode=0o444, content=write(spec)) for name, write in _TEXTS.items()),
     ]
 
 
@@ -248,10 +242,13 @@ def _meminfo(spec: RootSpec) -> str:
 
 
 _TEXTS: dict[str, Callable[[RootSpec], str]] = {
+    "cgroups": lambda _spec: "#subsys_name\thierarchy\tnum_cgroups\tenabled\n",
     "loadavg": lambda _spec: "0.00 0.00 0.00 1/1 1\n",
     "meminfo": _meminfo,
     "stat": _stat,
     "swaps": lambda _spec: "Filename\t\t\t\tType\t\tSize\t\tUsed\t\tPriority\n",
+    "sys/kernel/random/boot_id": lambda spec: f"{spec.boot_id}\n",
+    "vmstat": lambda _spec: "nr_free_pages 0\npgpgin 0\npgpgout 0\npswpin 0\npswpout 0\n",
 }
 """Files of /proc that programs cannot do without, as the cage's own."""
 

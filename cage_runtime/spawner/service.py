@@ -12,13 +12,16 @@ import os
 import pwd
 import socket
 import stat
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Mapping
 from pathlib import Path
+
+import msgspec
 
 from cage_runtime import folders
 from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
-from cage_runtime.errors import CageError, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
-from cage_runtime.spawner import birth, cgroup, root, syscall, wire
+from cage_runtime.errors import CageError, HostUnsupported, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
+from cage_runtime.model import Wall
+from cage_runtime.spawner import birth, cgroup, host, landlock, private, record, root, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
 from cage_runtime.spawner.calls import Calls
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
@@ -28,15 +31,21 @@ from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.mount import PROGRAMS, Source, opened, tree_of
 from cage_runtime.spawner.profile import Filters
+from cage_runtime.spawner.record import Record
 from cage_runtime.spawner.scopes import Scopes
+from cage_runtime.spawner.security import Security
 from cage_runtime.spawner.slice import Slice
 from cage_runtime.spawner.spec import (
+    AdmitGateway,
     AnyRequest,
     Birth,
     Conceal,
     Condemn,
+    Denied,
     Describe,
     Ended,
+    Enforced,
+    Enforcement,
     Event,
     Expose,
     Fault,
@@ -67,11 +76,12 @@ Respond = Callable[[Reply], None]
 
 class Service:
     def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
-                 scopes: tuple[str, ...] = (), syscalls: tuple[str, ...] = (), walls: Walls = ALL) -> None:
+                 scopes: tuple[str, ...] = (), walls: Walls = ALL, syscalls: tuple[str, ...] = ()) -> None:
         """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `syscalls` starts cage-syscalls;
         `walls` is all but in tests.
         """
         paths = config.paths
+        self.security = (Security.open if walls.lsm else Security.absent)(loop, self._denied)
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
         self._cradles, self._gateways = run / "cages", run / "gateways"
@@ -105,21 +115,37 @@ class Service:
         cgroups = self._cgroups.existing()
         for uuid in sorted(found | cgroups.keys()):
             # One without a cgroup has nothing left in it: a path that is not there stands for that.
-            cage = self._cage(uuid, cgroups.get(uuid, Cgroup(self._cgroups.path / uuid)))
-            self._cages[uuid] = cage
+            cgroup_ = cgroups.get(uuid, Cgroup(self._cgroups.path / uuid))
+            try:
+                known = record.read(self._cradle(uuid).directory)
+            except (OSError, ValueError) as error:  # it was cut off before there was a cage
+                LOG.warning("the cage %s has no record that can be read: %s", uuid, error)
+                known = None
+            cage = self._cages[uuid] = self._cage(uuid, cgroup_, known or record.UNKNOWN)
             cage.gateway.adopt()
             try:
-                cage.adopt()
+                if known is None:
+                    cage.end()
+                else:
+                    cage.adopt()
             except OSError:
                 cage.end()
 
     def _cradle(self, uuid: str) -> birth.Cradle:
         return birth.Cradle(directory=self._cradles / uuid, gateway=self._gateways / uuid)
 
-    def _cage(self, uuid: str, cgroup: Cgroup) -> Cage:
+    def _cage(self, uuid: str, cgroup: Cgroup, known: Record) -> Cage:
         return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone,
-                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)),
-                    lambda cage, listener, born: self._calls.add(cage.uuid, listener, born, cage.cgroup.path))
+                    lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)), record=known,
+                    forget=lambda cage: self.security.forget(cage.record.xid), listening=self._listening)
+
+    def _listening(self, cage: Cage, listener: int, born: float) -> None:
+        self._calls.add(cage.uuid, listener, born, cage.cgroup.path)
+
+    def _denied(self, xid: int, counts: Mapping[str, int]) -> None:
+        for cage in self._cages.values():
+            if cage.record.xid == xid:
+                self._tell(Denied(uuid=cage.uuid, xid=xid, denials=dict(counts)))
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
@@ -145,6 +171,12 @@ class Service:
             raise RuntimeFailure("the bus of a gateway takes one listening socket")
         cage.gateway.start(descriptors[0], self._gateway)
 
+    def _admit_gateway(self, uuid: str, descriptors: list[int]) -> None:
+        cage = self._running(uuid)
+        if len(descriptors) != 1 or not _listens(descriptors[0]):
+            raise RuntimeFailure("a cage is admitted to one listening socket")
+        self.security.of(cage.record.xid).admit(descriptors[0])
+
     def _running(self, uuid: str) -> Cage:
         cage = self._cages.get(uuid)
         if cage is None or cage.ending:
@@ -165,7 +197,7 @@ class Service:
             case Standing():
                 self._after_births(self._births, lambda: respond(Reply(id=request.id, standings=self._standing())))
             case MakeStorage():
-                self._storage.make(request.uuid, ephemeral=request.ephemeral)
+                self._storage.make(request.uuid, ephemeral=request.ephemeral, private=request.private)
                 respond(Reply(id=request.id))
             case Keep():
                 self._storage.keep(request.uuid)
@@ -180,10 +212,18 @@ class Service:
             case OpenGateway():
                 self._open_gateway(request.uuid, descriptors)
                 respond(Reply(id=request.id))
+            case AdmitGateway():
+                self._admit_gateway(request.uuid, descriptors)
+                respond(Reply(id=request.id))
+            case Enforced():
+                respond(Reply(id=request.id, enforcement=self._enforced(request.uuid)))
             case Inspect():
                 respond(Reply(id=request.id, insight=self._inspect(request.uuid)))
             case Spawn() | Conceal() | Logs():
-                self._running(request.uuid).ask(request, descriptors, respond)
+                cage = self._running(request.uuid)
+                if cage.record.private:
+                    private.check(request)
+                cage.ask(request, descriptors, respond)
             case Freeze():
                 self._running(request.uuid).cgroup.freeze(frozen=request.frozen)
                 respond(Reply(id=request.id))
@@ -201,6 +241,7 @@ class Service:
             landlock_abi=syscall.landlock_abi(),
             user_namespaces=birth.user_namespaces(),
             memfd_noexec=Path("/proc/sys/vm/memfd_noexec").exists(),
+            lsm=self.security.why, lsm_hooks=self.security.hooks, proc_mem=host.proc_mem(),
             ranges=self._ranges, ranges_free=self._storage.free,
         )
 
@@ -228,6 +269,17 @@ class Service:
         return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents,
                        mediated=self._calls.counts(uuid))
 
+    def _enforced(self, uuid: str) -> Enforcement:
+        xid = self._running(uuid).record.xid
+        return Enforcement(xid=xid, lsm=self.security.why_not(xid), denials=self.security.denials(xid))
+
+    def _require(self, walls: Collection[Wall]) -> None:
+        """HostUnsupported where one of them is not enforced, whatever caged has been told before."""
+        if Wall.LSM in walls and self.security.why:
+            raise HostUnsupported(self.security.why)
+        if Wall.LANDLOCK in walls and syscall.landlock_abi() < landlock.SCOPE_ABI:
+            raise HostUnsupported("this kernel's Landlock has no rules about signals and abstract sockets (Linux 6.12)")
+
     def _after_births(self, uuids: Collection[str], do: Callable[[], None]) -> None:
         """`do` when none of those cages is being born any more: what stands is known then, and can be stopped."""
         pending = next((self._births[uuid] for uuid in uuids if uuid in self._births), None)
@@ -245,6 +297,9 @@ class Service:
             raise NoSuchCage(f"the cage {request.name} has no storage") from error
         _close(self._storage.open_home(request.uuid))  # before anything is made for it
         birth.check_namespaces()
+        self._require(request.require)
+        if self._storage.private(request.uuid):
+            request = msgspec.structs.replace(request, private=True)
         cradle = self._cradle(request.uuid)
         cradle.directory.mkdir(mode=0o700)
         try:
@@ -271,21 +326,25 @@ class Service:
         if isinstance(outcome, CageError):
             remove_cradle(cradle)
             raise outcome
-        home, gateway = None, None
+        home, gateway, label = None, None, self.security.none
         try:
+            label = self.security.new(exec_home=request.exec_home, private=request.private)
+            known = Record(xid=label.xid, private=request.private)
+            record.write(cradle.directory, known)
             home = self._storage.open_home(request.uuid)
             gateway = Source.of(cradle.gateway)
             spec = birth.root_spec(request, base, home, gateway, self._place)
-            pid, pidfd = birth.bear(request, spec, self._place, cradle, outcome)
+            pid, pidfd = birth.bear(request, spec, self._place, cradle, outcome, label)
         except (OSError, CageError):
             self._cgroups.unmake(request.uuid)
+            self.security.forget(label.xid)
             remove_cradle(cradle)
             raise
         finally:
             _close(home)
             _close(gateway)
         self._cgroups.born(request.name, request.uuid, pid)
-        cage = self._cages[request.uuid] = self._cage(request.uuid, outcome)
+        cage = self._cages[request.uuid] = self._cage(request.uuid, outcome, known)
         try:
             cage.born(pid, pidfd)
         except OSError as error:

@@ -11,7 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX, CAGES_MAX
+from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX, CAGES_MAX, Wall
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
@@ -55,6 +55,8 @@ class MakeStorage(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     uuid: Uuid
     ephemeral: bool
+    private: bool = False
+    """For good: a cage with this storage is private, whatever its births say."""
 
 
 class Keep(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="keep"):
@@ -82,6 +84,10 @@ class Birth(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     home_bytes: Bytes
     """Size of the home of an ephemeral cage."""
     home_files: Annotated[int, msgspec.Meta(ge=16, le=2**40)]
+    private: bool = False
+    """Nothing is started in it but applications by `flatpak run` and deliveries, and its log is nobody's."""
+    require: Annotated[list[Wall], msgspec.Meta(max_length=4)] = []
+    """It is not born where one of these is not enforced."""
 
 
 class Expose(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="expose"):
@@ -125,6 +131,19 @@ class OpenGateway(Request, frozen=True, kw_only=True, forbid_unknown_fields=True
     uuid: Uuid
 
 
+class AdmitGateway(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="admit-gateway"):
+    """From now on this cage and the core alone can connect to the listening socket that comes with the request, where
+    the host has security contexts; it is to be that of the cage's gateway."""
+
+    uuid: Uuid
+
+
+class Enforced(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="enforced"):
+    """What does the kernel enforce for the running cage, and what has it refused to it?"""
+
+    uuid: Uuid
+
+
 class Inspect(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="inspect"):
     """What is in the cage, without asking anything that is."""
 
@@ -163,11 +182,11 @@ class Welcome(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, ta
 
 AnyRequest = (
     Describe | Standing | MakeStorage | Keep | Condemn | Birth | Expose | Conceal | Spawn | Inspect | Logs | Freeze
-    | Stop | Remove | OpenGateway | Welcome
+    | Stop | Remove | OpenGateway | AdmitGateway | Enforced | Welcome
 )
 
 REPEATABLE = (Describe, Standing, Keep, Condemn, Expose, Conceal, Inspect, Logs, Freeze, Stop, Remove,
-              OpenGateway, Welcome)
+              OpenGateway, AdmitGateway, Enforced, Welcome)
 """What comes to the same if it is done again, and so may be asked of the next spawner where one has ended at it."""
 
 
@@ -201,6 +220,21 @@ class Insight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """Calls that were answered in the kernel's stead since its birth or the spawner's start, whichever came last."""
 
 
+Operation = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z-]{0,31}\Z")]
+Counts = Annotated[dict[Operation, Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]], msgspec.Meta(max_length=64)]
+"""How often the kernel has refused what to a cage since its birth: operation → number."""
+
+
+class Enforcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
+    """What `Enforced` answers."""
+
+    xid: int
+    """The number of the cage's security context; 0 where it has none."""
+    lsm: str
+    """Why that is not enforced, in a sentence; empty where it is."""
+    denials: Counts
+
+
 class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     """What the host offers to cages, for `doctor` and for refusing limits that cannot be enforced."""
 
@@ -210,6 +244,13 @@ class Host(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     landlock_abi: int
     user_namespaces: int
     memfd_noexec: bool
+    lsm: str
+    """Why there are no security contexts, and what would help, in a sentence; empty where they are enforced."""
+    lsm_hooks: Annotated[int, msgspec.Meta(ge=0)] = 0
+    """Places in the kernel at which they are."""
+    proc_mem: str = ""
+    """Who may write to memory that is not mapped for it (the kernel's proc_mem.force_override): "always", "ptrace" or
+    "never"; empty where the kernel is too old to be told."""
     ranges: int
     ranges_free: int
 
@@ -220,6 +261,7 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     host: Host | None = None
     standings: Standings | None = None
     insight: Insight | None = None
+    enforcement: Enforcement | None = None
     since: float = 0.0
     """When the cage was born that was asked for, in seconds of the epoch."""
     log: bytes = b""
@@ -247,7 +289,15 @@ class Listening(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     """When its cage was, in seconds of the host's CLOCK_BOOTTIME."""
 
 
-Event = Ended | GatewayEnded
+class Denied(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="denied"):
+    """The kernel has refused more to a cage; all since its birth is counted, so that none is lost on the way."""
+
+    uuid: Uuid
+    xid: int
+    denials: Counts
+
+
+Event = Ended | GatewayEnded | Denied
 AnyReply = Reply | Event
 FromInit = Reply | Listening
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The storage of cages and the id ranges that go with it: STATE/storage/UUID/{range,home}, root's alone.
+"""The storage of cages and the id ranges that go with it: STATE/storage/UUID/{range,home,private}, root's alone.
 
 A cage's record of its range *is* the allocation: the pool is what is read back from the records, so that a range
 cannot be handed out twice whatever caged says, and comes free when its storage is gone.  Names of cages do not occur
@@ -25,7 +25,8 @@ from cage_runtime.spawner.mount import Directory, Root, Source, exact_modes, ope
 from cage_runtime.spawner.root import USER_DIRECTORIES, new_home
 
 _FOLDER = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-
+PRIVATE = "private"
+"""A file beside the home of a private cage."""
 LOOKED_AT_MAX = 10_000
 """Entries of a home; they are read in some milliseconds, and all cages wait meanwhile."""
 
@@ -50,6 +51,8 @@ class _Place:
     stage: Stage
     number: int
     """Of the id range."""
+    private: bool = False
+    """Whatever a birth says, the cage that has this home is private."""
 
 
 class Storage:
@@ -73,7 +76,8 @@ class Storage:
             stage, uuid = Stage(found["stage"]), found["uuid"]
             number = _recorded(entry)
             if number is not None:
-                self._places[uuid] = _Place(parent=parent, stage=stage, number=number)
+                private = (entry / PRIVATE).exists()
+                self._places[uuid] = _Place(parent=parent, stage=stage, number=number, private=private)
             elif parent == self._persistent and stage is Stage.KEPT:
                 self.faults.append(f"{entry} has neither a record of its id range nor a home, and is left alone")
             else:
@@ -130,15 +134,21 @@ class Storage:
         raise RuntimeFailure(
             f"{home} belongs to uid {uid} and has to belong to the cage's user: chown -R {owner}:{owner} {home}")
 
-    def make(self, uuid: str, *, ephemeral: bool) -> None:
+    def private(self, uuid: str) -> bool:
+        """Whether it was made for a private cage, which that one is for good."""
+        return self._places[uuid].private
+
+    def make(self, uuid: str, *, ephemeral: bool, private: bool = False) -> None:
         """An id range, and unless `ephemeral` a new home, to be kept; either all of it is there or nothing."""
         if uuid in self._places:
             raise RuntimeFailure(f"the cage {uuid} has storage already")
         parent, stage = (self._ephemeral, Stage.KEPT) if ephemeral else (self._persistent, Stage.NEW)
-        place = _Place(parent=parent, stage=stage, number=self._lowest_free())
+        place = _Place(parent=parent, stage=stage, number=self._lowest_free(), private=private)
         directory = parent / (stage + uuid)
         try:
             directory.mkdir(mode=0o700)
+            if private:
+                (directory / PRIVATE).touch()
             (directory / "range").write_text(str(place.number), encoding="ascii")
             if not ephemeral:
                 _make_home(directory, place.number)
@@ -180,7 +190,8 @@ class Storage:
             return None
         directory = place.parent / (place.stage + uuid)
         if place.parent == self._ephemeral:
-            (directory / "range").unlink(missing_ok=True)
+            for name in ("range", PRIVATE):
+                (directory / name).unlink(missing_ok=True)
             directory.rmdir()
             self.removed(uuid)
             return None

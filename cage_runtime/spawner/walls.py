@@ -29,12 +29,11 @@ class Namespace(StrEnum):
     TIME = "time"
 
 
-_CLONED = {
+_FLAGS = {
     Namespace.USER: syscall.CLONE_NEWUSER, Namespace.PID: syscall.CLONE_NEWPID, Namespace.IPC: syscall.CLONE_NEWIPC,
-    Namespace.UTS: syscall.CLONE_NEWUTS, Namespace.NET: syscall.CLONE_NEWNET,
+    Namespace.UTS: syscall.CLONE_NEWUTS, Namespace.NET: syscall.CLONE_NEWNET, Namespace.CGROUP: syscall.CLONE_NEWCGROUP,
+    Namespace.TIME: syscall.CLONE_NEWTIME,
 }
-"""The others are entered afterwards: made by clone, a cgroup namespace would show the spawner's cgroup as its root, and
-a time namespace the host's clocks for good."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -47,9 +46,9 @@ class Walls:
     lsm: bool = True
     """That a cage is in a security context of its own, where the host has them."""
 
-    def clone_flags(self) -> int:
-        """For clone3(2)."""
-        return syscall.CLONE_NEWNS | sum(flag for kind, flag in _CLONED.items() if kind in self.namespaces)
+    def flags(self, *kinds: Namespace) -> int:
+        """Of those of `kinds` that a cage has of its own, for clone3(2) and unshare(2)."""
+        return sum(_FLAGS[kind] for kind in kinds if kind in self.namespaces)
 
 
 ALL = Walls()

@@ -22,7 +22,7 @@ from pathlib import Path
 
 from cage_runtime import folders, log
 from cage_runtime.bus import Answer, Bus, Call, Service, described
-from cage_runtime.config import load_runtime
+from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.confine import confine
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
 from cage_runtime.model import (
@@ -199,13 +199,17 @@ def run(arguments: list[str]) -> int:
         config = load_runtime(Path(arguments[1]) if arguments else None)
         folders.check_present(folders.of_state(config, "staging"))
         os.umask(0o077)
-        staging = Path(config.paths.state, "staging")
-        confine(config, "core", writable=(staging,))
-        asyncio.run(serve_until_bus_ends(Stager(staging)))
+        _confine(config)
+        asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
     return 0
+
+
+def _confine(config: RuntimeConfig) -> None:
+    """To the one folder; what cages hand over is open already."""
+    confine(config, "core", writable=(Path(config.paths.state, "staging"),))
 
 
 async def serve_until_bus_ends(stager: Stager) -> None:

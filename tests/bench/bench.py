@@ -14,6 +14,7 @@ import json
 import os
 import platform
 import resource
+import shutil
 import signal
 import sys
 import tempfile
@@ -64,7 +65,7 @@ Work = Callable[[], None]
 
 
 def say(text: str) -> None:
-    sys.stderr.write(f"bench: {text}\n")
+    sys.stderr.write(time.strftime(f"bench: %T {text}\n"))
 
 
 # --- measuring -------------------------------------------------------------------------------------------------------
@@ -191,6 +192,20 @@ def alone() -> None:
         syscall.mount("cgroup2", "/sys/fs/cgroup", "cgroup2", flags)
 
 
+def compared(options: argparse.Namespace) -> int:
+    """What the attacks of the catalogue come to in a cage and in other sandboxes."""
+    from tests.bench import attacks
+
+    name = f"cage-runtime-bench-{os.getpid()}"
+    results = attacks.everything(options.prefix, name, say)
+    programs = {peer: path for peer in ("bwrap", "flatpak", "systemd-nspawn") if (path := shutil.which(peer))}
+    text = attacks.shown(results)
+    if options.json:
+        text = json.dumps(attacks.data(results, peers.versions(programs)), indent=1)
+    sys.stdout.write(text + "\n")
+    return 0
+
+
 def arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="scripts/bench", description=__doc__.partition("\n")[0])
     parser.add_argument("--prefix", type=Path, required=True, help=argparse.SUPPRESS)
@@ -198,6 +213,8 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--cages", type=int, default=20, metavar="N", help=f"cages for memory, to {CAGES_MAX}")
     parser.add_argument("--json", action="store_true", help="the data instead of the table")
     parser.add_argument("--save", action="store_true", help="keep the result, to compare later ones with")
+    parser.add_argument("--attacks", action="store_true",
+                        help="the attacks of the catalogue instead, and what gets through here and there")
     parser.add_argument("--install-peers", action="store_true",
                         help="first install the peers' packages from the distribution")
     options = parser.parse_args()
@@ -211,6 +228,8 @@ def main() -> int:
     alone()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
+        if options.attacks:
+            return compared(options)
         rows, versions = everything(options)
     except KeyboardInterrupt:
         say("interrupted; everything is taken down")

@@ -2,8 +2,9 @@
 """Births that fail, each at another kernel call: a spawner's service without its socket, run by test_birth.py.
 
 Run as root by the installed runtime's interpreter: births.py RUNTIME CONFIG.  It bears one cage with every call of
-`CALLS` counted, then as many as there were calls, the Nth call of the Nth failing, on either side of clone3; after
-each it looks what is left, and bears a cage that has to live.  It prints one JSON object a birth.
+`CALLS` counted, then as many as there were calls, the Nth call of the Nth failing, on either side of clone3; then one
+for each step of the two plans, which fails as a whole.  After each it looks what is left, and bears a cage that has to
+live.  It prints one JSON object a birth.
 """
 
 from __future__ import annotations
@@ -27,12 +28,57 @@ sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
 
 from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.errors import CageError  # noqa: E402
-from cage_runtime.spawner import capability, cgroup, syscall  # noqa: E402
+from cage_runtime.spawner import birth, capability, cgroup, root, syscall  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
+from cage_runtime.spawner.lsm.contexts import FIRST, Context, Contexts  # noqa: E402
+from cage_runtime.spawner.lsm.operations import Operation  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
 from cage_runtime.spawner.spec import Birth, Describe, Host, Limits, MakeStorage, Remove, Reply, Stop  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
+
+
+class FakeContexts:
+    """Security contexts that no kernel enforces; `made` are those that there are."""
+
+    def __init__(self) -> None:
+        self.made: list[int] = []
+        self.events_ = os.eventfd(0, os.EFD_CLOEXEC)
+        self._next = FIRST
+
+    def new(self, context: Context) -> int:
+        assert not context.private
+        self._next += 1
+        self.made.append(self._next)
+        return self._next
+
+    def enter(self, pidfd: int, xid: int) -> None:
+        """The process has a context before it has ids, for which it waits before it does anything."""
+        (pid,) = (line.split()[1] for line in Path(f"/proc/self/fdinfo/{pidfd}").read_text().splitlines()
+                  if line.startswith("Pid:"))
+        assert Path(f"/proc/{pid}/uid_map").read_text() == ""
+        assert xid in self.made
+
+    def tag_socket(self, descriptor: int, xid: int) -> None:
+        assert os.readlink(f"/proc/self/fd/{descriptor}").startswith("socket:")
+        assert xid in self.made
+
+    def forget(self, xid: int) -> None:
+        if xid in self.made:
+            self.made.remove(xid)
+
+    def denied(self, _xid: int) -> dict[Operation, int]:
+        return {}
+
+    def events(self) -> int:
+        return self.events_
+
+    def hooks(self) -> tuple[str, ...]:
+        return ("none",)
+
+
+CONTEXTS = FakeContexts()
+Contexts.open = classmethod(lambda _cls: CONTEXTS)
 CALLS: dict[Any, tuple[str, ...]] = {
     syscall: ("capbset_drop", "clone3", "file_system", "fsconfig", "fsmount", "fsopen", "keyctl_join_session_keyring",
               "landlock_create_ruleset", "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree",
@@ -42,6 +88,7 @@ CALLS: dict[Any, tuple[str, ...]] = {
     os: ("chdir", "chmod", "chown", "dup", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2",
          "read", "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),
     socket.socket: ("bind", "connect", "listen"),
+    FakeContexts: ("new", "enter", "tag_socket"),
 }
 """What a birth asks of the kernel; each can fail for want of memory, descriptors or space, so each does here."""
 
@@ -142,6 +189,7 @@ class Nursery:
         return {
             **listed, "mounts": sorted(line.split(" ", 3)[3] for line in mounts), "descriptors": descriptors,
             "cgroups": sorted(entry.name for entry in self.subtree.iterdir() if entry.is_dir()),
+            "contexts": [str(xid) for xid in CONTEXTS.made],
             "children": Path(f"/proc/self/task/{os.getpid()}/children").read_text().split(), "cwd": [os.getcwd()],
         }
 
@@ -154,13 +202,42 @@ def _target(entry: str) -> str:
         return ""
 
 
-def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
-    """One birth that fails, what it says and leaves, and whether the next one lives."""
+class Failing:
+    """A step of a plan that says what the step says, and fails."""
+
+    def __init__(self, step: Any) -> None:
+        self._step = step
+
+    def describe(self) -> str:
+        return str(self._step.describe())
+
+    def execute(self, *_: Any) -> None:
+        raise OSError(errno.ENOMEM, "no memory, says the test")
+
+
+@contextmanager
+def failing(place: Any, name: str, number: int) -> Iterator[list[str]]:
+    """The plan that `place.name` makes has a step at `number` that fails; its steps, once it has been made."""
+    make, steps = getattr(place, name), []
+
+    def made(*arguments: Any) -> list[Any]:
+        plan = make(*arguments)
+        steps[:] = [step.describe() for step in plan]
+        return [Failing(step) if index == number else step for index, step in enumerate(plan)]
+
+    setattr(place, name, made)
+    try:
+        yield steps
+    finally:
+        setattr(place, name, make)
+
+
+def attempt(nursery: Nursery, fails: Any) -> dict[str, Any]:
+    """One birth that fails within `fails`, what it says and leaves, and whether the next one lives."""
     before = nursery.standing()
-    fault = Fault(inside=inside, number=number)
     said = ""
     try:
-        with patched(fault):
+        with fails:
             nursery.bear()
     except CageError as error:
         said = error.sentence
@@ -172,7 +249,7 @@ def attempt(nursery: Nursery, *, inside: bool, number: int) -> dict[str, Any]:
             or set(after[key]) != set(before[key])}
     nursery.bear()
     nursery.end()
-    return {"call": fault.name, "said": said, "left": left}
+    return {"said": said, "left": left}
 
 
 def bear_among_many(nursery: Nursery) -> None:
@@ -186,6 +263,10 @@ def bear_among_many(nursery: Nursery) -> None:
         os.close(descriptor)
 
 
+def say(line: dict[str, Any]) -> None:
+    sys.stdout.write(json.dumps(line) + "\n")
+
+
 def main() -> None:
     nursery = Nursery()
     nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=False))
@@ -197,10 +278,17 @@ def main() -> None:
             nursery.bear()
         nursery.end()
         for number in range(1, fault.count + 1):
-            outcome = attempt(nursery, inside=inside, number=number)
+            one = Fault(inside=inside, number=number)
+            outcome = attempt(nursery, patched(one))
             side = "inside" if inside else "outside"
-            line = json.dumps({"side": side, "number": number, "of": fault.count, **outcome})
-            sys.stdout.write(line + "\n")
+            say({"side": side, "number": number, "of": fault.count, "call": one.name, **outcome})
+    for plan, place, name in (("root", root, "plan"), ("child", birth.Newborn, "steps")):
+        with failing(place, name, -1) as steps:
+            nursery.bear()
+        nursery.end()
+        for number, step in enumerate(steps):
+            outcome = attempt(nursery, failing(place, name, number))
+            say({"plan": plan, "step": step, "of": len(steps), **outcome})
     bear_among_many(nursery)
     nursery.ask(Remove(id=1, uuid=UUID))
     nursery.subtree.rmdir()

@@ -79,11 +79,10 @@ def host_as_it_was() -> Iterator[None]:
 
 
 # --- the runtime -------------------------------------------------------------------------------------------------
-@pytest.fixture(scope="session")
-def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+def standing(config: pytest.Config) -> Iterator[Runtime]:
     """The core, started once; at the end there may be nothing left of any cage, and then nothing left of it."""
     runtime = Runtime()
-    request.config.stash[_THE_RUNTIME] = runtime
+    config.stash[_THE_RUNTIME] = runtime
     runtime.start()
     yield runtime
     assert runtime.json("list") == []
@@ -94,7 +93,13 @@ def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
     runtime.remove()
     assert bus_only == []
     assert _processes_of(runtime) == []
-    del request.config.stash[_THE_RUNTIME]
+    if config.stash.get(_THE_RUNTIME, None) is runtime:
+        del config.stash[_THE_RUNTIME]
+
+
+@pytest.fixture(scope="session")
+def runtime(request: pytest.FixtureRequest) -> Iterator[Runtime]:
+    yield from standing(request.config)
 
 
 @pytest.fixture

@@ -29,6 +29,7 @@ from cage_runtime.spawner.loop import Loop  # noqa: E402
 from cage_runtime.spawner.profile import ProfileName  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
 from cage_runtime.spawner.spec import AnyRequest, Birth, Limits, MakeStorage, Remove, Reply, Spawn, Stop  # noqa: E402
+from cage_runtime.spawner.walls import ALL  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
 AS_MEDIATOR = "--as-mediator"
@@ -56,7 +57,7 @@ def _command(request: Spawn) -> child.Command:
 class Nursery:
     def __init__(self) -> None:
         config = load_runtime(Path(CONFIG))
-        main._prepare(config)
+        main._prepare(config, ALL)
         cgroup.is_systemds = lambda _hierarchy: False
         self._loop = Loop()
         self._channels: list[socket.socket] = []

@@ -46,6 +46,7 @@ from cage_runtime.spawner.spec import (  # noqa: E402
     Stop,
     Welcome,
 )
+from cage_runtime.spawner.walls import ALL  # noqa: E402
 
 UUID = "0123456789abcdef" * 2
 TREE = "app/org.example.Sample"
@@ -195,7 +196,7 @@ def run() -> None:
     config = load_runtime(Path(CONFIG))
     folders.prepare(folders.of_state(config))
     Path(config.paths.state, "flatpak", TREE).mkdir(parents=True)  # as cage-apps does
-    main._prepare(config)
+    main._prepare(config, ALL)
     if NAMES:
         drop(NAMES)
     outcome = all_of_it(Whole(config))

@@ -101,11 +101,13 @@ def processes_ended() -> Iterator[list[subprocess.Popen[bytes]]]:
 def apps() -> Iterator[Apps]:
     with short_directory() as directory, processes_ended() as processes:
         apps = Apps(directory, processes)
-        directory.joinpath("state").mkdir()
-        os.chown(directory / "state", USER, USER)
+        installation = directory / "state/flatpak"
+        installation.mkdir(parents=True)
+        os.chown(installation, USER, USER)
         directory.joinpath("bus.conf").write_text(BUS_CONFIG.format(bus=f"{directory}/bus"))
         directory.joinpath("caged.conf").write_text(
-            f'[paths]\nstate = "{directory}/state"\n[users]\ncaged = "nobody"\napps = "nobody"\n'
+            f'[paths]\nstate = "{directory}/state"\nshipped = "{TOP}/policies"\n'
+            '[users]\ncaged = "nobody"\napps = "nobody"\n'
         )
         config = f"--config-file={directory}/bus.conf"
         argv = ["dbus-daemon", config, "--nofork", "--nopidfile", "--print-address=1"]

@@ -13,7 +13,7 @@ import sys
 from pathlib import Path
 
 TREES = ("/etc", "/opt", "/usr", "/var/lib", "/var/lib/systemd/deb-systemd-helper-enabled", "/var/cache",
-         "/run/cage-runtime")  # fmt: skip
+         "/run/cage-runtime", "/sys/fs/bpf")  # fmt: skip
 OTHERS = ("/var/lib/apt", "/var/lib/dpkg", "/var/cache/apt", "/var/cache/debconf", "/var/cache/ldconfig", "/usr/tmp",
           "/var/cache/man", "/var/lib/private", "/var/lib/systemd")  # fmt: skip
 """Whose business is not the package's, and goes on meanwhile."""

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Contexts: made, configured, entered and forgotten, and what was refused to each.
 
-A context's number is its xid.  Between two boots none is given twice, because tasks, files and sockets may have it still
-when its cage is gone; one that is not configured is denied everything.
+A context's number is its xid.  Between two boots none is given twice, because tasks, files and sockets may have it
+still when its cage is gone; one that is not configured is denied everything.
 """
 
 from __future__ import annotations
@@ -30,9 +30,10 @@ EVENTS_AT_ONCE = 1024
 # linux/socket.h, linux/capability.h
 AF_UNIX, AF_INET, AF_INET6, AF_NETLINK = 1, 2, 10, 16
 ALL_FAMILIES = frozenset(range(64))
-IN_A_NAMESPACE = frozenset((*range(9), *range(10, 16), 18, 19, 21, 23, 24, 27, 31))
+IN_A_NAMESPACE = frozenset((*range(9), *range(10, 16), 18, 19, 21, 23, 24, 25, 27, 31))
 """The capabilities that mean something against a user namespace of the cage's own: not those over modules, raw ports,
-clocks, audit, the kernel's log, performance counters or BPF, and not CAP_SYS_BOOT."""
+audit, the kernel's log, performance counters or BPF, and not CAP_SYS_BOOT.  CAP_SYS_TIME there is over the clocks of a
+new time namespace."""
 NESTED = 4
 """Of user namespaces below the host's: the cage's own is 1, Flatpak's bubblewrap makes two more, one inside the other,
 and a browser in it one for its own."""
@@ -41,6 +42,7 @@ EXECUTE_WRITABLE, PRIVATE, WATCHES = 1, 2, 4
 _CONFIGURATION = struct.Struct("=IIQQIIIIQQ16x")
 _COUNTS = struct.Struct("=32Q")
 _RECORD = _CONFIGURATION.size + _COUNTS.size
+_NEVER = bytes(_COUNTS.size)
 _XID = struct.Struct("=I")
 
 
@@ -140,24 +142,34 @@ class Contexts:
 
     def forget(self, xid: int) -> None:
         """Teardown: whatever still has it is denied everything.  May be repeated."""
-        if self._in_use(xid):
+        record = libbpf.lookup(self._maps["contexts"], _place(xid), _RECORD)
+        if record is not None and _XID.unpack_from(record)[0] == xid:  # and not another's that has the place by now
             libbpf.update(self._maps["contexts"], _place(xid), bytes(_RECORD))
         for device in list(libbpf.keys(self._maps["superblock_labels"], 4)):
             if libbpf.lookup(self._maps["superblock_labels"], device, _XID.size) == _XID.pack(xid):
                 with contextlib.suppress(FileNotFoundError):
                     libbpf.delete(self._maps["superblock_labels"], device)
 
+    def configured(self) -> frozenset[int]:
+        """The contexts that there are."""
+        records = libbpf.lookup_all(self._maps["contexts"], _RECORD, PLACES)
+        return frozenset(_XID.unpack_from(record)[0] for record in records) - {CORE}
+
     # --- what was refused ---------------------------------------------------------------------------------------------
     def denials(self) -> dict[int, dict[Operation, int]]:
         """How often, since each context was made; those of private cages against the core are the core's."""
         found = {}
         for place, record in enumerate(libbpf.lookup_all(self._maps["contexts"], _RECORD, PLACES)):
-            xid = _XID.unpack_from(record)[0] or place
-            counts = zip(BY_NUMBER, _COUNTS.unpack_from(record, _CONFIGURATION.size), strict=False)
-            denied = {operation: count for operation, count in counts if count}
-            if denied:
-                found[xid] = denied
+            if denied := _denied(record):
+                found[_XID.unpack_from(record)[0] or place] = denied
         return found
+
+    def denied(self, xid: int) -> dict[Operation, int]:
+        """How often, of one context; nothing of one that is forgotten."""
+        record = libbpf.lookup(self._maps["contexts"], _place(xid), _RECORD)
+        if record is None or _XID.unpack_from(record)[0] != xid:
+            return {}
+        return _denied(record)
 
     def events(self) -> int:
         """A descriptor that is readable when there are events; it stays ours."""
@@ -200,8 +212,8 @@ class Contexts:
         finally:
             self.forget(xid)
         if allowed or counted != 1:
-            raise HostUnsupported("the kernel has taken the programs of the security contexts and does not enforce what "
-                                  "they say; look at /sys/kernel/security/lsm and at the kernel's log")
+            raise HostUnsupported("the kernel has taken the programs of the security contexts and does not enforce "
+                                  "what they say; look at /sys/kernel/security/lsm and at the kernel's log")
 
     def _signals_us(self, xid: int) -> bool:
         go, told = os.pipe2(os.O_CLOEXEC)
@@ -221,6 +233,13 @@ class Contexts:
         finally:
             os.close(told)
             os.close(pidfd)
+
+
+def _denied(record: bytes) -> dict[Operation, int]:
+    if record.endswith(_NEVER):  # as almost all, of thousands
+        return {}
+    counts = zip(BY_NUMBER, _COUNTS.unpack_from(record, _CONFIGURATION.size), strict=False)
+    return {operation: count for operation, count in counts if count}
 
 
 def _try_to_signal(process: int, go: int, told: int) -> None:

@@ -81,7 +81,7 @@ def _pointer(result: int | None, subject: str) -> int:
     return result
 
 
-# --- objects and what is in them -------------------------------------------------------------------------------------
+# --- objects and what is in them ----------------------------------------------------------------------------------
 class Object:
     """An object file that is open; `close` ends what has not been pinned of it."""
 
@@ -139,7 +139,7 @@ def pinned(pin: Path) -> int:
     return descriptor
 
 
-# --- facts --------------------------------------------------------------------------------------------------------------
+# --- facts --------------------------------------------------------------------------------------------------------
 class _ProgramInfo(ctypes.Structure):
     """The beginning of struct bpf_prog_info."""
 
@@ -175,7 +175,7 @@ def tag_of_link(descriptor: int) -> int:
         os.close(program)
 
 
-# --- maps ---------------------------------------------------------------------------------------------------------------
+# --- maps ---------------------------------------------------------------------------------------------------------
 def update(map_: int, key: bytes, value: bytes, flags: int = 0) -> None:
     _number(_library().bpf_map_update_elem(map_, key, value, flags), "map")
 
@@ -214,10 +214,26 @@ def lookup_all(map_: int, size: int, entries: int) -> list[bytes]:
     result = _library().bpf_map_lookup_batch(map_, None, ctypes.byref(batch), keys_, values, ctypes.byref(count), None)
     if result != -2:  # ENOENT: there are no more, as there are none beyond all
         _number(result, "map")
-    return [values.raw[start:start + size] for start in range(0, count.value * size, size)]
+    every = values.raw
+    return [every[start:start + size] for start in range(0, count.value * size, size)]
 
 
-# --- ring buffers -------------------------------------------------------------------------------------------------------
+# --- ring buffers -------------------------------------------------------------------------------------------------
+_MAPPED, _DONTFORK = "anon_inode:bpf-map", 10  # MADV_DONTFORK of linux/mman.h
+
+
+def _keep_from_children(maps: Path = Path("/proc/self/maps")) -> None:
+    """A cage's first process is a child that executes nothing: what all are refused is not to be seen in its memory."""
+    libc = ctypes.CDLL(None, use_errno=True)
+    libc.madvise.argtypes = (_POINTER, _SIZE, _INT)
+    for line in maps.read_text(encoding="ascii", errors="replace").splitlines():
+        if line.endswith(_MAPPED):
+            first, last = (int(address, 16) for address in line.split(" ")[0].split("-"))
+            if libc.madvise(first, last - first, _DONTFORK):
+                number = ctypes.get_errno()
+                raise OSError(number, os.strerror(number), "madvise")
+
+
 class RingBuffer:
     """Of a ring buffer map, its reader; `take` is given each sample and says whether it wants more."""
 
@@ -228,6 +244,11 @@ class RingBuffer:
 
         self._sample = _SAMPLE(sample)  # the library calls it for as long as we are
         self._buffer = _pointer(_library().ring_buffer__new(map_, self._sample, None, None), "ring buffer")
+        try:
+            _keep_from_children()
+        except OSError:
+            self.close()
+            raise
 
     def descriptor(self) -> int:
         """Readable when there is something; it stays ours."""

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The programs in the kernel: loaded, attached and pinned; those that are pinned already are adopted where they are ours.
+"""The programs in the kernel: loaded, attached and pinned; those that are pinned are adopted where they are ours.
 
-Pins are PINS/maps/NAME, which every version of the programs shares, and PINS/programs-DIGEST/HOOK, the attached programs
-of one object file.  A set comes into being whole, by a rename.  Another version's set is attached beside the old one,
-which goes then: at no time is there none.  What is pinned outlives us, and enforces without us.
+Pins are PINS/maps/NAME, which every version of the programs shares, and PINS/programs-DIGEST/HOOK, the attached
+programs of one object file.  A set comes into being whole, by a rename.  Another version's set is attached beside the
+old one, which goes then: at no time is there none.  What is pinned outlives us, and enforces without us.
 """
 
 from __future__ import annotations
@@ -22,12 +22,13 @@ from cage_runtime.spawner.lsm import libbpf
 
 OBJECT = Path(__file__).with_name("bpf") / "cage.bpf.o"
 MODULES = Path("/sys/kernel/security/lsm")
+MOUNTS = Path("/proc/self/mountinfo")
 TYPES = Path("/sys/kernel/btf/vmlinux")
 OPTIONAL = frozenset({"uring_allowed", "key_free"})
 """Hooks that a supported kernel may lack: the first came with Linux 6.16, the second is gone since 6.12, where a key's
 label goes when another key is made at its address."""
 
-_PREFIX, _UNFINISHED = "programs-", ".new"
+_PREFIX, _UNFINISHED = "programs-", "unfinished-"  # there is no dot in the names of this file system
 _TAGS_MAP = "program_tags"
 
 
@@ -61,6 +62,17 @@ def check_host(modules: Path = MODULES) -> None:
         raise HostUnsupported(f"{libbpf.LIBRARY} cannot be loaded ({error}); install the package libbpf1") from error
 
 
+def check_pins(pins: Path, mounts: Path = MOUNTS) -> None:
+    """HostUnsupported where nothing can be pinned: each mount of that file system is one of its own, so that it is the
+    host's to have one that outlives us."""
+    for line in mounts.read_text(encoding="utf-8").splitlines():
+        before, _, after = line.partition(" - ")
+        if before.split(" ")[4] == str(pins.parent) and after.split(" ")[0] == "bpf":
+            return
+    raise HostUnsupported(f"there is no BPF file system on {pins.parent}, where the programs of the security contexts "
+                          f"are to be kept; mount it: mount -t bpf bpf {pins.parent}")
+
+
 def kernel_hooks(types: Path = TYPES) -> frozenset[str]:
     """Those that a program can be attached to, by the functions in the types of the running kernel."""
     found = re.findall(rb"\0bpf_lsm_([a-z0-9_]+)(?=\0)", types.read_bytes())
@@ -79,6 +91,7 @@ def wanted(hooks: tuple[str, ...], there: frozenset[str]) -> tuple[str, ...]:
 def stand(pins: Path, file: Path = OBJECT) -> Programs:
     """The programs of the object `file`, attached and pinned below `pins`; HostUnsupported where they cannot be."""
     check_host()
+    check_pins(pins)
     digest = hashlib.sha256(file.read_bytes()).hexdigest()[:16]
     ours = pins / f"{_PREFIX}{digest}"
     try:
@@ -87,33 +100,39 @@ def stand(pins: Path, file: Path = OBJECT) -> Programs:
             hooks = tuple(hook for hook, _ in object_.programs())
             attached = _intact(pins, ours, hooks)
             if not attached:
-                _clear(ours)
                 attached = _attach(object_, pins, ours, wanted(hooks, kernel_hooks()))
             names = [name for name, _ in object_.maps()]
         finally:
             object_.close()
-        for other in pins.glob(f"{_PREFIX}*"):
+        for other in _sets(pins):
             if other != ours:
                 _clear(other)
         return Programs(hooks=attached, maps={name: libbpf.pinned(pins / "maps" / name) for name in names})
     except OSError as error:
-        raise HostUnsupported(_why(error)) from error
+        raise HostUnsupported(_why(error, pins, file)) from error
 
 
-def _why(error: OSError) -> str:
+def _why(error: OSError, pins: Path, file: Path) -> str:
     told = f"the programs of the security contexts could not be set up: {error.filename}: {error.strerror}"
-    if error.errno in (errno.EPERM, errno.EACCES):
-        return f"{told}; this kernel refuses BPF programs as security modules to root, as some patched kernels do"
+    if error.errno == errno.EPERM and error.filename == str(file):
+        return f"{told}; loading them takes CAP_BPF and CAP_PERFMON, and some patched kernels refuse it to root too"
+    if error.errno == errno.EINVAL and error.filename == str(file) and (pins / "maps").is_dir():
+        return (f"{told}; what is pinned below {pins} may be of a version that does not go together with this one: end "
+                f"all cages, remove it, and start again")
     return told
 
 
 def remove(pins: Path) -> None:
     """Everything: tasks that have a context are the core's from then on, so there must be none."""
-    for directory in pins.glob(f"{_PREFIX}*"):
+    for directory in _sets(pins):
         _clear(directory)
     _clear(pins / "maps")
     if pins.is_dir():
         pins.rmdir()
+
+
+def _sets(pins: Path) -> list[Path]:
+    return [*pins.glob(f"{_PREFIX}*"), *pins.glob(f"{_UNFINISHED}*")]
 
 
 def _clear(directory: Path) -> None:
@@ -152,7 +171,7 @@ def _kept_tag(tags: int, number: int) -> int:
 
 
 def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ...]) -> tuple[str, ...]:
-    unfinished = ours.with_name(ours.name + _UNFINISHED)
+    unfinished = ours.with_name(_UNFINISHED + ours.name)
     _clear(unfinished)
     (pins / "maps").mkdir(mode=0o700, parents=True, exist_ok=True)
     pins.chmod(0o700)
@@ -172,5 +191,6 @@ def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ..
                 libbpf.attach(program, hook, unfinished / hook)
     finally:
         os.close(tags)
+    _clear(ours)  # where it is there, something has been taken out of it
     unfinished.rename(ours)
     return hooks

@@ -53,6 +53,7 @@ caged = "{user}"
 files = "{user}"
 apps = "{user}"
 gateways = "{group}"
+watch = "lp"
 """
 
 

@@ -20,7 +20,7 @@ from cage_runtime.spawner import spec, wire
 
 KERNEL = spec.Host(
     kernel="6.12.0", cgroup="/sys/fs/cgroup/cage-runtime", controllers=["cpu", "memory", "pids"], landlock_abi=6,
-    user_namespaces=1000, memfd_noexec=True, ranges=4094, ranges_free=4000,
+    user_namespaces=1000, memfd_noexec=True, lsm="", lsm_hooks=40, proc_mem="never", ranges=4094, ranges_free=4000,
 )
 
 
@@ -35,7 +35,10 @@ class FakeSpawner:
         self._run = run
         self._exports = run.parent / "state/exports"
         self.requests: list[spec.AnyRequest] = []
-        """What was asked, but for Welcome, which caged asks beside the rest."""
+        """What was asked, but for what caged asks beside the rest."""
+        self.host = KERNEL
+        self.enforcement = spec.Enforcement(xid=16, lsm="", denials={})
+        """What is enforced for each cage."""
         self.new: set[str] = set()
         self.stored: set[str] = set()
         self.ephemeral: set[str] = set()
@@ -55,6 +58,12 @@ class FakeSpawner:
         self._thread: threading.Thread | None = None
         self.asked = threading.Condition()
         """Notified after each request."""
+
+    def tell(self, event: spec.Event) -> None:
+        """Of its own accord, to the caged that is connected."""
+        with self.asked:
+            assert self._peer is not None
+            wire.send(self._peer, spec.encode(event))
 
     # --- coming and going ------------------------------------------------------------------------------------
     def start(self) -> None:
@@ -153,7 +162,7 @@ class FakeSpawner:
     @contextlib.contextmanager
     def _noticed(self, request: spec.AnyRequest) -> Iterator[None]:
         with self.asked:
-            if not isinstance(request, spec.Welcome):
+            if not isinstance(request, spec.Welcome | spec.AdmitGateway):
                 self.requests.append(request)
             yield
             self.asked.notify_all()
@@ -164,7 +173,7 @@ class FakeSpawner:
             return spec.Reply(id=request.id, fault=fault)
         match request:
             case spec.Describe():
-                return spec.Reply(id=request.id, host=KERNEL)
+                return spec.Reply(id=request.id, host=self.host)
             case spec.Standing():
                 return spec.Reply(id=request.id, standings=spec.Standings(
                     running=dict.fromkeys(sorted(self.running), BORN), paused=sorted(self.paused),
@@ -203,6 +212,8 @@ class FakeSpawner:
             case spec.Inspect():
                 insight = spec.Insight(processes=2 if request.uuid in self.running else 0, documents=True)
                 return spec.Reply(id=request.id, insight=insight)
+            case spec.Enforced():
+                return spec.Reply(id=request.id, enforcement=self.enforcement)
             case spec.Welcome():
                 self._welcome(request.uids)
             case spec.Logs():

@@ -35,7 +35,8 @@ class Boot:
 PLAIN = Boot(name="plain", folders=("tests/kernels/lsm",))
 BOOTS = (
     PLAIN,
-    Boot(name="without-bpf", folders=("tests/kernels/without_bpf",), kernel_line="lsm=landlock,lockdown,yama,integrity"),
+    Boot(name="without-bpf", folders=("tests/kernels/without_bpf",),
+         kernel_line="lsm=landlock,lockdown,yama,integrity"),
     Boot(name="preempt", folders=("tests/kernels/preempt",), kernel_line="preempt=full"),
     # One instruction is one nanosecond of the guest's clocks: what they measure is the same on every machine.
     Boot(name="cost", folders=("tests/kernels/cost",),

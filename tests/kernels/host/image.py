@@ -25,8 +25,8 @@ FOR_TESTS = ("python3-pytest", "strace")
 ROOT_BYTES = 2 << 30
 TASK_BYTES = 192 << 20
 PUSHED = ("README.md", "scripts", "systemd", "tests")
-PYTEST = ("python3", "-B", "-m", "pytest", "-c", "tests/kernels/pytest.ini", "--rootdir=.", "--confcutdir=tests/kernels",
-          "--verbose", "--junitxml=/task/results/junit.xml")
+PYTEST = ("python3", "-B", "-m", "pytest", "-c", "tests/kernels/pytest.ini", "--rootdir=.",
+          "--confcutdir=tests/kernels", "--verbose", "--junitxml=/task/results/junit.xml")
 
 
 def depends(control: str) -> tuple[str, ...]:

@@ -38,6 +38,7 @@ struct pid {
 struct task_struct {
 	int tgid;
 	const struct cred *real_cred;
+	const struct cred *cred;
 	struct hlist_node pid_links[4];
 } CORE_READABLE;
 

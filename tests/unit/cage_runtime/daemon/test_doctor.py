@@ -14,7 +14,7 @@ from cage_runtime.spawner.spec import Host
 
 GOOD = Host(
     kernel="6.12.0", cgroup="/sys/fs/cgroup/cages", controllers=["cpu", "io", "memory", "pids"], landlock_abi=6,
-    user_namespaces=10000, memfd_noexec=True, ranges=4094, ranges_free=4000,
+    user_namespaces=10000, memfd_noexec=True, lsm="", lsm_hooks=40, proc_mem="never", ranges=4094, ranges_free=4000,
 )
 
 
@@ -62,8 +62,31 @@ def test_a_program_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch)
     assert (found.state, found.detail) == (Health.MISSING, "nothing works")
 
 
-def test_no_second_line_is_admitted() -> None:
-    assert checks()["security context"].state is Health.LIMITED
+def test_what_keeps_the_second_wall_away_is_told_and_what_would_help() -> None:
+    found = checks()["security context"]
+    assert (found.state, found.detail) == (Health.OK, "enforced by the kernel, at 40 places")
+    why = "the kernel's list of LSMs has no bpf; add lsm=landlock,bpf to its command line"
+    found = checks(msgspec.structs.replace(GOOD, lsm=why))["security context"]
+    assert (found.state, found.detail, "requires lsm" in found.help) == (Health.LIMITED, why, True)
+
+
+@pytest.mark.parametrize(("told", "state", "word"), [
+    ("never", Health.OK, ""), ("always", Health.LIMITED, "proc_mem.force_override=never"),
+    ("ptrace", Health.LIMITED, "proc_mem.force_override=never"), ("", Health.LIMITED, "Linux 6.12"),
+])
+def test_who_may_write_to_what_is_mapped_read_only(told: str, state: Health, word: str) -> None:
+    found = checks(msgspec.structs.replace(GOOD, proc_mem=told))["process memory"]
+    assert found.state is state
+    assert word in found.help
+
+
+@pytest.mark.parametrize(("abi", "lacks"), [
+    (0, "files (Linux 5.13), TCP (6.7), abstract sockets and signals (6.12)"),
+    (2, "TCP (6.7), abstract sockets and signals (6.12)"), (4, "abstract sockets and signals (6.12)"),
+])
+def test_what_an_older_landlock_lacks_is_named(abi: int, lacks: str) -> None:
+    found = checks(msgspec.structs.replace(GOOD, landlock_abi=abi))["landlock"]
+    assert (found.state, found.detail) == (Health.LIMITED, f"ABI {abi}, without rules about {lacks}")
 
 
 def test_storage_without_a_cage_is_told() -> None:

@@ -10,7 +10,7 @@ from xml.etree import ElementTree as ET
 import pytest
 
 from cage_runtime.config import Users
-from cage_runtime.daemon.rights import RIGHTS, About
+from cage_runtime.daemon.rights import OWNERS, PRIVATE, RIGHTS, About, Does
 from cage_runtime.model import CORE_BUS_NAME
 
 TOP = Path(__file__).parents[4]
@@ -93,10 +93,32 @@ def test_the_bus_lets_everybody_call_what_is_decided_again_and_mediators_the_res
     policy = ET.parse(TOP / f"policies/dbus/{CORE_BUS_NAME}.conf")
     allowed = {(policy_.get("context") or policy_.get("user"), rule.get("send_interface"), rule.get("send_member"))
                for policy_ in policy.findall("policy") for rule in policy_.findall("allow[@send_destination]")
-               if policy_.get("user") != "root"}
+               if policy_.get("user") != "root" and policy_.get("group") is None}
     standard = {(f"org.freedesktop.DBus.{name}", member) for name, of in STANDARD.items() for member in of}
     expected = {("default", *member) for member in members("Manager") | members("Job") | standard}
     assert allowed == expected | {(Users().files, *member) for member in members("Mediation")}
+
+
+def test_every_method_has_a_class_and_what_tells_of_something_is_all_that_the_bus_lets_a_watcher_call() -> None:
+    told = {member for member, right in RIGHTS.items() if right.does is Does.TELLS}
+    assert told == (READING | {"CheckPolicy", "TailAudit", "VerifyAudit"}) - {"Logs"}
+    assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} == {"Logs"}
+    assert all(right.recorded is (right.does is Does.CHANGES) for right in RIGHTS.values())
+    policy = ET.parse(TOP / f"policies/dbus/{CORE_BUS_NAME}.conf").find("policy[@group]")
+    assert policy is not None
+    assert policy.get("group") == Users().watch
+    first, *rules = policy
+    assert (first.tag, first.attrib) == ("deny", {"send_destination": CORE_BUS_NAME})
+    allowed = {(rule.get("send_interface"), rule.get("send_member")) for rule in rules if rule.get("send_destination")}
+    standard = {(f"org.freedesktop.DBus.{name}", member) for name, of in STANDARD.items() for member in of}
+    assert allowed == standard | {(f"{CORE_BUS_NAME}.Manager", member) for member in told}
+    assert {rule.get("receive_interface") for rule in rules} - {None} == {
+        f"{CORE_BUS_NAME}.Manager", "org.freedesktop.DBus.ObjectManager", "org.freedesktop.DBus.Properties"}
+
+
+def test_what_looks_into_a_private_cage_is_all_that_starts_something_in_it_or_shows_what_came_of_it() -> None:
+    assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} | {"Enter"} == PRIVATE
+    assert {"Run"} == OWNERS
 
 
 def test_the_example_of_rules_speaks_of_actions_that_there_are() -> None:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime.model import MEDIATOR_UID, USER_UID
 from cage_runtime.spawner import root
-from cage_runtime.spawner.mount import Source
-from cage_runtime.spawner.root import RootSpec, SharedEtc, plan
+from cage_runtime.spawner.mount import Again, File, FileSystem, Masks, Source
+from cage_runtime.spawner.root import NOBODYS_UID, RootSpec, SharedEtc, inside, plan
 
 SPEC = RootSpec(
     name="work", machine_id="0" * 32, identity="{}\n", base=0x70000000,
@@ -56,6 +57,36 @@ def test_the_last_steps_make_what_was_assembled_read_only() -> None:
     assert described(SPEC)[-2:] == ["read-only /dev", "read-only /"]
 
 
+# --- /proc -------------------------------------------------------------------------------------------------------
+def shown(spec: RootSpec) -> dict[str, str]:
+    files = [step for step in plan(spec) if isinstance(step, File)]
+    return {step.path: step.content for step in files if step.path.startswith("/.proc/")}
+
+
+def test_what_masks_show_is_assembled_before_and_all_of_it_is_used() -> None:
+    (masks,) = (step for step in inside() if isinstance(step, Masks))
+    made = [line.split()[1] for line in described(SPEC) if line.split()[1].startswith("/.proc/")]
+    assert {mask for _, mask in masks.over} == set(made) - {"/.proc/whole"}
+
+
+def test_the_place_of_masks_is_of_an_id_that_nobody_has() -> None:
+    assert f"directory /.proc 700 uid={0x70000000 + NOBODYS_UID}" in described(SPEC)
+    assert NOBODYS_UID not in (0, USER_UID, MEDIATOR_UID)
+
+
+def test_a_procfs_is_whole_at_a_second_place_before_it_is_masked() -> None:
+    assert [type(step) for step in inside()] == [FileSystem, Again, Masks]
+
+
+def test_what_is_told_of_processors_and_memory_is_the_cages() -> None:
+    told = shown(SPEC)
+    assert [line.split()[0] for line in told["/.proc/stat"].splitlines()][:3] == ["cpu", "cpu0", "cpu2"]
+    assert "btime 1700000000\n" in told["/.proc/stat"]
+    assert told["/.proc/meminfo"].startswith("MemTotal:        1048576 kB\n")
+    assert told["/.proc/sys-kernel-random-boot_id"] == "00000000-0000-4000-8000-000000000000\n"
+
+
+# --- /etc --------------------------------------------------------------------------------------------------------
 @pytest.fixture
 def etc(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> SharedEtc:
     monkeypatch.setattr(root, "ETC_FROM_HOST", ("os-release",))

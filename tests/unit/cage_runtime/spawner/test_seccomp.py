@@ -7,6 +7,7 @@ import ctypes
 import errno
 import os
 import sys
+import tomllib
 from collections.abc import Callable
 from pathlib import Path
 
@@ -71,3 +72,29 @@ def test_what_the_base_allows_too_stays_allowed(tmp_path: Path) -> None:
     less = seccomp.without_own(tmp_path, "init")
     assert errno_under((less,), os.getppid) == 0
     assert errno_under((less,), attach) == errno.ENOSYS
+
+
+@pytest.mark.parametrize(("call", "refused"), [
+    (lambda: LIBC.setns(-1, 0x80), False), (lambda: LIBC.setns(-1, 0x40000000), True),
+    (lambda: LIBC.setns(-1, 0), True),
+    (lambda: LIBC.syscall(syscall.NUMBERS["keyctl"], 1, None), False),
+    (lambda: LIBC.syscall(syscall.NUMBERS["keyctl"], 0, 0, 0), True), (lambda: LIBC.ptrace(0, 0, 0, 0), True),
+    (lambda: LIBC.chroot(b"/nowhere"), True), (lambda: LIBC.mount(b"", b"/nowhere", b"", 0x1000, 0), False),
+])
+def test_what_the_spawner_gives_up_for_itself_and_all_cages(call: Callable[[], int], refused: bool) -> None:
+    def tried() -> None:
+        if call() < 0:
+            raise OSError(ctypes.get_errno(), "")
+
+    answer = errno_under((seccomp.refusing(PROFILES, "spawner"),), tried)
+    assert (answer == errno.EPERM) is refused or (os.geteuid() != 0 and answer == errno.EPERM)
+
+
+def test_no_session_may_what_the_spawner_gave_up() -> None:
+    """So that its filter, which cages inherit, changes nothing for them."""
+    session = tomllib.loads((PROFILES / "session.toml").read_text())
+    spawner = tomllib.loads((PROFILES / "spawner.toml").read_text())
+    allowed = {call for calls in session["allow"].values() for call in calls}
+    allowed |= {rule["call"] for rule in session["allow-if"]}
+    given_up = {call for calls in spawner["refuse"].values() for call in calls}
+    assert not allowed & (given_up | {rule["call"] for rule in spawner["refuse-if"]})

@@ -1,0 +1,49 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The attacks that one cage can try alone, in a cage with a context: it holds what nothing else does on this host."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+from collections.abc import Iterator
+
+import pytest
+
+from tests.attacks.bundle import bundle
+from tests.attacks.host import marked
+from tests.attacks.known import KNOWN, WITHOUT_CONTEXTS
+from tests.attacks.probe.kernel import HELD, THROUGH, Answer
+from tests.kernels.lsm.test_core import _core, ok
+
+__all__ = ["_core"]
+
+SECONDS = 900
+"""After which something hangs: the guest is emulated."""
+IN_CAGE = ("cagectl", "enter", "attacked", "--")
+PROBE = "/tmp/probe.pyz"
+
+
+@pytest.fixture(scope="module")
+def answers() -> Iterator[dict[tuple[int, str], Answer]]:
+    ok("cagectl", "create", "attacked", "--require", "lsm")
+    subprocess.run([*IN_CAGE, "sh", "-c", f"cat > {PROBE}"], input=bundle(), check=True, timeout=SECONDS)
+    with marked() as found:
+        ended = subprocess.run([*IN_CAGE, "/usr/bin/python3", "-IS", PROBE, "try", json.dumps(found.alone)],
+                               capture_output=True, text=True, timeout=SECONDS, check=False)
+    assert ended.returncode == 0, ended.stderr
+    said = [Answer(**json.loads(line)) for line in ended.stdout.splitlines()]
+    yield {(answer.attack, answer.attempt): answer for answer in said}
+    ok("cagectl", "destroy", "attacked", "--yes")
+
+
+@pytest.mark.timeout(SECONDS)
+def test_nothing_gets_through_but_what_no_cage_can_hold(answers: dict[tuple[int, str], Answer]) -> None:
+    through = {key: answer.reason for key, answer in answers.items() if answer.outcome == THROUGH}
+    assert {key: reason for key, reason in through.items() if key not in KNOWN} == {}
+
+
+@pytest.mark.parametrize("row", WITHOUT_CONTEXTS, ids=lambda row: f"{row[0]}: {row[1]}")
+def test_what_gets_through_without_a_context_is_held(
+    answers: dict[tuple[int, str], Answer], row: tuple[int, str]
+) -> None:
+    assert answers[row].outcome == HELD, answers[row]
