@@ -33,6 +33,8 @@ class Bench:
         self._directory = directory
         self.told: list[Counted] = []
         self.mediator = Mediator("/proc", self.told.append)
+        self._ends = select.epoll()
+        self.mediator.watch(self._ends.fileno(), lambda: None)
 
     def add(self, uuid: str, caller: Caller) -> None:
         cgroup = os.open(self._directory, os.O_PATH | os.O_DIRECTORY)
@@ -44,7 +46,17 @@ class Bench:
             assert time.monotonic() < deadline
             self.mediator.turn()
 
+    def status(self, caller: Caller) -> int:
+        """Of a caller, which is answered until its end."""
+        pidfd = os.pidfd_open(caller.pid)
+        self._ends.register(pidfd, select.EPOLLIN)
+        self.until(lambda: bool(self._ends.poll(0)))
+        self._ends.unregister(pidfd)
+        os.close(pidfd)
+        return caller.status()
+
     def until_gone(self, uuid: str) -> None:
+        """Until it is seen that nobody is left who could call."""
         self.until(lambda: all(cage.uuid != uuid for cage in self.mediator._cages.values()))
 
     def counts(self) -> dict[str, dict[str, int]]:
@@ -76,23 +88,20 @@ def looks_at_it() -> int:
 def test_the_caller_has_the_answer(bench: Bench) -> None:
     with Caller(looks_at_it) as caller:
         bench.add(ONE, caller)
-        bench.until_gone(ONE)
-        assert caller.status() == 0
+        assert bench.status(caller) == 0
 
 
 def test_what_cannot_be_written_is_a_fault(bench: Bench) -> None:
     with Caller(lambda: sysinfo(8)) as caller:
         bench.add(ONE, caller)
-        bench.until_gone(ONE)
-        assert caller.status() == errno.EFAULT
+        assert bench.status(caller) == errno.EFAULT
 
 
 def test_whose_memory_is_not_for_us_is_told_that_there_is_no_such_call(bench: Bench, tmp_path: Path) -> None:
     with Caller() as caller:
         bench.mediator._proc = str(tmp_path)
         bench.add(ONE, caller)
-        bench.until_gone(ONE)
-        assert caller.status() == errno.ENOSYS
+        assert bench.status(caller) == errno.ENOSYS
 
 
 def test_a_call_that_we_do_not_know_is_none(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,8 +113,7 @@ def test_a_call_that_we_do_not_know_is_none(bench: Bench, monkeypatch: pytest.Mo
 
     with Caller(refused) as caller:
         bench.add(ONE, caller)
-        bench.until_gone(ONE)
-        assert caller.status() == 0
+        assert bench.status(caller) == 0
     assert bench.told == [Counted(uuid=ONE, calls={"other": 1})]
 
 
@@ -126,9 +134,7 @@ def test_one_of_each_is_answered_in_turn(bench: Bench) -> None:
         bench.add(TWO, other)
         bench.mediator.turn()
         assert bench.counts() == {ONE: {"sysinfo": 1}, TWO: {"sysinfo": 1}}
-        bench.until_gone(ONE)
-        bench.until_gone(TWO)
-        assert (loud.status(), other.status()) == (0, 0)
+        assert (bench.status(loud), bench.status(other)) == (0, 0)
 
 
 def test_a_cage_has_an_allowance(bench: Bench) -> None:
@@ -137,16 +143,14 @@ def test_a_cage_has_an_allowance(bench: Bench) -> None:
         begin = time.monotonic()
         bench.until(lambda: bench.counts()[ONE].get("sysinfo", 0) >= 2 * ANSWERS + 1)
         assert time.monotonic() - begin >= module.ANSWERS_SECONDS, "two renewals in less than one's time"
-        bench.until_gone(ONE)
-        assert caller.status() == 0
+        assert bench.status(caller) == 0
 
 
 def test_it_is_told_at_once_and_then_not_each_time(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "TELL_SECONDS", 1000.0)
     with Caller(often(50)) as caller:
         bench.add(ONE, caller)
-        bench.until_gone(ONE)
-        assert caller.status() == 0
+        assert bench.status(caller) == 0
     assert bench.told == [Counted(uuid=ONE, calls={"sysinfo": 1})]
 
 
@@ -165,8 +169,7 @@ def test_what_was_counted_is_told_later(bench: Bench, monkeypatch: pytest.Monkey
         bench.add(ONE, caller)
         bench.until(lambda: bench.told[-1:] == [Counted(uuid=ONE, calls={"sysinfo": 50})])
         os.close(write)
-        bench.until_gone(ONE)
-        assert caller.status() == 0
+        assert bench.status(caller) == 0
 
 
 def test_a_caller_that_is_gone_is_no_fault(bench: Bench) -> None:
@@ -175,9 +178,8 @@ def test_a_caller_that_is_gone_is_no_fault(bench: Bench) -> None:
         bench.add(ONE, gone)
         gone.kill()
         bench.add(TWO, there)
+        assert bench.status(there) == 0
         bench.until_gone(ONE)
-        bench.until_gone(TWO)
-        assert there.status() == 0
     assert listener not in bench.mediator._cages
 
 
@@ -189,5 +191,4 @@ def test_a_cage_that_is_told_of_again_replaces_itself(bench: Bench) -> None:
         assert list(bench.mediator._cages) != [listener]
         with pytest.raises(OSError):
             os.fstat(listener)
-        bench.until_gone(ONE)
-        assert second.status() == 0
+        assert bench.status(second) == 0
