@@ -25,7 +25,8 @@ WHAT_FAILS = {
     "CAP_MKNOD": ("bear", "device /dev/null 1:3: [Errno 1] Operation not permitted"),
     "CAP_SETUID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
     "CAP_SETGID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
-    "CAP_SETPCAP": ("open_gateway", "the bus of the gateway ended"),
+    "CAP_SYS_PTRACE": ("mediate", "the command ended with 1"),
+    "CAP_SETPCAP": ("mediate", "the command ended with 1"),
     "CAP_FOWNER": ("remove", f"the storage of {'0123456789abcdef' * 2} could not be deleted"),
 }
 """Without it → what cannot be done, and what is said of that."""
