@@ -136,6 +136,7 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     caged: str = "caged"
     files: str = "cage-files"
     apps: str = "cage-apps"
+    syscalls: str = "cage-syscalls"
     gateways: str = "cage-gateways"
     """The group of those who may reach the gateways on the host: caged and the core halves."""
     watch: str = "cage-watch"

@@ -37,9 +37,11 @@ _TEXT_MAX = 100_000
 
 
 def cell(untrusted: object) -> str:
-    """`untrusted` in a table: escaped without ambiguity; a list as its parts, nothing as "-"."""
+    """`untrusted` in a table: escaped without ambiguity; a list and a table as their parts, nothing as "-"."""
     if isinstance(untrusted, list):
         return " ".join(cell(part) for part in untrusted) or "-"
+    if isinstance(untrusted, dict):
+        return ", ".join(f"{cell(key)} {cell(value)}" for key, value in untrusted.items()) or "-"
     if isinstance(untrusted, bool):
         return "yes" if untrusted else "no"
     text = str(untrusted)

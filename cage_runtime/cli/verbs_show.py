@@ -33,6 +33,7 @@ _STATUS_LABELS = (
     ("walls", "Walls"),
     ("denials", "Denied by kernel"),
     ("unenforced", "Not enforced"),
+    ("mediated", "Calls answered"),
     ("uuid", "UUID"),
 )
 
@@ -92,7 +93,7 @@ def _status(args: argparse.Namespace, screen: Screen) -> int:
 def _block(status: dict[str, Any], screen: Screen) -> None:
     screen.line(cell(status.get("name", "")))
     status = {**status, "walls": _walls(status), "denials": _denials(status)}
-    shown = [(label, status[key]) for key, label in _STATUS_LABELS if status.get(key) not in (None, "", [], False)]
+    shown = [(label, status[key]) for key, label in _STATUS_LABELS if status.get(key) not in (None, "", [], {}, False)]
     known = {"name", *(key for key, _ in _STATUS_LABELS)}
     screen.fields(shown + [(cell(key), value) for key, value in status.items() if key not in known])
 

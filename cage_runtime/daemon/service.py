@@ -31,6 +31,7 @@ from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import CageError, UsageError
 from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
 from cage_runtime.policy.engine import NO_POLICY
+from cage_runtime.spawner.spec import Insight
 
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
@@ -212,8 +213,11 @@ class CoreService:
         return Answer(values=([await self._summary(cage) for cage in view.cages],))
 
     async def _summary(self, cage: Cage) -> dict[str, Variant]:
+        return self._summary_with(cage, await self._parts.manager.inspect(cage))
+
+    @staticmethod
+    def _summary_with(cage: Cage, insight: Insight) -> dict[str, Variant]:
         definition = cage.record.definition
-        insight = await self._parts.manager.inspect(cage)
         return {
             **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
@@ -229,11 +233,13 @@ class CoreService:
         definition = cage.record.definition
         more = {"description": definition.description, "created": cage.record.created, "since": cage.since,
                 "home": "in memory" if cage.record.ephemeral else "persistent"}
+        insight = await self._parts.manager.inspect(cage)
         walls, denials = await self._parts.manager.enforced(cage)
         return Answer(values=({
-            **await self._summary(cage), **_text(more),
+            **self._summary_with(cage, insight), **_text(more),
             "applications": Variant("as", list(definition.apps.allow)),
             "unenforced": Variant("as", list(cage.unenforced)),
+            "mediated": Variant("a{sx}", insight.mediated),
             "private": Variant("b", cage.private),
             "require": Variant("as", list(definition.require)),
             "walls": Variant("a{sa{sv}}", {wall.wall.value: {

@@ -9,10 +9,8 @@ from __future__ import annotations
 
 import gc
 import logging
-import os
 import select
 import socket
-import stat
 import sys
 import time
 from pathlib import Path
@@ -22,19 +20,19 @@ import msgspec
 from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import load_runtime, profiles_of
-from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
+from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.scopes.spec import decode_asked, encode
 from cage_runtime.scopes.systemd import Systemd
-from cage_runtime.spawner import capability, landlock, seccomp, wire
+from cage_runtime.spawner import capability, landlock, wire
+from cage_runtime.spawner.filters import FILTERS, Filter, Store
+from cage_runtime.spawner.helper import given_socket
 
 LOG = logging.getLogger("cage-scopes")
-DESCRIPTOR = 3
-"""Where the spawner leaves our end of its socket pair."""
 OURS = str(Path(__file__).parents[2])
 """What the runtime's own modules are in."""
 
 
-def seal(filter_: seccomp.Filter) -> None:
+def seal(filter_: Filter) -> None:
     """Only lose rights from here on."""
     capability.drop_bounding_set()
     capability.lock_securebits()
@@ -66,23 +64,13 @@ def serve(spawner: socket.socket) -> None:
         systemd.turn()
 
 
-def _spawner() -> socket.socket:
-    try:
-        there = stat.S_ISSOCK(os.fstat(DESCRIPTOR).st_mode)
-    except OSError:
-        there = False
-    if not there:
-        raise HostUnsupported("cage-scopes is for cage-spawner to start, which gives it its socket")
-    os.set_inheritable(DESCRIPTOR, False)
-    return socket.socket(fileno=DESCRIPTOR)
-
-
 def main() -> int:
     options = Parser("cage-scopes", "asks systemd for cages' scopes, for cage-spawner alone").parse_args()
     log.set_up("%(name)s: %(message)s")
     try:
-        spawner = _spawner()
-        seal(seccomp.build(profiles_of(load_runtime(options.config).paths), "scopes"))
+        spawner = given_socket("cage-scopes")
+        paths = load_runtime(options.config).paths
+        seal(Store(Path(paths.run, FILTERS)).build(profiles_of(paths), "scopes"))
         gc.collect()
         gc.freeze()
         serve(spawner)

@@ -19,7 +19,7 @@ import time
 import uuid
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 
 import prctl
@@ -29,6 +29,7 @@ from cage_runtime.model import ID_RANGE
 from cage_runtime.spawner import capability, landlock, root, syscall
 from cage_runtime.spawner.cgroup import Cgroup
 from cage_runtime.spawner.child import DESCRIPTORS_END
+from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.init import Init
 from cage_runtime.spawner.mount import (
     FOLDER,
@@ -42,7 +43,6 @@ from cage_runtime.spawner.mount import (
     tree_of,
 )
 from cage_runtime.spawner.profile import Filters
-from cage_runtime.spawner.seccomp import Filter
 from cage_runtime.spawner.security import Label
 from cage_runtime.spawner.spec import Birth
 from cage_runtime.spawner.walls import ALL, Namespace, Walls
@@ -269,10 +269,12 @@ class Newborn:
     """Its procfs, not attached yet."""
     root: Root | None = None
     init: Init | None = None
+    born: float = field(default_factory=lambda: time.clock_gettime(time.CLOCK_BOOTTIME))
+    """By the host's clock, as the spawner sees it."""
 
     def steps(self) -> list[Step]:
         """All that the walls ask for; what is the spawner's own namespace is left as it is."""
-        own, name, place = self.place.walls.namespaces, self.request.name, self.place
+        own, name = self.place.walls.namespaces, self.request.name
         plan = [
             # As the host's root, in a pid namespace that is the host's: nothing in the cage has rights over it.
             _step("its procfs", self._make_procfs),
@@ -294,7 +296,7 @@ class Newborn:
             _step("its loopback", _raise_loopback, Namespace.USER, Namespace.NET),
             _step("its descriptors", self._close_others),
             _step("its buses", self._listen),
-            _step("the seal", lambda: _seal(place.filters.init, place.walls)),
+            _step("the seal", self._seal),
             _step("its readiness", self._tell),
         ]
         return [step for step in plan if own.issuperset(step.kinds)]
@@ -372,6 +374,11 @@ class Newborn:
         self.listener.listen(4)
         self.init = Init(self.listener, self.place.filters, self.request.processes, self.place.walls,
                          private=self.request.private)
+
+    def _seal(self) -> None:
+        listener = _seal(self.place.filters.init, self.place.walls)
+        if listener is not None and self.init is not None:
+            self.init.hand_over(listener, self.born)
 
     def _tell(self) -> None:
         os.write(self.told, b"ok")
@@ -476,8 +483,11 @@ def _only(listener: socket.socket, told: int) -> int:
     return kept
 
 
-def _seal(init_filter: Filter, walls: Walls) -> None:
-    """From here on this process and all it starts can only lose rights (law 6)."""
+def _seal(init_filter: Filter, walls: Walls) -> int | None:
+    """From here on this process and all it starts can only lose rights (law 6).
+
+    What comes back is the listener of the calls that are mediated, if any is.
+    """
     if walls.capabilities:
         # It bounds what exec may give: nothing to those that are started, and cage-init keeps what it holds without.
         capability.drop_bounding_set()
@@ -490,5 +500,8 @@ def _seal(init_filter: Filter, walls: Walls) -> None:
     sys.path.clear()
     sys.meta_path.clear()
     os.environ.clear()
-    if walls.seccomp:
-        init_filter.load()
+    if not walls.seccomp:
+        return None
+    listener = init_filter.listen()
+    init_filter.load()
+    return listener

@@ -25,7 +25,7 @@ from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.gateway import Gateway
 from cage_runtime.spawner.loop import PRIORITY, Loop
 from cage_runtime.spawner.record import UNKNOWN, Record
-from cage_runtime.spawner.spec import AnyRequest, Fault, Reply, Stop, decode_reply, encode
+from cage_runtime.spawner.spec import AnyRequest, Fault, Listening, Reply, Stop, decode_from_init, encode
 from cage_runtime.spawner.storage import delete
 
 LOG = logging.getLogger(__name__)
@@ -42,18 +42,21 @@ RECONNECT_SECONDS = 0.5
 """Between attempts to reach a cage-init that takes no connection."""
 
 Answered = Callable[[Reply], None]
+Listened = Callable[["Cage", int, float], None]
+"""A cage, the listener of its mediated calls, which is the callee's to close, and when the cage was born."""
 
 
 class Cage:
     def __init__(self, uuid: str, loop: Loop, cradle: Cradle, cgroup: Cgroup, ended: Callable[[Cage], None],
                  gateway_ended: Callable[[Cage], None] = lambda _cage: None, *, record: Record = UNKNOWN,
-                 forget: Callable[[Cage], None] = lambda _cage: None) -> None:
+                 forget: Callable[[Cage], None] = lambda _cage: None,
+                 listening: Listened = lambda _cage, listener, _born: os.close(listener)) -> None:
         """`forget` is called when nothing runs in the cage any more, perhaps again, and `ended` once nothing is left
         of it."""
         self.uuid, self.record, self._forget = uuid, record, forget
         self.cgroup = cgroup
         self.gateway = Gateway(loop, cgroup.beside("gateway"), self._on_gateway_end)
-        self._gateway_ended = gateway_ended
+        self._gateway_ended, self._listening = gateway_ended, listening
         self._loop = loop
         self._cradle = cradle
         self._ended = ended
@@ -141,20 +144,32 @@ class Cage:
             if received is None:
                 self.end()
                 return
-            message, descriptors = received
-            # A cage-init has nothing to hand to us.
-            wire.close_all(descriptors)
-            reply = decode_reply(message)
+            reply = self._understood(*received)
         except BlockingIOError:
             return
         except (OSError, wire.PeerError, msgspec.DecodeError):
             self.end()
             return
-        if not isinstance(reply, Reply) or reply.id not in self._pending:
+        if reply is None:
+            return
+        if reply.id not in self._pending:
             self.end()
             return
         number, answered = self._pending.pop(reply.id)
         answered(msgspec.structs.replace(reply, id=number))
+
+    def _understood(self, message: bytes, descriptors: list[int]) -> Reply | None:
+        """The reply that `message` is; None where it was the listener of the cage's calls, all that it has for us."""
+        try:
+            said = decode_from_init(message)
+            if not isinstance(said, Listening):
+                return said
+            if len(descriptors) != 1:
+                raise wire.PeerError("a listener without its descriptor")
+            self._listening(self, descriptors.pop(), said.born)
+            return None
+        finally:
+            wire.close_all(descriptors)
 
     # --- the end ---------------------------------------------------------------------------------------------
     def stop(self, seconds: float) -> None:

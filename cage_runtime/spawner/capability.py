@@ -27,8 +27,8 @@ NAMES = (
     "CAP_AUDIT_READ", "CAP_PERFMON", "CAP_BPF", "CAP_CHECKPOINT_RESTORE",
 )
 """By number (linux/capability.h)."""
-CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP, CAP_SYS_ADMIN, CAP_MKNOD = (
-    0, 1, 3, 5, 6, 7, 8, 21, 27)
+CAP_CHOWN, CAP_DAC_OVERRIDE, CAP_FOWNER, CAP_KILL, CAP_SETGID, CAP_SETUID, CAP_SETPCAP = 0, 1, 3, 5, 6, 7, 8
+CAP_SYS_PTRACE, CAP_SYS_ADMIN, CAP_MKNOD = 19, 21, 27
 
 SPAWNER = {
     CAP_CHOWN: "give files and directories to a cage's ids and to the core's other users",
@@ -36,7 +36,8 @@ SPAWNER = {
     CAP_FOWNER: "delete what is in a sticky directory of a cage's user, and set the mode of another's folder",
     CAP_SETGID: "map a cage's groups, and start a gateway's bus as caged's group",
     CAP_SETUID: "map a cage's users, and start a gateway's bus as caged",
-    CAP_SETPCAP: "take all of these from cage-scopes and from a gateway's bus",
+    CAP_SETPCAP: "take all of these from cage-scopes and from a gateway's bus, and most from cage-syscalls",
+    CAP_SYS_PTRACE: "have cage-syscalls write its answers into the memory of who called",
     CAP_SYS_ADMIN: "make mounts and namespaces",
     CAP_MKNOD: "make the devices of a cage",
 }

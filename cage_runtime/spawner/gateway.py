@@ -20,8 +20,8 @@ from pathlib import Path
 from cage_runtime.spawner import capability, landlock, syscall
 from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCRIPTORS_END
+from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.loop import PRIORITY, Loop
-from cage_runtime.spawner.seccomp import Filter
 
 PROGRAM = "/usr/bin/dbus-daemon"
 """The one program that it can execute, which is itself."""

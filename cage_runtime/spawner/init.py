@@ -26,6 +26,7 @@ from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECO
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
+from cage_runtime.spawner.listener import Listener
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.mount import FOLDER, Root, opened
 from cage_runtime.spawner.private import check as check_private
@@ -105,6 +106,7 @@ class Init:
         self._starting: dict[int, Starting] = {}
         self._log = bytearray()
         self._stopping = False
+        self._calls: Listener | None = None
         # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
         self._signals = syscall.signalfd(ASKED_TO_END)
@@ -119,6 +121,10 @@ class Init:
                     argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
                           "--address=systemd:")),
         ]
+
+    def hand_over(self, listener: int, born: float) -> None:
+        """From now on whoever connects gets `listener`, that of the cage's mediated calls."""
+        self._calls = Listener(self._loop, listener, born)
 
     def serve(self) -> None:
         """Until the cage is told to stop and nothing is left in it."""
@@ -143,12 +149,19 @@ class Init:
             self._hang_up()
         self._connection = connection
         self._loop.watch(connection.fileno(), self._request)
+        if self._calls is not None:
+            try:
+                self._calls.hand_over(connection)
+            except OSError:
+                self._hang_up()
 
     def _hang_up(self) -> None:
         if self._connection is not None:
             self._loop.forget(self._connection.fileno())
             self._connection.close()
             self._connection = None
+            if self._calls is not None:
+                self._calls.left()
 
     def _request(self) -> None:
         connection = self._connection

@@ -138,7 +138,8 @@ class Server:
         self._loop = loop
         self._peer: Peer | None = None
         self._caged = uid_of(config.users.caged)
-        self.service = Service(config, loop, self._caged, self._tell, _scopes(config, config_file), walls)
+        self.service = Service(config, loop, self._caged, self._tell, _helper("cage-scopes", config, config_file),
+                               walls, _helper("cage-syscalls", config, config_file))
         self._made: Path | None = None
         """The socket's file, where it is not systemd's."""
         self._listener = self._listen(Path(config.paths.run, "spawner.sock"))
@@ -228,9 +229,9 @@ def _checked(descriptors: list[int], path: Path) -> socket.socket:
     raise HostUnsupported(f"what systemd hands over is not a socket on {path}; see cage-spawner.socket")
 
 
-def _scopes(config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
-    """The command line of cage-scopes."""
-    program = str(Path(config.paths.runtime, "bin", "cage-scopes"))
+def _helper(name: str, config: RuntimeConfig, config_file: Path | None) -> tuple[str, ...]:
+    """The command line of a program that the spawner starts for itself."""
+    program = str(Path(config.paths.runtime, "bin", name))
     return (program,) if config_file is None else (program, "--config", str(config_file))
 
 
@@ -332,6 +333,8 @@ def main(walls: Walls = ALL) -> int:
         return RuntimeFailure.exit_status
     for fault in server.service.faults:
         LOG.error("%s", fault)
+    if server.service.security.why:
+        LOG.warning("cages have no security contexts: %s", server.service.security.why)
     _end_when_told(server, loop)
     gc.collect()
     gc.freeze()

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from enum import StrEnum
 
 from cage_runtime.spawner import capability, landlock
-from cage_runtime.spawner.seccomp import Filter
+from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.walls import ALL, Walls
 
 

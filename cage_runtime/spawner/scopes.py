@@ -7,8 +7,6 @@ Nothing here waits: what comes of a request is told when it comes, and other cag
 from __future__ import annotations
 
 import logging
-import os
-import signal
 import socket
 from collections.abc import Callable
 
@@ -16,7 +14,7 @@ import msgspec
 
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Register, Unregister, decode_told, encode
-from cage_runtime.spawner import wire
+from cage_runtime.spawner import helper, wire
 from cage_runtime.spawner.loop import Loop
 
 LOG = logging.getLogger(__name__)
@@ -84,19 +82,10 @@ class Scopes:
         wire.send(self._connection or self.start(), encode(request))
 
     def start(self) -> socket.socket:
-        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        with theirs:
-            ours.setblocking(False)
-            environment = {"PATH": "/usr/bin:/bin", "LANG": "C.UTF-8"}
-            environment |= {name: os.environ[name] for name in ("JOURNAL_STREAM",) if name in os.environ}
-            # Everything else of ours is close-on-exec.  No address of a bus is passed on: systemd is on the system's.
-            self._pid = os.posix_spawn(
-                self._command[0], self._command, environment,
-                file_actions=[(os.POSIX_SPAWN_DUP2, theirs.fileno(), 3)],
-                setsigdef=signal.valid_signals() - {signal.SIGKILL, signal.SIGSTOP}, setsigmask=[])
-        self._connection = ours
-        self._loop.watch(ours.fileno(), self._hear)
-        return ours
+        connection, self._pid = helper.start(self._command)
+        self._connection = connection
+        self._loop.watch(connection.fileno(), self._hear)
+        return connection
 
     def _hear(self) -> None:
         if self._connection is None:
@@ -138,7 +127,5 @@ class Scopes:
         if self._connection is None:
             return
         self._loop.forget(self._connection.fileno())
-        self._connection.close()
+        helper.end(self._connection, self._pid)
         self._connection = None
-        os.kill(self._pid, signal.SIGKILL)
-        os.waitpid(self._pid, 0)

@@ -21,10 +21,12 @@ from cage_runtime import folders
 from cage_runtime.config import RuntimeConfig, gid_of, profiles_of, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, NoSuchApplication, NoSuchCage, RuntimeFailure, WrongState
 from cage_runtime.model import Wall
-from cage_runtime.spawner import birth, cgroup, host, landlock, private, record, root, seccomp, syscall, wire
+from cage_runtime.spawner import birth, cgroup, host, landlock, private, record, root, syscall, wire
 from cage_runtime.spawner.cage import Cage, remove_cradle
+from cage_runtime.spawner.calls import Calls
 from cage_runtime.spawner.cgroup import Cgroup, Cgroups, Subtree
 from cage_runtime.spawner.exports import Exports
+from cage_runtime.spawner.filters import FILTERS, Store
 from cage_runtime.spawner.gateway import Recipe
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.mount import PROGRAMS, Source, opened, tree_of
@@ -74,30 +76,33 @@ Respond = Callable[[Reply], None]
 
 class Service:
     def __init__(self, config: RuntimeConfig, loop: Loop, caged_uid: int, tell: Callable[[Event], None],
-                 scopes: tuple[str, ...] = (), walls: Walls = ALL) -> None:
-        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `walls` is all but in tests."""
+                 scopes: tuple[str, ...] = (), walls: Walls = ALL, syscalls: tuple[str, ...] = ()) -> None:
+        """`scopes` starts cage-scopes, where systemd has to be asked for cgroups; `syscalls` starts cage-syscalls;
+        `walls` is all but in tests.
+        """
         paths = config.paths
-        self.security = (Security.open if walls.lsm else Security.absent)(loop, self._denied)
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
         self._cradles, self._gateways = run / "cages", run / "gateways"
         empty = run / "empty"
         _make_directories(config)
+        self.security = (Security.open if walls.lsm else Security.absent)(loop, self._denied)
         self._installation = Path(paths.state, "flatpak")
         self._exports = Exports(Path(paths.state, "exports"), caged_uid, loop)
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())
         self.faults, self._ranges = self._storage.faults, len(config.ids.numbers())
         self._cgroups = _cgroups(cgroup.mounted(run / "cgroup"), paths.cgroup, Scopes(loop, scopes, self._leaving))
-        profiles = profiles_of(paths)
+        profiles, filters = profiles_of(paths), Store(run / FILTERS)
         self._place = birth.Place(
             programs=paths.runtime, empty=str(empty), proc=_own_proc(run / "proc"), etc=root.SharedEtc(run / "etc"),
-            filters=Filters(init=seccomp.build(profiles, "init"), session=seccomp.without_own(profiles, "init"),
-                            mediator=seccomp.build(profiles, "mediator")),
+            filters=Filters(init=filters.build(profiles, "init"), session=filters.without_own(profiles, "init"),
+                            mediator=filters.build(profiles, "mediator")),
             walls=walls,
         )
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
-                               filter=seccomp.build(profiles, "gateway"))
+                               filter=filters.build(profiles, "gateway"))
+        self._calls = Calls(loop, syscalls)
         self._cages: dict[str, Cage] = {}
         self._births: dict[str, list[Callable[[], None]]] = {}
         """Cages whose cgroup is being made, and what waits for the outcome of their birth."""
@@ -132,7 +137,10 @@ class Service:
     def _cage(self, uuid: str, cgroup: Cgroup, known: Record) -> Cage:
         return Cage(uuid, self._loop, self._cradle(uuid), cgroup, self._gone,
                     lambda cage: self._tell(GatewayEnded(uuid=cage.uuid)), record=known,
-                    forget=lambda cage: self.security.forget(cage.record.xid))
+                    forget=lambda cage: self.security.forget(cage.record.xid), listening=self._listening)
+
+    def _listening(self, cage: Cage, listener: int, born: float) -> None:
+        self._calls.add(cage.uuid, listener, born, cage.cgroup.path)
 
     def _denied(self, xid: int, counts: Mapping[str, int]) -> None:
         for cage in self._cages.values():
@@ -141,6 +149,7 @@ class Service:
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
+        self._calls.forget(cage.uuid)
         self._cgroups.ended(cage.cgroup)
         for tell in cage.waiting:
             tell()
@@ -176,6 +185,7 @@ class Service:
 
     def close(self) -> None:
         """Leave nothing of our own behind; what cages need stays while they run."""
+        self._calls.end()
         self._cgroups.close()
 
     # --- requests --------------------------------------------------------------------------------------------
@@ -256,7 +266,8 @@ class Service:
             documents = cage is not None if home is None else holds_documents(home)
         except OSError:  # its user moves things about while we look, or it is not there
             documents = True
-        return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents)
+        return Insight(processes=cage.cgroup.processes() if cage is not None else 0, documents=documents,
+                       mediated=self._calls.counts(uuid))
 
     def _enforced(self, uuid: str) -> Enforcement:
         xid = self._running(uuid).record.xid
@@ -423,7 +434,7 @@ def _make_directories(config: RuntimeConfig) -> None:
     folders.prepare(folders.of_state(config))
     for path, mode, owner in (
         (run, 0o755, "root"), (run / "cages", 0o700, "root"), (run / "empty", 0o555, "root"),
-        (run / "caged", 0o700, users.caged),
+        (run / FILTERS, 0o700, "root"), (run / "caged", 0o700, users.caged),
     ):
         uid = uid_of(owner)
         path.mkdir(mode=mode, parents=True, exist_ok=True)

@@ -216,6 +216,8 @@ class Insight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """All that are in the cage, its own first one too."""
     documents: bool
     """Somebody may miss something if its home is deleted."""
+    mediated: dict[str, int] = {}
+    """Calls that were answered in the kernel's stead since its birth or the spawner's start, whichever came last."""
 
 
 Operation = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z-]{0,31}\Z")]
@@ -279,6 +281,14 @@ class GatewayEnded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fie
     uuid: Uuid
 
 
+class Listening(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply",
+                tag="listening"):
+    """Of cage-init, when it is connected to.  Descriptor: where the mediated calls of its cage wait for an answer."""
+
+    born: Annotated[float, msgspec.Meta(ge=0, le=2**40)]
+    """When its cage was, in seconds of the host's CLOCK_BOOTTIME."""
+
+
 class Denied(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="denied"):
     """The kernel has refused more to a cage; all since its birth is counted, so that none is lost on the way."""
 
@@ -289,13 +299,15 @@ class Denied(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
 
 Event = Ended | GatewayEnded | Denied
 AnyReply = Reply | Event
+FromInit = Reply | Listening
 
 _ENCODER = msgspec.json.Encoder()
 _REQUESTS = msgspec.json.Decoder(AnyRequest)
 _REPLIES = msgspec.json.Decoder(AnyReply)
+_FROM_INIT = msgspec.json.Decoder(FromInit)
 
 
-def encode(message: AnyRequest | AnyReply) -> bytes:
+def encode(message: AnyRequest | AnyReply | Listening) -> bytes:
     return _ENCODER.encode(message)
 
 
@@ -308,3 +320,9 @@ def decode_request(untrusted_message: bytes) -> AnyRequest:
 def decode_reply(untrusted_message: bytes) -> AnyReply:
     reply: AnyReply = _REPLIES.decode(untrusted_message)
     return reply
+
+
+def decode_from_init(untrusted_message: bytes) -> FromInit:
+    """What a cage-init says, or msgspec.DecodeError."""
+    message: FromInit = _FROM_INIT.decode(untrusted_message)
+    return message

@@ -19,8 +19,8 @@ _SYSCALL.restype = ctypes.c_long
 
 _MACHINE = platform.machine()
 _OLD_NUMBERS = {
-    "x86_64": {"clone": 56, "pivot_root": 155, "keyctl": 250},
-    "aarch64": {"clone": 220, "pivot_root": 41, "keyctl": 219},
+    "x86_64": {"clone": 56, "sysinfo": 99, "pivot_root": 155, "keyctl": 250, "seccomp": 317},
+    "aarch64": {"clone": 220, "sysinfo": 179, "pivot_root": 41, "keyctl": 219, "seccomp": 277},
 }
 NUMBERS = {
     **_OLD_NUMBERS.get(_MACHINE, {}),
@@ -59,6 +59,8 @@ PROC_SUPER_MAGIC = 0x9FA0
 
 KEYCTL_JOIN_SESSION_KEYRING = 1
 PR_SET_SECCOMP, SECCOMP_MODE_FILTER = 22, 2
+SECCOMP_SET_MODE_FILTER = 1
+SECCOMP_FILTER_FLAG_NEW_LISTENER, SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV = 8, 32
 PR_CAPBSET_DROP = 24
 
 
@@ -194,6 +196,17 @@ def seccomp_filter(program: bytes) -> None:
     """Load the BPF `program` for this thread and all it will start (seccomp(2), SECCOMP_MODE_FILTER)."""
     fprog = _SockFprog(len=len(program) // 8, filter=program)
     _check(_LIBC.prctl(PR_SET_SECCOMP, SECCOMP_MODE_FILTER, ctypes.byref(fprog), 0, 0), "seccomp filter")
+
+
+def seccomp_listener(program: bytes) -> int:
+    """As `seccomp_filter`; a descriptor, close-on-exec, on which what the program notifies of is answered.
+
+    A caller whose call has been received waits for the answer, whatever signals come but one that kills.
+    EBUSY where this thread has such a program already (seccomp(2), SECCOMP_FILTER_FLAG_NEW_LISTENER).
+    """
+    fprog = _SockFprog(len=len(program) // 8, filter=program)
+    flags = SECCOMP_FILTER_FLAG_NEW_LISTENER | SECCOMP_FILTER_FLAG_WAIT_KILLABLE_RECV
+    return _check(_SYSCALL(NUMBERS["seccomp"], SECCOMP_SET_MODE_FILTER, flags, ctypes.byref(fprog)), "seccomp listener")
 
 
 class _LandlockRulesetAttr(ctypes.Structure):

@@ -82,7 +82,8 @@ Contexts.open = classmethod(lambda _cls: CONTEXTS)
 CALLS: dict[Any, tuple[str, ...]] = {
     syscall: ("capbset_drop", "clone3", "file_system", "fsconfig", "fsmount", "fsopen", "keyctl_join_session_keyring",
               "landlock_create_ruleset", "landlock_restrict_self", "mount", "mount_setattr", "move_mount", "open_tree",
-              "openat2", "pivot_root", "seccomp_filter", "setdomainname", "sethostname", "setns", "unshare"),
+              "openat2", "pivot_root", "seccomp_filter", "seccomp_listener", "setdomainname", "sethostname", "setns",
+              "unshare"),
     capability: ("hold", "lock_securebits", "one_way"),
     os: ("chdir", "chmod", "chown", "dup", "dup2", "fchdir", "fchmod", "fchown", "mkdir", "mknod", "open", "pipe2",
          "read", "setgroups", "setresgid", "setresuid", "setsid", "symlink", "write"),

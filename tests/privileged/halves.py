@@ -10,6 +10,7 @@ JSON object, by profile.
 from __future__ import annotations
 
 import json
+import logging
 import os
 import signal
 import socket
@@ -24,6 +25,7 @@ sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
 from cage_runtime.config import load_runtime  # noqa: E402
 from cage_runtime.model import MEDIATOR_UID  # noqa: E402
 from cage_runtime.spawner import cgroup, child, main, wire  # noqa: E402
+from cage_runtime.spawner.filters import Filter  # noqa: E402
 from cage_runtime.spawner.loop import Loop  # noqa: E402
 from cage_runtime.spawner.profile import ProfileName  # noqa: E402
 from cage_runtime.spawner.service import Service  # noqa: E402
@@ -96,6 +98,8 @@ class Nursery:
 
 def run() -> None:
     child.Command.of = staticmethod(_command)
+    # Nobody turns this spawner's loop while a command runs, and so nobody would answer its calls.
+    Filter.listen = lambda _filter: None
     nursery = Nursery()
     nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=True))
     nursery.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False, limits=Limits(),
@@ -116,4 +120,5 @@ def run() -> None:
 
 if __name__ == "__main__":
     signal.alarm(100)
+    logging.disable(logging.WARNING)  # whether there are security contexts is not asked here
     run()

@@ -46,8 +46,13 @@ ALLOWED = {
     "cage_runtime.scopes": FOUNDATION
     | PROGRAM
     | {"cage_runtime.sdbus"}
-    | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp", "syscall", "wire")},
-    "cage_runtime.spawner": FOUNDATION | PROGRAM | {"cage_runtime.scopes.spec"},
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "filters", "helper", "landlock", "syscall", "wire")},
+    "cage_runtime.syscalls": FOUNDATION
+    | PROGRAM
+    | {f"cage_runtime.spawner.{name}" for name in ("capability", "filters", "helper", "syscall", "wire")},
+    "cage_runtime.spawner": FOUNDATION
+    | PROGRAM
+    | {"cage_runtime.scopes.spec", "cage_runtime.syscalls.notification", "cage_runtime.syscalls.spec"},
     "cage_runtime.daemon": FOUNDATION
     | BUS
     | PROGRAM
@@ -64,6 +69,7 @@ FORBIDDEN = {
     "cage_runtime.daemon": {"ctypes", "prctl", "pyseccomp", "pyroute2"},
     "cage_runtime.spawner": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.scopes": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
+    "cage_runtime.syscalls": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.cli": {"asyncio", "dbus_fast", "pyroute2", "cryptography"},
 }
 """Room → outside modules that it must not import: pure rooms have no system, caged makes no system calls of its own,

@@ -11,9 +11,9 @@ import pytest
 from cage_runtime.spawner import gateway as module
 from cage_runtime.spawner import syscall
 from cage_runtime.spawner.cgroup import Cgroup
+from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.gateway import Gateway, Recipe
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.seccomp import Filter
 
 RECIPE = Recipe(configuration=Path("/nowhere"), uid=65534, gid=65534, filter=Filter(programs=(), unknown=()))
 

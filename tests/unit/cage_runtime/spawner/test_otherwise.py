@@ -41,7 +41,8 @@ def test_no_device_is_made_and_no_namespace_entered() -> None:
 
 
 def test_all_alternatives_and_all_of_their_conditions_are_looked_at() -> None:
-    code = otherwise.program([(1, errno.EPERM, [[(0, 0xFFFFFFFF, 1), (2, 1 << 63, 0)], [(1, 7, 7)]])])
+    code = otherwise.program([otherwise.Call(
+        number=1, error=errno.EPERM, allowed=[[(0, 0xFFFFFFFF, 1), (2, 1 << 63, 0)], [(1, 7, 7)]])])
     assert errno_under((seccomp.Filter(programs=(code,), unknown=()),), os.getppid) == 0
-    assert len(code) == 8 * (4 + 1 + 3 * 2 + 1 + 3 + 1 + 1 + 1)
+    assert len(code) == 8 * (4 + 2 + 3 * 2 + 1 + 3 + 1 + 1 + 1)
     assert struct.unpack("=HBBI", code[-8:]) == (0x06, 0, 0, 0x7FFF0000)
