@@ -13,6 +13,7 @@ KNOWN: dict[tuple[int, str], str] = {
 WITHOUT_CONTEXTS: dict[tuple[int, str], str] = {
     (28, "write through /proc/self/mem"): "the kernel ignores the protection of pages there (proc_mem.force_override)",
     (33, "user namespaces in user namespaces"): "nothing else counts how deep they are",
+    (39, "/proc/self/timens_offsets"): "a time namespace says by how much its clocks differ from the host's",
     (39, "nested: read /proc/kallsyms of another proc"): "bubblewrap mounts a proc of its own, which no mask is over",
 }
 """The same, of a cage that has no security context."""

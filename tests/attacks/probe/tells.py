@@ -54,6 +54,8 @@ def alone(given: dict[str, Any]) -> Iterator[Answer]:
         theirs = given["facts"]["sysinfo"][field]
         like = theirs > 0 and ours >= theirs * (0.8 if field == "uptime" else 0.5)
         yield judged(39, f"sysinfo: {field}", OF_THE_HOST if like else "its own", ("its own",))
+    yield judged(39, "/proc/self/timens_offsets", _clock_offset(given["facts"]["sysinfo"]["uptime"]),
+                 ("its own", "EPERM", "ENOENT"))
     yield from identities(given["facts"])
     yield from mount_sources()
     yield from skeleton()
@@ -119,6 +121,15 @@ def _addresses() -> set[str]:
             said = fcntl.ioctl(control, 0x8927, struct.pack("16s24x", name.encode()))
             found.add(":".join(f"{byte:02x}" for byte in said[18:24]))
     return found
+
+
+def _clock_offset(uptime: int) -> str:
+    """Whether how far its clocks are behind the host's says how long that has been up (time_namespaces(7))."""
+    reason = tried(text, "/proc/self/timens_offsets")
+    if reason != "allowed":
+        return reason
+    behind = {line.split()[0]: -int(line.split()[1]) for line in text("/proc/self/timens_offsets").splitlines()}
+    return OF_THE_HOST if behind["boottime"] >= uptime * 0.8 else "its own"
 
 
 def identities(host: dict[str, Any]) -> Iterator[Answer]:

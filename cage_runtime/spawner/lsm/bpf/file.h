@@ -137,6 +137,9 @@ static __noinline int may_see_proc(struct file *file, u32 subject)
 		bpf_probe_read_kernel_str(&name, sizeof(name), BPF_CORE_READ(file, f_path.dentry, d_name.name));
 		if (writes && name == word("mem\0\0\0\0"))
 			return refuse(MEMORY, subject, subject, 0);
+		/* timens_offsets says by how much the clocks of a cage are behind, and so how long the host has been up. */
+		if (name == word("timens_"))
+			return refuse(PROC, subject, CORE, inode->i_ino);
 		return may(PROC, subject, shown_task(pid, subject), writes ? CHANGES : READS, inode->i_ino);
 	}
 	/* Those of the whole machine are written by who is root of it, with no capability asked for. */
