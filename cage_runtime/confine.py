@@ -49,6 +49,9 @@ def confine(config: RuntimeConfig, profile: str, *, readable: Iterable[Path | st
 
 
 def bound_supervisor() -> None:
-    """Give up what neither the supervisor nor any of its children is to have; where somebody has taken more, the child
-    that needs it says so."""
+    """Gain nothing any more, and give up what neither the supervisor nor any of its children is to have.
+
+    Where somebody has taken more, the child that needs it says so.
+    """
+    capability.one_way()
     capability.bound(SUPERVISOR & capability.permitted())

@@ -17,7 +17,8 @@ import struct
 import sys
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -108,17 +109,26 @@ def bear(request: Birth, spec: root.RootSpec, place: Place, cradle: Cradle, cgro
         socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET) as listener,
         opened(os.open(cradle.root, FOLDER)) as directory, Root(directory) as assembled,
     ):
-        listener.bind(cradle.socket)
-        label.admit(listener.fileno())
+        with _doing("its socket"):
+            listener.bind(cradle.socket)
+            label.admit(listener.fileno())
         try:
             _assemble(root.plan(spec), assembled)
             if spec.home is None:  # any other is on a file system that is not the cage's alone
-                with opened(assembled.open(root.HOME_IN_CAGE)) as home:
+                with _doing("its home's context"), opened(assembled.open(root.HOME_IN_CAGE)) as home:
                     label.own(home)
             return _clone(request, spec, place, assembled, cgroup, listener, label)
         finally:
             if assembled.descriptor != directory:
                 syscall.umount2(cradle.root, syscall.MNT_DETACH | syscall.UMOUNT_NOFOLLOW)
+
+
+@contextmanager
+def _doing(what: str) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise RuntimeFailure(f"the cage could not be started: {what}: {error}") from error
 
 
 def _assemble(steps: list[Operation], assembled: Root) -> None:
@@ -156,8 +166,10 @@ def _clone(request: Birth, spec: root.RootSpec, place: Place, assembled: Root, c
             if Namespace.USER in place.walls.namespaces:
                 _hear(told_read, "ids")
                 # Before that it is root of the host's, which no context is; from here on it changes its credentials.
-                label.enter(pidfd)
-                _map_ids(pid, spec.base)
+                with _doing("its context"):
+                    label.enter(pidfd)
+                with _doing("its id maps"):
+                    _map_ids(pid, spec.base)
                 os.write(go_write, b"!")
             _hear(told_read, "ok")
         except (OSError, RuntimeFailure):
@@ -270,6 +282,7 @@ class Newborn:
             # As the cage's root.
             _step("its namespaces", self._enter_namespaces),
             _step("its clocks", self._begin_clocks, Namespace.TIME),
+            # In a context, which has no right over what is the host's.
             _step("its ids", self._await_ids, Namespace.USER),
             _step("becoming its root", lambda: _become_root(name)),
             _step("its cgroups", lambda: syscall.unshare(syscall.CLONE_NEWCGROUP), Namespace.CGROUP),

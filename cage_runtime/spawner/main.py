@@ -334,6 +334,8 @@ def main(walls: Walls = ALL) -> int:
         return RuntimeFailure.exit_status
     for fault in server.service.faults:
         LOG.error("%s", fault)
+    if server.service.security.why:
+        LOG.warning("cages have no security contexts: %s", server.service.security.why)
     _end_when_told(server, loop)
     gc.collect()
     gc.freeze()

@@ -7,7 +7,6 @@ looked at once in a while, however much of it there is, so that a cage that trie
 
 from __future__ import annotations
 
-import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -15,8 +14,6 @@ from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.lsm.contexts import CORE, Context, Contexts
 from cage_runtime.spawner.lsm.operations import Operation
-
-LOG = logging.getLogger(__name__)
 
 LOOK_SECONDS = 1.0
 """After a denial, until all that have come by then are told of together."""
@@ -64,7 +61,6 @@ class Security:
         try:
             contexts = Contexts.open()
         except (RuntimeFailure, OSError) as error:
-            LOG.warning("cages have no security contexts: %s", error)
             return cls(loop, denied, None, str(error))
         return cls(loop, denied, contexts, "")
 

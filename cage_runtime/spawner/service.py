@@ -81,12 +81,12 @@ class Service:
         `walls` is all but in tests.
         """
         paths = config.paths
-        self.security = (Security.open if walls.lsm else Security.absent)(loop, self._denied)
         self._loop, self._tell, self._caged = loop, tell, caged_uid
         run = Path(paths.run)
         self._cradles, self._gateways = run / "cages", run / "gateways"
         empty = run / "empty"
         _make_directories(config)
+        self.security = (Security.open if walls.lsm else Security.absent)(loop, self._denied)
         self._installation = Path(paths.state, "flatpak")
         self._exports = Exports(Path(paths.state, "exports"), caged_uid, loop)
         self._storage = Storage(Path(paths.state, "storage"), run / "storage", config.ids.numbers())

@@ -44,7 +44,14 @@ class Walls:
     capabilities: bool = True
     """That cage-init keeps a few, and what it starts none."""
     lsm: bool = True
-    """That a cage is in a security context of its own, where the host has them."""
+    """That a cage is in a security context of its own, where the host has them.
+
+    Not without the user namespace: a context gives no right over the host's, and so none to make a cage there.
+    """
+
+    def __post_init__(self) -> None:
+        if self.lsm and Namespace.USER not in self.namespaces:
+            raise ValueError("a cage with a security context has a user namespace of its own")
 
     def flags(self, *kinds: Namespace) -> int:
         """Of those of `kinds` that a cage has of its own, for clone3(2) and unshare(2)."""

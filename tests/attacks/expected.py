@@ -69,6 +69,7 @@ EXPECTED: Table = {
     },
     30: {"EAFNOSUPPORT": _calls(30, "socket(SOCK_RAW)"), "EPERM": ("socket(SOCK_RAW)",),
          "allowed": tuple(calls.ALLOWED[30])},
+    # A cage's calls are answered by cage-syscalls, and the kernel lets there be one who answers (seccomp(2)).
     31: {"EBUSY": ("a filter with USER_NOTIF",), "its own children alone": ("a filter with TRACE",)},
     32: {"none": ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb", "no_new_privs", "uid 0 gains by exec",
                   "prctl(CAPBSET_READ)")},

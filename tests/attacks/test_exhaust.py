@@ -26,7 +26,7 @@ TAKEN = {
 """What ends it, and the most that a cage can have."""
 TURNS = 150
 TIMES = 2.0
-TRIES = 4
+TRIES = 8
 
 
 @pytest.fixture(scope="module")

@@ -38,7 +38,7 @@ def attacked(sandbox: Sandbox, found: Found, say: Say) -> Iterator[Answer]:
     yield from (Answer(**said) for said in said_by(sandbox, "try", json.dumps(found.alone)))
     for way in ("x86_64", "x32", "i386"):
         say(f"{sandbox.name}: all calls of {way}")
-        yield _counted(way, said_by(sandbox, "numbers", way)[0])
+        yield _counted(way, said_by(sandbox, "numbers", way, "1")[0])
     say(f"{sandbox.name}: in company")
     yield from met(sandbox, found)
     for what, most in TAKEN.items():

@@ -82,8 +82,12 @@ def _bus(run: Path) -> Iterator[int]:
                               start_new_session=True)
     with ended(daemon):
         assert daemon.stdout is not None
+        before = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "")
         os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = daemon.stdout.readline().strip()
-        yield daemon.pid
+        try:
+            yield daemon.pid
+        finally:  # there may be a runtime around this one
+            os.environ["DBUS_SYSTEM_BUS_ADDRESS"] = before
 
 
 @contextlib.contextmanager

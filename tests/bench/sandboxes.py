@@ -163,7 +163,7 @@ def _libraries(programs: Sequence[Path]) -> set[str]:
 # --- systemd ---------------------------------------------------------------------------------------------------------
 @contextlib.contextmanager
 def nspawn() -> Iterator[Sandbox]:
-    """A container on the host's /usr with ids of its own, as systemd-nspawn(1) advises."""
+    """A container on the host's /usr with ids of its own, and an ordinary user in it, as systemd-nspawn(1) advises."""
     with contextlib.ExitStack() as stack:
         folder = _folder(stack)
 
@@ -171,10 +171,13 @@ def nspawn() -> Iterator[Sandbox]:
             root = folder / name
             for directory in ("usr", "etc", "proc", "sys", "dev", "run", "tmp", "var", "home", "root", "mnt"):
                 (root / directory).mkdir(parents=True)
+            for file in ("passwd", "group"):
+                (root / "etc" / file).touch()
             for link in ("bin", "sbin", "lib", "lib64"):
                 (root / link).symlink_to(f"usr/{link}")
             shutil.copy("/etc/os-release", root / "etc/os-release")
             return ("systemd-nspawn", "--quiet", f"--directory={root}", "--bind-ro=/usr", "--private-users=pick",
+                    "--bind-ro=/etc/passwd", "--bind-ro=/etc/group", "--user=nobody", "--setenv=HOME=/tmp", "--as-pid2",
                     "--pipe", "--private-network", f"--machine=cage-bench-{name}",
                     f"--bind-ro={folder}/probe.pyz:/probe.pyz", *PYTHON, "/probe.pyz")
 

@@ -295,5 +295,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    signal.alarm(100)
+    signal.alarm(240)
     main()

@@ -2,14 +2,15 @@
 """All that the spawner does for a cage, without one of its capabilities: its service without its socket, run by
 test_powers.py.
 
-Run as root by the installed runtime's interpreter: powers.py RUNTIME CONFIG [CAPABILITY...].  It is confined as the
-spawner is, gives the named capabilities up for good, and does one thing after the other until one fails; it prints one
-JSON object: which that was, what was said, and what it holds.
+Run as root by the installed runtime's interpreter: powers.py RUNTIME CONFIG [CAPABILITY | init:CAPABILITY].  It is
+confined as the spawner is, gives the named capability up for good, or has its cage-init do without, and does one thing
+after the other until one fails; it prints one JSON object: which that was, what was said, and what it holds.
 """
 
 from __future__ import annotations
 
 import json
+import logging
 import signal
 import socket
 import sys
@@ -70,8 +71,8 @@ class Whole:
         self._service: Service
 
     def steps(self) -> list[Callable[[], None]]:
-        return [self.begin, self.make_storage, self.bear, self.spawn, self.mediate, self.open_gateway, self.expose,
-                self.welcome, self.freeze, self.stop, self.remove]
+        return [self.begin, self.make_storage, self.bear, self.spawn, self.signal, self.mediate, self.open_gateway,
+                self.expose, self.welcome, self.freeze, self.stop, self.remove]
 
     def begin(self) -> None:
         # Also where systemd makes the cgroups of cages: this is no unit of its.
@@ -122,7 +123,11 @@ class Whole:
                 statuses.append("no status")
                 return
             wire.close_all(received[1])
-            statuses.extend(filter(lambda status: status is not None, [json.loads(received[0]).get("status")]))
+            event = json.loads(received[0])
+            if event["event"] == "refused":
+                statuses.append(f"nothing, it did not start: {event['sentence']}")
+            elif "status" in event:
+                statuses.append(event["status"])
 
         with ours, theirs:
             self.ask(Spawn(id=1, uuid=UUID, argv=["/usr/bin/python3", "-c", program]), theirs.fileno())
@@ -133,6 +138,24 @@ class Whole:
             self._loop.forget(ours.fileno())
         if statuses != [0]:
             raise RuntimeFailure(f"the command ended with {statuses[0]}")
+
+    def signal(self) -> None:
+        """A command of the user's is told to end, and ends."""
+        ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
+        with ours:
+            with theirs:
+                self.ask(Spawn(id=1, uuid=UUID, argv=["/usr/bin/sleep", "1000"]), theirs.fileno())
+            ours.settimeout(2)
+            started = wire.receive(ours)
+            if started is not None:
+                wire.close_all(started[1])
+            wire.send(ours, json.dumps({"signal": int(signal.SIGTERM)}).encode())
+            try:
+                ended = wire.receive(ours)
+            except TimeoutError:
+                raise RuntimeFailure("the command that was told to end goes on") from None
+        if ended is None or json.loads(ended[0]).get("status") != 128 + signal.SIGTERM:
+            raise RuntimeFailure(f"the command ended otherwise: {ended}")
 
     def open_gateway(self) -> None:
         """And ask its bus something: it has to be there and to read what it is given."""
@@ -197,7 +220,10 @@ def run() -> None:
     folders.prepare(folders.of_state(config))
     Path(config.paths.state, "flatpak", TREE).mkdir(parents=True)  # as cage-apps does
     main._prepare(config, ALL)
-    if NAMES:
+    of_init = {capability.NAMES.index(name.removeprefix("init:")) for name in NAMES if name.startswith("init:")}
+    capability.INIT_CEILING -= of_init
+    capability.INIT_USUAL -= of_init
+    if NAMES and not of_init:
         drop(NAMES)
     outcome = all_of_it(Whole(config))
     held = [capability.NAMES[number] for number in sorted(capability.permitted())]
@@ -206,4 +232,5 @@ def run() -> None:
 
 if __name__ == "__main__":
     signal.alarm(100)
+    logging.disable(logging.WARNING)  # whether there are security contexts is not asked here
     run()

@@ -18,6 +18,8 @@ import pytest
 from tests.privileged.own_spawner import OwnSpawner
 from tests.privileged.runtime import CAGED_CONFIGURATION, PREFIX
 
+pytestmark = pytest.mark.timeout(300)
+"""There are some hundred calls and steps, and two births for each."""
 BIRTHS = Path(__file__).with_name("births.py")
 
 
@@ -29,7 +31,7 @@ def all_births() -> list[dict[str, Any]]:
         config = top / "caged.conf"
         config.write_text(CAGED_CONFIGURATION.format(top=top, prefix=PREFIX, cgroup=f"cage-runtime-{top.name}"))
         ended = subprocess.run(["/usr/bin/python3", "-IS", BIRTHS, PREFIX, config], capture_output=True, text=True,
-                               check=False, timeout=115)
+                               check=False, timeout=245)
         assert ended.returncode == 0, ended.stderr
         assert os.listdir(top / "state/storage") == []
     finally:

@@ -15,6 +15,7 @@ import pytest
 from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call, new_signal
 from jeepney.io.blocking import open_dbus_connection
 
+from cage_runtime.daemon.rights import RIGHTS, Does
 from tests import system_bus
 
 TOP = Path(__file__).parents[2]
@@ -68,9 +69,22 @@ def bus() -> Iterator[str]:
         yield from _bus_in(Path(folder))
 
 
-def _bus_in(folder: Path) -> Iterator[str]:
+@pytest.fixture(scope="module")
+def watching() -> Iterator[str]:
+    """A bus where the user lp, by a group of its own, is one who watches; both names are owned."""
+    with tempfile.TemporaryDirectory() as folder:
+        Path(folder).chmod(0o755)
+        policies = Path(folder, "policies")
+        policies.mkdir()
+        for file in system_bus.POLICIES.iterdir():
+            (policies / file.name).write_text(file.read_text().replace('group="cage-watch"', 'group="lp"'))
+        for bus in _bus_in(Path(folder), policies):
+            yield from _owned(bus)
+
+
+def _bus_in(folder: Path, policies: Path = system_bus.POLICIES) -> Iterator[str]:
     configuration = folder / "bus.conf"
-    configuration.write_text(system_bus.configuration(folder / "bus"))
+    configuration.write_text(system_bus.configuration(folder / "bus", policies))
     daemon = subprocess.Popen(
         ["dbus-daemon", "--nofork", "--nopidfile", f"--config-file={configuration}", "--print-address"],
         stdout=subprocess.PIPE,
@@ -100,6 +114,10 @@ def finish(process: subprocess.Popen[str]) -> None:
 @pytest.fixture(scope="module")
 def owned(bus: str) -> Iterator[str]:
     """The bus on which both names are owned by whom they belong to."""
+    yield from _owned(bus)
+
+
+def _owned(bus: str) -> Iterator[str]:
     owners = [own(bus, "caged", CORE), own(bus, "cage-apps", APPS)]
     assert [answer for _, answer in owners] == ["method_return", "method_return"]
     yield bus
@@ -115,6 +133,7 @@ def arrives(bus: str, user: str, destination: str, member: str) -> bool:
         check=False,
         cwd="/",
         user=user,
+        group=pwd.getpwnam(user).pw_gid,
         extra_groups=[],
     )
     assert called.returncode == 0 or "org.freedesktop.DBus.Error.AccessDenied" in called.stderr, called.stderr
@@ -166,6 +185,19 @@ def test_programs_of_the_core_are_no_persons(owned: str, user: str) -> None:
     assert [member for member in members("Manager", "Job") + STANDARD if arrives(owned, user, CORE, member)] == []
 
 
+def test_of_who_watches_no_call_arrives_but_what_tells_of_something(watching: str) -> None:
+    told = {f"{CORE}.Manager.{member}" for member, right in RIGHTS.items() if right.does is Does.TELLS}
+    arrived = {member for member in members("Manager", "Job", "Mediation") + STANDARD
+               if arrives(watching, "lp", CORE, member)}
+    assert arrived == told | set(STANDARD)
+    assert not arrives(watching, "lp", APPS, f"{APPS}.M")
+    assert arrives(watching, "games", CORE, f"{CORE}.Manager.Create")
+
+
+def test_who_watches_hears_of_cages_and_nothing_that_mediators_do(watching: str) -> None:
+    assert heard(watching, "lp", addressed=False) == ["CageAdded", "PropertiesChanged"]
+
+
 def test_a_call_that_names_no_interface_arrives_from_nobody(owned: str) -> None:
     """The bus could not tell which of the members it is."""
     with open_dbus_connection(owned) as connection:
@@ -195,16 +227,22 @@ MEDIATION_SIGNALS = (f"{MEDIATION_INTERFACE}.GatewayUp", f"{MEDIATION_INTERFACE}
 @pytest.mark.parametrize("addressed", [False, True])
 @pytest.mark.parametrize("user", ["root", "cage-files", "nobody", "cage-apps"])
 def test_what_the_daemon_says_is_heard_by_whom_it_concerns(owned: str, user: str, addressed: bool) -> None:
-    listener = subprocess.Popen([sys.executable, "-c", LISTENER, owned, str(pwd.getpwnam(user).pw_uid)],
+    everything = [signal.rpartition(".")[2] for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS)]
+    expected = {"root": everything, "cage-files": everything[2:]}.get(user, [])
+    assert heard(owned, user, addressed=addressed) == expected
+
+
+def heard(bus: str, user: str, *, addressed: bool) -> list[str]:
+    """Which of the daemon's signals the user hears."""
+    listener = subprocess.Popen([sys.executable, "-c", LISTENER, bus, str(pwd.getpwnam(user).pw_uid)],
                                 stdout=subprocess.PIPE, text=True, cwd="/")
     assert listener.stdout is not None
     name = listener.stdout.readline().strip()
-    with open_dbus_connection(owned) as connection:
+    with open_dbus_connection(bus) as connection:
         for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS):
             speak = new_method_call(DBusAddress("/x", CORE, f"{CORE}.Manager"), "Create", "ss",
                                     (signal, name if addressed else ""))
             assert connection.send_and_get_reply(speak).header.message_type is MessageType.method_return
         connection.send(new_signal(DBusAddress("/x", interface="org.example.Test"), "Last"))
-    heard, _ = listener.communicate()
-    everything = [signal.rpartition(".")[2] for signal in (*MANAGER_SIGNALS, *MEDIATION_SIGNALS)]
-    assert heard.split() == {"root": everything, "cage-files": everything[2:]}.get(user, [])
+    printed, _ = listener.communicate()
+    return printed.split()

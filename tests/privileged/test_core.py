@@ -132,6 +132,7 @@ def test_what_watches_over_them_holds_no_more_than_they_need(runtime: Runtime) -
     status, most = status_of(runtime.supervisor.pid), f"{sum(1 << number for number in confine.SUPERVISOR):016x}"
     assert {kind: status[kind] for kind in SETS} == {
         "CapInh": NOTHING, "CapPrm": most, "CapEff": most, "CapBnd": most, "CapAmb": NOTHING}
+    assert status["NoNewPrivs"] == "1"
 
 
 @pytest.mark.parametrize("user", PROGRAMS)

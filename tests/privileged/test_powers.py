@@ -23,13 +23,22 @@ WHAT_FAILS = {
     "CAP_CHOWN": ("begin", "Operation not permitted"),
     "CAP_DAC_OVERRIDE": ("begin", "state/cages cannot be written"),
     "CAP_MKNOD": ("bear", "device /dev/null 1:3: [Errno 1] Operation not permitted"),
-    "CAP_SETUID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
+    "CAP_SETUID": ("bear", "the cage could not be started: its namespaces: [Errno 1] Operation not permitted"),
     "CAP_SETGID": ("bear", "the cage could not be started: [Errno 1] Operation not permitted"),
     "CAP_SYS_PTRACE": ("mediate", "the command ended with 1"),
     "CAP_SETPCAP": ("mediate", "the command ended with 1"),
     "CAP_FOWNER": ("remove", f"the storage of {'0123456789abcdef' * 2} could not be deleted"),
 }
 """Without it → what cannot be done, and what is said of that."""
+
+
+OF_CAGE_INIT = {
+    "CAP_CHOWN": ("spawn", "cage-init: [Errno 1] Operation not permitted"),
+    "CAP_SETGID": ("spawn", "did not start"),
+    "CAP_SETUID": ("spawn", "did not start"),
+    "CAP_KILL": ("signal", "the command that was told to end goes on"),
+    "CAP_SYS_ADMIN": ("expose", "cage-init: [Errno 1] Operation not permitted"),
+}
 
 
 @pytest.fixture
@@ -77,7 +86,16 @@ def test_without_one_of_them_something_fails(top: Path, name: str) -> None:
     assert said in outcome["said"]
 
 
+@pytest.mark.parametrize("name", OF_CAGE_INIT)
+def test_without_one_of_cage_init_s_something_fails(top: Path, name: str) -> None:
+    outcome, _ = done_without(top, f"init:{name}")
+    step, said = OF_CAGE_INIT[name]
+    assert outcome["failed"] == step, outcome
+    assert said in outcome["said"]
+
+
 def test_each_of_them_is_tried() -> None:
+    assert set(OF_CAGE_INIT) == {capability.NAMES[number] for number in capability.INIT_CEILING}
     assert set(WHAT_FAILS) == {capability.NAMES[number] for number in capability.SPAWNER}
 
 

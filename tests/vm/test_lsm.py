@@ -62,7 +62,7 @@ def test_the_spawner_has_no_more_for_it_than_it_had(cage: MakeCage) -> None:
     """Its pins are root's, and the unit's one writable place besides its own two."""
     shown = properties("cage-spawner.service", "CapabilityBoundingSet", "ReadWritePaths")
     assert not set(LOST) & {word.upper() for word in shown["CapabilityBoundingSet"].split()}
-    assert shown["ReadWritePaths"].split() == ["/run/cage-runtime", "/var/lib/cage-runtime", "-/sys/fs/bpf"]
+    assert shown["ReadWritePaths"].split() == ["/run/cage-runtime", "/var/lib/cage-runtime", f"-{PINS}"]
     assert PINS.stat().st_mode & 0o077 == 0
     cage("work", "--require", "lsm")
     ok("systemctl", "restart", "cage-spawner.service")
@@ -85,7 +85,7 @@ def test_who_has_lost_every_other_wall_reaches_neither_another_cage_nor_the_host
     denials = status("work")["denials"]
     assert denials["kill"] == 2
     assert denials["connect"] == 3
-    assert {"schedule", "ptrace"} <= denials.keys()
+    assert (denials["schedule"], denials["proc"]) == (2, 2)
     assert status("vault")["denials"] == {}
     uuid = status("work")["uuid"]
     ok("cagectl", "destroy", "work", "--yes")

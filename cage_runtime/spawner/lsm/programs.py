@@ -100,7 +100,8 @@ def stand(pins: Path, file: Path = OBJECT) -> Programs:
             hooks = tuple(hook for hook, _ in object_.programs())
             attached = _intact(pins, ours, hooks)
             if not attached:
-                attached = _attach(object_, pins, ours, wanted(hooks, kernel_hooks()))
+                attached = wanted(hooks, kernel_hooks())
+                _stand_anew(object_, pins, ours, attached)
             names = [name for name, _ in object_.maps()]
         finally:
             object_.close()
@@ -116,7 +117,7 @@ def _why(error: OSError, pins: Path, file: Path) -> str:
     told = f"the programs of the security contexts could not be set up: {error.filename}: {error.strerror}"
     if error.errno == errno.EPERM and error.filename == str(file):
         return f"{told}; loading them takes CAP_BPF and CAP_PERFMON, and some patched kernels refuse it to root too"
-    if error.errno == errno.EINVAL and error.filename == str(file) and (pins / "maps").is_dir():
+    if error.errno == errno.EINVAL and error.filename == str(file) and _sets(pins):
         return (f"{told}; what is pinned below {pins} may be of a version that does not go together with this one: end "
                 f"all cages, remove it, and start again")
     return told
@@ -170,9 +171,23 @@ def _kept_tag(tags: int, number: int) -> int:
     return struct.unpack("=Q", value or bytes(8))[0]  # type: ignore[no-any-return]
 
 
-def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ...]) -> tuple[str, ...]:
+def _stand_anew(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ...]) -> None:
+    """A set of our own, where there is none that is whole; one that fails leaves what there was."""
     unfinished = ours.with_name(_UNFINISHED + ours.name)
     _clear(unfinished)
+    alone = not pins.is_dir()
+    try:
+        _attach(object_, pins, unfinished, hooks)
+    except OSError:
+        _clear(unfinished)
+        if alone:
+            remove(pins)
+        raise
+    _clear(ours)  # where it is there, something has been taken out of it
+    unfinished.rename(ours)
+
+
+def _attach(object_: libbpf.Object, pins: Path, unfinished: Path, hooks: tuple[str, ...]) -> None:
     (pins / "maps").mkdir(mode=0o700, parents=True, exist_ok=True)
     pins.chmod(0o700)
     for name, map_ in object_.maps():
@@ -191,6 +206,3 @@ def _attach(object_: libbpf.Object, pins: Path, ours: Path, hooks: tuple[str, ..
                 libbpf.attach(program, hook, unfinished / hook)
     finally:
         os.close(tags)
-    _clear(ours)  # where it is there, something has been taken out of it
-    unfinished.rename(ours)
-    return hooks

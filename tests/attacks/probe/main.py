@@ -2,7 +2,7 @@
 """The attacks of the catalogue, by number, from wherever this is run: see tests/attacks/bundle.py for how.
 
   try JSON      all that can be tried alone: one JSON object a line for each attempt
-  numbers WAY   every call number by a way into the kernel (x86_64, x32, i386)
+  numbers WAY [SECONDS]  every call number by a way into the kernel (x86_64, x32, i386), each for so long
   hold          holds what two sandboxes could meet on, until a line comes
   meet JSON     looks for what another one holds
   poll          watches processes come to be, until the end of its input
@@ -47,7 +47,7 @@ def main() -> None:
         case "try":
             lines(alone(given))
         case "numbers":
-            say(numbers.sweep(words[0]))
+            say(numbers.sweep(words[0], *map(float, words[1:])))
         case "hold":
             say(company.hold())
         case "meet":

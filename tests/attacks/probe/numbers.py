@@ -11,7 +11,7 @@ import select
 import signal
 from collections.abc import Callable
 
-from .kernel import LIBC, checked, name_of
+from .kernel import LIBC, SECONDS, checked, name_of
 
 LAST = 500
 X32 = 0x40000000
@@ -33,12 +33,12 @@ def machine_code() -> Callable[[int], int]:
     return ctypes.CFUNCTYPE(ctypes.c_long, ctypes.c_int)(memory)
 
 
-def sweep(way: str) -> dict[int, str]:
+def sweep(way: str, seconds: float = SECONDS) -> dict[int, str]:
     """EPERM, ENOSYS, the signal that ended the caller, or ALLOWED where the kernel itself had its say."""
     numbers = [number for number in WAYS[way] if way != "x86_64" or number not in NOT_CALLED]
     resource.setrlimit(resource.RLIMIT_CORE, (0, resource.getrlimit(resource.RLIMIT_CORE)[1]))
     call = machine_code() if way == "i386" else _plain
-    return {number: _asked(call, number) for number in numbers}
+    return {number: _asked(call, number, seconds) for number in numbers}
 
 
 def _plain(number: int) -> int:
@@ -47,8 +47,8 @@ def _plain(number: int) -> int:
     return -ctypes.get_errno() if result == -1 else 0
 
 
-def _asked(call: Callable[[int], int], number: int) -> str:
-    """In a child; one that is still in the call after a while waits, which is no refusal."""
+def _asked(call: Callable[[int], int], number: int, seconds: float) -> str:
+    """In a child; one that is still in the call after so long waits, which is no refusal."""
     read, write = os.pipe()
     pid = os.fork()
     if pid == 0:
@@ -59,7 +59,7 @@ def _asked(call: Callable[[int], int], number: int) -> str:
         finally:
             os._exit(0)
     os.close(write)
-    ready, _, _ = select.select([read], [], [], 0.3)
+    ready, _, _ = select.select([read], [], [], seconds)
     said = os.read(read, 64).decode() if ready else ""
     if not ready:
         os.kill(pid, signal.SIGKILL)

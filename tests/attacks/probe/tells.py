@@ -20,17 +20,17 @@ TELLING = ("uptime", "loadavg", "stat", "meminfo", "interrupts", "softirqs", "di
            "iomem", "ioports", "kcore", "kmsg", "sched_debug", "vmallocinfo", "kpagecount", "kpageflags",
            "sys/fs/dentry-state", "sys/fs/file-nr", "sys/fs/inode-nr")
 """Files of /proc that are of the whole machine."""
-SYSTEM_INFORMATION = ("uptime", "free memory", "processes")
+SYSTEM_INFORMATION = ("uptime", "load", "processes")
 DMI = ("product_uuid", "product_serial", "sys_vendor", "board_serial")
 OF_THE_HOST = "the host's"
 
 
 def system_information() -> dict[str, int]:
-    """Of sysinfo(2), what hardly changes while one looks."""
+    """Of sysinfo(2), what hardly changes while one looks; the load is that of a quarter of an hour."""
     buffer = ctypes.create_string_buffer(128)
     checked(LIBC.sysinfo(buffer), "sysinfo")
     words = struct.unpack_from("=q3Q6QH", buffer.raw)
-    return dict(zip(SYSTEM_INFORMATION, (words[0], words[5], words[10]), strict=True))
+    return dict(zip(SYSTEM_INFORMATION, (words[0], words[3], words[10]), strict=True))
 
 
 def facts(*marks: str) -> dict[str, Any]:
@@ -52,7 +52,7 @@ def alone(given: dict[str, Any]) -> Iterator[Answer]:
     yield from kernel_tells(given["facts"])
     for field, ours in system_information().items():
         theirs = given["facts"]["sysinfo"][field]
-        like = abs(ours - theirs) <= theirs / 50
+        like = theirs > 0 and ours >= theirs * (0.8 if field == "uptime" else 0.5)
         yield judged(39, f"sysinfo: {field}", OF_THE_HOST if like else "its own", ("its own",))
     yield from identities(given["facts"])
     yield from mount_sources()
@@ -69,10 +69,10 @@ def _fingerprint(name: str) -> str:
         return ""
     match name:
         case "uptime":
-            return str(int(float(content.split()[0])) // 1000)
+            return content.split()[0].partition(".")[0]
         case "loadavg":
-            # How many threads there are, by hundreds.
-            return str(int(content.split()[3].partition("/")[2]) // 100)
+            # How many threads there are.
+            return content.split()[3].partition("/")[2]
         case "swaps":
             return "\n".join(content.splitlines()[1:])
         case "stat":
@@ -101,7 +101,11 @@ def _told(name: str, host: dict[str, Any]) -> str:
         return "none"
     if name in ("locks", "keys", "key-users"):
         return OF_THE_HOST if any(mark in content for mark in host["marks"]) else "its own"
-    return OF_THE_HOST if _fingerprint(name) == host["files"].get(name, "") else "its own"
+    ours, theirs = _fingerprint(name), host["files"].get(name, "")
+    if name in ("uptime", "loadavg"):
+        # The host's clock is not behind what it was, and most of its threads are still there.
+        return OF_THE_HOST if int(ours) >= 0.8 * int(theirs) else "its own"
+    return OF_THE_HOST if ours == theirs else "its own"
 
 
 # --- 40, 41 ----------------------------------------------------------------------------------------------------------

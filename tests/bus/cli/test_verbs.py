@@ -40,7 +40,7 @@ def test_create_sends_what_was_said_and_no_more(caged: Any, capsys: Captured, tm
     caged.answers["Create"] = lambda *_: ("o", ("/org/cageruntime/Core1/cage/work",))
     caged.answers["Status"] = lambda *_: ("a{sv}", (WORK,))
     line = "create work --level internal --compartment finance --compartment hr --cpus 1.5 --tasks 9 --exec-home"
-    line += " --autostart"
+    line += " --autostart --private --require lsm --require landlock"
     assert cagectl.main(line.split()) == 0
     assert capsys.readouterr().out == "work: running, internal, finance, hr\n"
     assert caged.calls[0] == (
@@ -54,6 +54,8 @@ def test_create_sends_what_was_said_and_no_more(caged: Any, capsys: Captured, tm
             "tasks": ("u", 9),
             "exec-home": ("b", True),
             "autostart": ("b", True),
+            "private": ("b", True),
+            "require": ("as", ["lsm", "landlock"]),
         },
     )
     caged.calls.clear()
@@ -279,6 +281,36 @@ def test_status_shows_what_is_known_and_what_a_later_version_adds(caged: Any, ca
     assert capsys.readouterr().out == expected
     assert cagectl.main(["status", "work", "-j"]) == 0
     assert json.loads(capsys.readouterr().out) == plain(more)
+
+
+def test_status_shows_the_walls_and_what_the_kernel_refused(caged: Any, capsys: Captured) -> None:
+    def wall(enforced: bool, detail: str) -> dict[str, Any]:
+        return {"enforced": ("b", enforced), "detail": ("s", detail)}
+
+    more = WORK | {"private": ("b", True), "require": ("as", ["landlock"])}
+    more |= {"denials": ("a{st}", {"kill": 2, "connect": 7})}
+    more |= {"walls": ("a{sa{sv}}", {"lsm": wall(False, "no \033bpf in the list"), "landlock": wall(True, "ABI 6")})}
+    caged.answers["Status"] = lambda *_: ("a{sv}", (more,))
+    assert cagectl.main(["status", "work"]) == 0
+    assert capsys.readouterr().out == (
+        "work\n"
+        "           State: running\n"
+        "           Level: internal\n"
+        "    Compartments: finance\n"
+        "                  hr\n"
+        "       Processes: 3\n"
+        "         Private: yes\n"
+        "        Requires: landlock\n"
+        "           Walls: landlock: ABI 6\n"
+        "                  lsm: not enforced: no \\x1bbpf in the list\n"
+        "Denied by kernel: connect: 7\n"
+        "                  kill: 2\n"
+        "            UUID: u-1\n"
+    )
+    assert cagectl.main(["status", "work", "-j"]) == 0
+    shown = json.loads(capsys.readouterr().out)
+    assert shown["denials"] == {"kill": 2, "connect": 7}
+    assert shown["walls"]["landlock"] == {"enforced": True, "detail": "ABI 6"}
 
 
 def test_show_and_logs_are_lines_that_cannot_reach_the_terminal(caged: Any, capsys: Captured) -> None:

@@ -80,26 +80,26 @@ class Nursery:
 
 def main() -> None:
     contexts = Contexts.open()
-    with tempfile.TemporaryDirectory(prefix="nursery-") as directory:
-        os.chmod(directory, 0o755)
-        nursery = Nursery(Path(directory))
-        nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=True))
-        nursery.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False,
-                          limits=Limits(), processes=64, home_bytes=1 << 24, home_files=4096))
-        enforcement = nursery.ask(Enforced(id=1, uuid=UUID)).enforcement
-        assert enforcement is not None
-        xid = enforcement.xid
-        for line in sys.stdin:
-            before = contexts.denials().get(xid, {})
-            came = nursery.run(*json.loads(line))
-            now = contexts.denials().get(xid, {})
-            came["denied"] = {name: count - before.get(name, 0) for name, count in now.items()
-                              if count != before.get(name, 0)}
-            came["born"] = before
-            came["events"] = [str(event) for event in contexts.read_events() if event.xid == xid]
-            sys.stdout.write(json.dumps(came) + "\n")
-            sys.stdout.flush()
-        nursery.ask(Stop(id=1, uuid=UUID, seconds=0))
+    directory = tempfile.mkdtemp(prefix="nursery-")  # the guest ends soon, and what is mounted in it too
+    os.chmod(directory, 0o755)
+    nursery = Nursery(Path(directory))
+    nursery.ask(MakeStorage(id=1, uuid=UUID, ephemeral=True))
+    nursery.ask(Birth(id=1, uuid=UUID, name="child", level="public", compartments=[], exec_home=False,
+                      limits=Limits(), processes=64, home_bytes=1 << 24, home_files=4096))
+    enforcement = nursery.ask(Enforced(id=1, uuid=UUID)).enforcement
+    assert enforcement is not None
+    xid = enforcement.xid
+    for line in sys.stdin:
+        before = contexts.denials().get(xid, {})
+        came = nursery.run(*json.loads(line))
+        now = contexts.denials().get(xid, {})
+        came["denied"] = {name: count - before.get(name, 0) for name, count in now.items()
+                          if count != before.get(name, 0)}
+        came["born"] = before
+        came["events"] = [str(event) for event in contexts.read_events() if event.xid == xid]
+        sys.stdout.write(json.dumps(came) + "\n")
+        sys.stdout.flush()
+    nursery.ask(Stop(id=1, uuid=UUID, seconds=0))
 
 
 if __name__ == "__main__":

@@ -110,6 +110,7 @@ class TestFamilies:
             for family in (17, 38, 40, 15, 44):  # PACKET, ALG, VSOCK, KEY, XDP
                 assert party.outcome("new_socket", family, 3) == "EPERM"
             assert counted.since() == {Operation.SOCKET: 5}
+            assert party.outcome("new_socket", 16, 3, 2) == "EPERM"  # NETLINK_USERSOCK
             assert party.outcome("new_socket", 2, 1) == "done"
 
 

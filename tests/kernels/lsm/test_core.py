@@ -60,7 +60,7 @@ def _core() -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def cages() -> Iterator[None]:
+def cages(_core: None) -> Iterator[None]:
     ok("cagectl", "create", "work", "--level", "internal", "--require", "lsm")
     ok("cagectl", "create", "vault", "--level", "secret", "--require", "lsm")
     ok("cagectl", "create", "quiet", "--level", "secret", "--private", "--require", "lsm")

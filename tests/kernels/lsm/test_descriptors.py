@@ -47,6 +47,15 @@ def test_what_another_context_has_opened_does_not_arrive(
     assert counted.since() == {Operation.DESCRIPTOR: 1}
 
 
+def test_what_is_opened_with_credentials_from_a_child_is_its_own_too(
+        contexts: Contexts, a: Party, b: Party, channel: tuple[socket.socket, socket.socket]) -> None:
+    b.does("exchange_credentials")
+    b.does("give", channel[1].fileno(), "file")
+    counted = Counted(contexts, a.xid)
+    assert a.outcome("take", channel[0].fileno()) == "EPERM"
+    assert counted.since() == {Operation.DESCRIPTOR: 1}
+
+
 @pytest.mark.parametrize("kind", KINDS)
 def test_the_core_takes_what_a_context_has_opened(
         b: Party, channel: tuple[socket.socket, socket.socket], kind: str) -> None:

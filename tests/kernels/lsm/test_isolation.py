@@ -120,6 +120,7 @@ ACTS: list[tuple[str, Arguments, Operation, str]] = [
     ("chown", just("/tmp/of-b"), Operation.FILE, "EPERM"),
     ("truncate", just("/tmp/of-b"), Operation.FILE, "EPERM"),
     ("watch_directory", just("/tmp/of-b"), Operation.FILE, "EPERM"),
+    ("link", just("/tmp/of-b", "/tmp/linked"), Operation.FILE, "EPERM"),
     # Last, because it is not there any more where it is allowed.
     ("rename", just("/tmp/of-b", "/tmp/of-b.2"), Operation.FILE, "EPERM"),
     ("unlink", just("/tmp/of-b"), Operation.FILE, "EPERM"),
@@ -164,6 +165,16 @@ def test_a_queue_of_posix_is_for_who_made_it(contexts: Contexts, a: Party, b: Pa
     assert b.outcome("mq_open", "of-b", os.O_RDWR) == "done"
     b.does("mq_unlink", "of-b")
     host.does("umount", "/mnt")
+
+
+def test_nothing_takes_the_place_of_anothers_file(contexts: Contexts, a: Party, b: Party) -> None:
+    b.does("make", "/tmp/stays")
+    a.does("make", "/tmp/comes")
+    counted = Counted(contexts, a.xid)
+    assert a.outcome("rename", "/tmp/comes", "/tmp/stays") == "EPERM"
+    assert counted.since() == {Operation.FILE: 1}
+    assert a.outcome("rename", "/tmp/comes", "/tmp/elsewhere") == "done"
+    assert b.outcome("rename", "/tmp/stays", "/tmp/stayed") == "done"
 
 
 def test_shared_memory_of_posix_is_for_who_made_it(contexts: Contexts, a: Party, b: Party) -> None:

@@ -189,6 +189,19 @@ class TestWithoutUs:
         upgraded.close()
         os.unlink("/tmp/upgraded")
 
+    def test_a_version_that_cannot_stand_leaves_the_one_that_does(
+            self, a: Party, b: Party, other_version: Path) -> None:
+        before = sorted(PINS.rglob("*"))
+        content = other_version.read_bytes()
+        other_version.write_bytes(content.replace(b"lsm/task_kill\0", b"lsm/task_kiII\0"))
+        with pytest.raises(HostUnsupported, match=r"need: task_kiII;"):
+            Contexts.open(file=other_version)
+        other_version.write_bytes(content[:5000])
+        with pytest.raises(HostUnsupported, match="could not be set up"):
+            Contexts.open(file=other_version)
+        assert sorted(PINS.rglob("*")) == before
+        assert a.outcome("kill", b.pid, 0) == "EPERM"
+
     def test_a_set_that_something_was_taken_out_of_is_made_whole(self, contexts: Contexts, a: Party, b: Party) -> None:
         (ours,) = PINS.glob("programs-*")
         (ours / "task_kill").unlink()

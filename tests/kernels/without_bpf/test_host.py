@@ -24,7 +24,6 @@ def test_a_kernel_that_would_not_run_them_does_not_pass_for_one_that_does(monkey
     monkeypatch.setattr(programs, "check_host", lambda: None)
     with pytest.raises(HostUnsupported, match="could not be set up"):
         Contexts.open()
-    programs.remove(PINS)
     assert not PINS.exists()
 
 

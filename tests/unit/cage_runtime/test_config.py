@@ -44,6 +44,11 @@ FAULTS = [
     ('level = "public"\n[bogus]\nx = 1', '2: unknown key "bogus"'),
     ('[limits]\nmemory = "2G"\nfoo = 1', '3: limits: unknown key "foo"'),
     ('[network]\nmode = "none"\n[limits]\nmode = "none"', '4: limits: unknown key "mode"'),
+    ('level = "public"\nrequire = ["lsm", "walls"]', '2: require[1]: must be "lsm" or "landlock"'),
+    ('require = "lsm"', "1: require: must be a list, not text"),
+    ('require = ["lsm", "lsm", "lsm"]', "1: require: must have at most 2 entries"),
+    ('[session]\nprivate = "yes"', "2: session.private: must be true or false, not text"),
+    ('[session]\nrequire = ["lsm"]', '2: session: unknown key "require"'),
     ("limits.foo = 1", '1: limits: unknown key "foo"'),
     ("\nlimits = { foo = 1 }", '2: limits: unknown key "foo"'),
     ("[limits]\n[limits.foo]", '2: limits: unknown key "foo"'),
@@ -250,9 +255,11 @@ DEFINITIONS = st.builds(
     level=WORDS,
     compartments=st.lists(WORDS, max_size=16),
     description=st.text(max_size=200),
+    require=st.lists(st.sampled_from(["lsm", "landlock"]), max_size=2),
     limits=LIMITS,
     apps=st.builds(Apps, allow=st.lists(st.from_regex(r"[A-Za-z_]{1,9}(\.[A-Za-z_]{1,9}){2,3}", fullmatch=True))),
-    session=st.builds(Session, ephemeral=st.booleans(), exec_home=st.booleans(), autostart=st.booleans()),
+    session=st.builds(Session, ephemeral=st.booleans(), exec_home=st.booleans(), autostart=st.booleans(),
+                      private=st.booleans()),
 )
 
 

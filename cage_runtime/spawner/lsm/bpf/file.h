@@ -238,18 +238,19 @@ static __always_inline int may_change(struct inode *directory)
 	return may_touch(subject, directory, directory->i_ino);
 }
 
+static __always_inline int may_touch_at(struct dentry *dentry)
+{
+	struct inode *inode = dentry->d_inode; /* NULL where there is none of that name */
+	u32 subject = me();
+
+	return subject == CORE || !inode ? 0 : may_touch(subject, inode, inode->i_ino);
+}
+
 /* Taken away is the file itself too: in /tmp and among message queues the directory is nobody's. */
 static __always_inline int may_remove(struct inode *directory, struct dentry *dentry)
 {
-	struct inode *inode;
 	int verdict = may_change(directory);
-	u32 subject;
-
-	if (verdict)
-		return verdict;
-	subject = me();
-	inode = dentry->d_inode;
-	return subject == CORE || !inode ? 0 : may_touch(subject, inode, inode->i_ino);
+	return verdict ? verdict : may_touch_at(dentry);
 }
 
 HOOK(inode_create, struct inode *directory, struct dentry *dentry, unsigned short mode, int ret)
@@ -274,7 +275,10 @@ HOOK(inode_symlink, struct inode *directory, struct dentry *dentry, const char *
 
 HOOK(inode_link, struct dentry *from, struct inode *directory, struct dentry *to, int ret)
 {
-	return ret ? ret : may_change(directory);
+	if (ret)
+		return ret;
+	ret = may_change(directory);
+	return ret ? ret : may_touch_at(from);
 }
 
 HOOK(inode_unlink, struct inode *directory, struct dentry *dentry, int ret)
@@ -292,33 +296,25 @@ HOOK(inode_rename, struct inode *from, struct dentry *dentry, struct inode *to, 
 	if (ret)
 		return ret;
 	ret = may_remove(from, dentry);
-	return ret ? ret : may_change(to);
-}
-
-static __always_inline int may_change_at(const struct path *path)
-{
-	struct inode *inode = path->dentry->d_inode;
-	u32 subject = me();
-
-	return subject == CORE || !inode ? 0 : may_touch(subject, inode, inode->i_ino);
+	return ret ? ret : may_remove(to, replaced);
 }
 
 HOOK(path_truncate, const struct path *path, int ret)
 {
-	return ret ? ret : may_change_at(path);
+	return ret ? ret : may_touch_at(path->dentry);
 }
 
 HOOK(path_chmod, const struct path *path, unsigned short mode, int ret)
 {
-	return ret ? ret : may_change_at(path);
+	return ret ? ret : may_touch_at(path->dentry);
 }
 
 HOOK(path_chown, const struct path *path, u64 uid, u64 gid, int ret)
 {
-	return ret ? ret : may_change_at(path);
+	return ret ? ret : may_touch_at(path->dentry);
 }
 
 HOOK(path_notify, const struct path *path, u64 mask, unsigned int kind, int ret)
 {
-	return ret ? ret : may_change_at(path);
+	return ret ? ret : may_touch_at(path->dentry);
 }

@@ -10,6 +10,8 @@ static __always_inline u32 socket_owner(struct sock *sock)
 	return label ? label->xid : CORE;
 }
 
+enum { AF_NETLINK = 16, NETLINK_USERSOCK = 2 };
+
 HOOK(socket_create, int family, int type, int protocol, int kernel, int ret)
 {
 	struct context *context;
@@ -21,6 +23,9 @@ HOOK(socket_create, int family, int type, int protocol, int kernel, int ret)
 	if (subject == CORE)
 		return 0;
 	context = configuration(subject);
+	/* By this protocol processes talk to each other, and no hook says to whom. */
+	if (family == AF_NETLINK && protocol == NETLINK_USERSOCK)
+		return refuse(SOCKET, subject, CORE, family);
 	if (context && family >= 0 && family < 64 && (context->families >> (family & 63)) & 1)
 		return 0;
 	return refuse(SOCKET, subject, CORE, family);

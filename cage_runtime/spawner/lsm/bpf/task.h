@@ -34,6 +34,14 @@ HOOK(cred_prepare, struct cred *new, const struct cred *old, unsigned int gfp, i
 	return label(A_CRED, address(new));
 }
 
+/* Made blank, and filled afterwards: what keyctl(2) gives to the caller's parent, KEYCTL_SESSION_TO_PARENT. */
+HOOK(cred_alloc_blank, struct cred *new, unsigned int gfp, int ret)
+{
+	if (ret)
+		return ret;
+	return label(A_CRED, address(new));
+}
+
 SEC("lsm/cred_free") int BPF_PROG(cage_cred_free, struct cred *cred)
 {
 	unlabel(A_CRED, address(cred));

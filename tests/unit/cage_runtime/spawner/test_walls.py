@@ -18,14 +18,19 @@ SHIPPED = [*(TOP / "cage_runtime").rglob("*.py"), *(TOP / "mediators").rglob("*.
 
 def test_all_walls_stand_unless_one_is_left_out() -> None:
     assert Walls(namespaces=frozenset(Namespace), seccomp=True, landlock=True, capabilities=True, lsm=True) == ALL
-    assert Walls(namespaces=frozenset()).flags(*Namespace) == 0
+    assert Walls(namespaces=frozenset(), lsm=False).flags(*Namespace) == 0
     assert ALL.flags(Namespace.PID, Namespace.NET) == syscall.CLONE_NEWPID | syscall.CLONE_NEWNET
 
 
 @pytest.mark.parametrize("kind", Namespace)
 def test_a_kind_that_is_left_out_is_not_made_and_all_others_are(kind: Namespace) -> None:
-    left_out = ALL.flags(*Namespace) & ~Walls(namespaces=frozenset(Namespace) - {kind}).flags(*Namespace)
+    left_out = ALL.flags(*Namespace) & ~Walls(namespaces=frozenset(Namespace) - {kind}, lsm=False).flags(*Namespace)
     assert left_out == ALL.flags(kind) != 0
+
+
+def test_a_context_has_no_right_over_the_hosts_user_namespace() -> None:
+    with pytest.raises(ValueError, match="user namespace"):
+        Walls(namespaces=frozenset(Namespace) - {Namespace.USER})
 
 
 def test_what_starts_the_spawner_gives_it_all_walls() -> None:
