@@ -64,10 +64,6 @@ class Spawner:
         self._number = 0
         self.connection = self.connect()
 
-    @property
-    def pid(self) -> int:
-        return self._process.pid
-
     def connect(self) -> socket.socket:
         connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         connection.settimeout(SECONDS)
