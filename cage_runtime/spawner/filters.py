@@ -87,6 +87,15 @@ class Store:
 
         return self._get(f"without-own {name}", profiles, compiled)
 
+    def refusing(self, profiles: Path, name: str) -> Filter:
+        """As seccomp.refusing."""
+        def compiled() -> Filter:
+            from cage_runtime.spawner import seccomp
+
+            return seccomp.refusing(profiles, name)
+
+        return self._get(f"refusing {name}", profiles, compiled)
+
     def _get(self, what: str, profiles: Path, compiled: Callable[[], Filter]) -> Filter:
         key = _key(what, profiles)
         directory = self._open()

@@ -30,7 +30,8 @@ from cage_runtime.config import RuntimeConfig, load_runtime, profiles_of, uid_of
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.model import ENDING_SECONDS
 from cage_runtime.notify import handed_over, notify, watchdog_seconds
-from cage_runtime.spawner import capability, seccomp, syscall, wire
+from cage_runtime.spawner import capability, syscall, wire
+from cage_runtime.spawner.filters import FILTERS, Store
 from cage_runtime.spawner.loop import READ, WRITE, Loop
 from cage_runtime.spawner.service import Service, failed
 from cage_runtime.spawner.spec import REPEATABLE, AnyReply, AnyRequest, Event, Reply, decode_request, encode
@@ -273,7 +274,7 @@ def _confine(config: RuntimeConfig, walls: Walls) -> None:
         _bound()
     capability.one_way()
     if walls.seccomp:
-        seccomp.refusing(profiles_of(config.paths), "spawner").load()
+        Store(Path(config.paths.run, FILTERS)).refusing(profiles_of(config.paths), "spawner").load()
 
 
 def _bound() -> None:

@@ -123,13 +123,12 @@ def refusing(directory: Path, name: str) -> Filter:
     """What allows all but the refusals of the profile `name`, for a process that starts others with filters of theirs;
     a foreign architecture kills."""
     unknown: set[str] = set()
-    policy = pyseccomp.SyscallFilter(pyseccomp.ALLOW)
-    policy.set_attr(pyseccomp.Attr.ACT_BADARCH, pyseccomp.KILL_PROCESS)
+    policy = _policy(pyseccomp.ALLOW)
     (profile,) = _with_bases(directory, name)
     for call in sorted({call for calls in profile.refuse.values() for call in calls}):
         _add(policy, pyseccomp.ERRNO(errno.EPERM), _Rule(call, []), unknown)
     for rule in profile.refuse_if:
-        _add(policy, pyseccomp.ERRNO(errno.EPERM), rule, unknown)
+        _add(policy, pyseccomp.ERRNO(rule.errno), rule, unknown)
     return Filter(programs=(_export(policy),), unknown=tuple(sorted(unknown)))
 
 
