@@ -21,6 +21,7 @@ import msgspec
 
 from cage_runtime.spawner import helper, wire
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.security import Label
 from cage_runtime.syscalls import notification
 from cage_runtime.syscalls.spec import Forget, Mediate, decode_told, encode
 
@@ -51,9 +52,9 @@ class _Cage:
 
 
 class Calls:
-    def __init__(self, loop: Loop, command: tuple[str, ...]) -> None:
-        """`command` starts cage-syscalls; without one all calls are refused."""
-        self._loop, self._command = loop, command
+    def __init__(self, loop: Loop, command: tuple[str, ...], label: Label) -> None:
+        """`command` starts cage-syscalls, which gets the `label`; without one all calls are refused."""
+        self._loop, self._command, self._label = loop, command, label
         self._cages: dict[str, _Cage] = {}
         self._connection: socket.socket | None = None
         self._pid = 0
@@ -72,6 +73,21 @@ class Calls:
                 return False
             self._answered = False
             self._loop.watch(self._connection.fileno(), self._hear)
+            return self._is_labelled()
+        return True
+
+    def _is_labelled(self) -> bool:
+        """Whether it may write its answers into private cages too; it is ended otherwise."""
+        try:
+            pidfd = os.pidfd_open(self._pid)
+            try:
+                self._label.enter(pidfd)
+            finally:
+                os.close(pidfd)
+        except OSError as error:
+            LOG.error("cage-syscalls cannot be labelled, and calls of cages are refused: %s", error)
+            self.end()
+            return False
         return True
 
     def add(self, uuid: str, listener: int, born: float, cgroup: Path) -> None:

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.lsm.contexts import CORE, Context, Contexts
+from cage_runtime.spawner.lsm.contexts import ANSWERS, CORE, Context, Contexts
 from cage_runtime.spawner.lsm.operations import Operation
 
 LOOK_SECONDS = 1.0
@@ -86,6 +86,11 @@ class Security:
             return self.none
         xid = self._contexts.new(Context(execute_writable=exec_home, private=private))
         return Label(contexts=self._contexts, xid=xid)
+
+    @property
+    def answers(self) -> Label:
+        """For the process that answers the cages' system calls; it admits nobody and owns nothing."""
+        return Label(contexts=self._contexts, xid=ANSWERS)
 
     def of(self, xid: int) -> Label:
         """The context that a cage has already."""

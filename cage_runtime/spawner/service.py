@@ -102,7 +102,7 @@ class Service:
         caged = pwd.getpwuid(caged_uid)
         self._gateway = Recipe(configuration=run / "caged" / "gateway.conf", uid=caged_uid, gid=caged.pw_gid,
                                filter=filters.build(profiles, "gateway"))
-        self._calls = Calls(loop, syscalls)
+        self._calls = Calls(loop, syscalls, self.security.answers)
         self._cages: dict[str, Cage] = {}
         self._births: dict[str, list[Callable[[], None]]] = {}
         """Cages whose cgroup is being made, and what waits for the outcome of their birth."""

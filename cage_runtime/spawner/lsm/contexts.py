@@ -20,7 +20,8 @@ from cage_runtime.spawner.lsm import libbpf, programs
 from cage_runtime.spawner.lsm.operations import BY_NUMBER, Event, Operation, event
 
 PINS = Path("/sys/fs/bpf/cage-runtime")
-CORE, WATCH, FIRST = 0, 1, 16
+CORE, WATCH, ANSWERS, FIRST = 0, 1, 2, 16
+"""ANSWERS is the core but for one thing: it may look into the processes of private cages (cage-syscalls)."""
 UNCONFIGURED = FIRST - 1
 """In `denials`, for all whose context is not configured."""
 PLACES = 4096

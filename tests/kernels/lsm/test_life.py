@@ -17,7 +17,7 @@ import pytest
 
 from cage_runtime.errors import HostUnsupported
 from cage_runtime.spawner.lsm import programs
-from cage_runtime.spawner.lsm.contexts import CORE, PINS, WATCH, Context, Contexts
+from cage_runtime.spawner.lsm.contexts import ANSWERS, CORE, PINS, WATCH, Context, Contexts
 from cage_runtime.spawner.lsm.operations import Operation
 from tests.kernels.lsm.acts import PTRACE_ATTACH
 from tests.kernels.lsm.conftest import WIDE, Counted
@@ -268,6 +268,29 @@ class TestPrivate:
                 end(victim.pid)
                 with pytest.raises((EOFError, ConnectionError)):
                     victim.does("pid")
+
+
+class TestAnswers:
+    """The process that answers the system calls of cages."""
+
+    @pytest.fixture(scope="class")
+    def answering(self, contexts: Contexts) -> Iterator[Party]:
+        with started(contexts, ANSWERS) as party:
+            yield party
+
+    def test_it_reaches_the_memory_of_a_private_cage(self, contexts: Contexts, answering: Party, host: Party) -> None:
+        xid = contexts.new(Context(families=WIDE.families, execute_writable=True, private=True))
+        with started(contexts, xid) as private:
+            assert answering.outcome("read", f"/proc/{private.pid}/maps") == "done"
+            assert answering.outcome("process_vm_readv", private.pid, private.does("secret_address")) == "done"
+            assert host.outcome("read", f"/proc/{private.pid}/maps") == "EACCES"
+
+    def test_in_all_else_it_is_the_core(self, contexts: Contexts, a: Party, answering: Party) -> None:
+        assert answering.outcome("kill", a.pid, 0) == "done"
+        counted = Counted(contexts, a.xid)
+        assert a.outcome("kill", answering.pid, 0) == "EPERM"
+        assert a.outcome("read", f"/proc/{answering.pid}/maps") == "EACCES"
+        assert counted.since()[Operation.KILL] == 1
 
 
 def _kill_by_cgroup(pid: int) -> None:

@@ -16,6 +16,8 @@ from cage_runtime.spawner import calls as module
 from cage_runtime.spawner import wire
 from cage_runtime.spawner.calls import Calls
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.lsm.contexts import CORE
+from cage_runtime.spawner.security import Label
 from tests.unit.cage_runtime.syscalls import listeners
 from tests.unit.cage_runtime.syscalls.listeners import Caller
 
@@ -52,7 +54,7 @@ SECONDS = 20.0
 class Bench:
     def __init__(self, directory: Path) -> None:
         self.directory, self.loop = directory, Loop()
-        self.calls = Calls(self.loop, (str(directory / "program"),))
+        self.calls = Calls(self.loop, (str(directory / "program"),), Label(contexts=None, xid=CORE))
 
     def program(self, answer: str) -> None:
         file = self.directory / "program"
