@@ -12,7 +12,8 @@ from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Runtime
 
 LIST = {"name", "uuid", "state", "level", "compartments", "ephemeral", "owner", "autostart", "processes", "documents"}
-STATUS = LIST | {"description", "created", "applications", "home", "unenforced", "since"}
+STATUS = LIST | {"description", "created", "applications", "home", "unenforced", "since", "require", "private", "walls",
+                 "denials", "mediated"}
 RECORD = {"sequence", "time", "kind", "fields", "previous", "hash"}
 KEYS: list[tuple[str, type, set[str]]] = [
     ("list", list, LIST),

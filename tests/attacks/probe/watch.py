@@ -99,11 +99,12 @@ def look(pid: int, mounts: set[int], root: os.stat_result, found: dict[str, Any]
 def _resolve(path: str, mounts: set[int], found: dict[str, Any]) -> None:
     """Open what a link leads to and see whether its mount is one of the cage's (proc(5), fdinfo's mnt_id)."""
     try:
-        target = os.readlink(path)
         descriptor = os.open(path, os.O_PATH)
     except OSError:
         return
     try:
+        # Of what was opened, because the number may be another file's by now.
+        target = os.readlink(f"/proc/self/fd/{descriptor}")
         found["read"][path.split("/")[3]] += 1
         with open(f"/proc/self/fdinfo/{descriptor}", encoding="ascii") as file:
             mount = next(int(line.split()[1]) for line in file if line.startswith("mnt_id"))
