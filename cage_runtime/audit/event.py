@@ -41,6 +41,7 @@ class Kind(StrEnum):
     DECISION = "decision"
     MALFORMED = "malformed"
     DENIED_BY_KERNEL = "denied-by-kernel"
+    CALLS_ANSWERED = "calls-answered"
     TRANSFER = "transfer"
     REMOTE_ADDED = "remote-added"
     REMOTE_REMOVED = "remote-removed"

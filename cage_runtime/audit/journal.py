@@ -74,6 +74,8 @@ MESSAGES: Mapping[Kind, Message] = {
                             text="The cage {cage} asked for {service} in a way that no honest program does"),
     Kind.DENIED_BY_KERNEL: Message(id="c771f66349fb4a4f9d44ea9faeb945dd", priority=Priority.WARNING,
                             text="The kernel refused {operation} to the cage {cage}, {count} times"),
+    Kind.CALLS_ANSWERED: Message(id="0ab879caadee4e66af49bcf07ef3652f",
+                            text="{operation} of the cage {cage} was answered in the kernel's stead, {count} times"),
     Kind.TRANSFER: Message(id="fddc3e41bbda41988a46934ba5ffce1d", text="A file of {cage} for {target}"),
     Kind.REMOTE_ADDED: Message(id="5480015934d34da6a05e1006e8a7a017",
                             text="{url} is a source of applications, by the name {remote}"),

@@ -115,11 +115,23 @@ class Daemon:
         match event:
             case spec.Ended():
                 self._denials.ended(event.uuid)
+                self._record_answered(event)
                 self._manager.on_ended(event.uuid)
             case spec.GatewayEnded():
                 self._gateways.ended(event.uuid)
             case spec.Denied():
                 self._denials.heard(event)
+
+    def _record_answered(self, event: spec.Ended) -> None:
+        cage = self._manager.by_uuid(event.uuid)
+        if cage is None:
+            return
+        for call, count in sorted(event.answered.items()):
+            fields = {"cage": cage.name, "uuid": event.uuid, "operation": call, "count": str(count)}
+            try:
+                self._manager.record(Kind.CALLS_ANSWERED, None, fields)
+            except CageError as error:
+                LOG.error("not recorded: %s of %s was answered: %s", call, cage.name, error.sentence)
 
     async def _start_gateway(self, uuid: str, listener: int) -> None:
         await self._spawner.ask(spec.OpenGateway(id=self._spawner.number(), uuid=uuid), (listener,))

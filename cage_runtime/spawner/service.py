@@ -149,12 +149,13 @@ class Service:
 
     def _gone(self, cage: Cage) -> None:
         self._cages.pop(cage.uuid, None)
+        answered = self._calls.counts(cage.uuid)
         self._calls.forget(cage.uuid)
         self._cgroups.ended(cage.cgroup)
         for tell in cage.waiting:
             tell()
         # Whoever asked for it may be gone: it is told as an end by itself too, after the answer.
-        self._tell(Ended(uuid=cage.uuid))
+        self._tell(Ended(uuid=cage.uuid, answered=answered))
 
     def _leaving(self, unit: str) -> None:
         """systemd stops a scope: a paused cage is let go on, or it would not hear of it before it is killed."""

@@ -269,9 +269,11 @@ class Reply(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
 
 
 class Ended(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply", tag="ended"):
-    """A cage ended without having been asked to stop."""
+    """A cage ended, whether or not it was asked to stop."""
 
     uuid: Uuid
+    answered: Counts = {}
+    """How many of its system calls were answered in the kernel's stead, by their names."""
 
 
 class GatewayEnded(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, tag_field="reply",

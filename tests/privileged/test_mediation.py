@@ -124,6 +124,10 @@ def test_what_was_answered_is_counted(runtime: Runtime, cage: MakeCage) -> None:
     while (now := counted.status["mediated"].get("sysinfo", 0)) < before + 300:
         assert time.monotonic() < deadline, now
     assert "Calls answered" in runtime.ok("status", "counted")
+    runtime.ok("stop", "counted")
+    answered, = [event["fields"] for event in runtime.json("audit", "tail", "-n", "20")
+                 if event["kind"] == "calls-answered" and event["fields"]["cage"] == "counted"]
+    assert (answered["operation"], int(answered["count"])) == ("sysinfo", now)
 
 
 # --- who answers ------------------------------------------------------------------------------------------------------

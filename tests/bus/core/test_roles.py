@@ -262,11 +262,12 @@ def test_what_the_kernel_refuses_is_recorded_once_however_much_it_is(core: Core,
         core.spawner.tell(spec.Denied(uuid=uuid, xid=16, denials={"kill": times * 1000}))
     client.until(lambda: records(client) == before + 1)
     core.spawner.tell(spec.Denied(uuid="f" * 32, xid=17, denials={"kill": 1}))
-    core.spawner.tell(spec.Ended(uuid=uuid))
+    core.spawner.tell(spec.Ended(uuid=uuid, answered={"sysinfo": 7}))
     deadline = time.monotonic() + SECONDS
     while client.call("Status", "sa{sv}", HIS, {})["state"][1] != "stopped":
         assert time.monotonic() < deadline
-    events = [json.loads(line) for line in client.call("TailAudit", "a{sv}", {"count": ("u", 3)})]
+    events = [json.loads(line) for line in client.call("TailAudit", "a{sv}", {"count": ("u", 4)})]
     assert [(event["kind"], event["fields"].get("operation"), event["fields"].get("count")) for event in events] == [
-        ("denied-by-kernel", "kill", "1000"), ("denied-by-kernel", "kill", "198000"), ("cage-stopped", None, None)]
+        ("denied-by-kernel", "kill", "1000"), ("denied-by-kernel", "kill", "198000"),
+        ("calls-answered", "sysinfo", "7"), ("cage-stopped", None, None)]
     assert events[0]["fields"]["cage"] == HIS
