@@ -12,6 +12,7 @@ import pwd
 import socket
 import sys
 import tempfile
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -64,18 +65,36 @@ class Nursery:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         self.ask(Spawn(id=1, uuid=UUID, argv=list(words)), theirs.fileno())
         theirs.close()
-        message, descriptors, _, _ = socket.recv_fds(ours, 4096, 4)
-        event = json.loads(message)
-        said = ""
-        if descriptors:
-            os.close(descriptors.pop(0))  # its input
-        for descriptor in descriptors:
-            with open(descriptor, encoding="utf-8", errors="replace") as stream:
-                said += stream.read()
-        if event["event"] == "started":
-            event = json.loads(ours.recv(4096))
+        events: list[dict[str, Any]] = []
+        said, outputs = bytearray(), set[int]()
+
+        def hear() -> None:
+            message, descriptors, _, _ = socket.recv_fds(ours, 4096, 4)
+            events.append(json.loads(message) if message else {"status": "none", "sentence": "cage-init has ended"})
+            for number, descriptor in enumerate(descriptors):
+                if number == 0:
+                    os.close(descriptor)  # its input
+                else:
+                    outputs.add(descriptor)
+                    self._loop.watch(descriptor, partial(read, descriptor))
+
+        def read(descriptor: int) -> None:
+            part = os.read(descriptor, 65536)
+            said.extend(part)
+            if not part:
+                self._loop.forget(descriptor)
+                os.close(descriptor)
+                outputs.remove(descriptor)
+
+        # The spawner is who answers what the command asks of the kernel.
+        self._loop.watch(ours.fileno(), hear)
+        while outputs or not events or "status" not in events[-1]:
+            self._loop.turn()
+        self._loop.forget(ours.fileno())
         ours.close()
-        return {"argv": words, "status": event["status"], "said": said + event.get("sentence", "")}
+        event = events[-1]
+        text = said.decode(errors="replace")
+        return {"argv": words, "status": event["status"], "said": text + event.get("sentence", "")}
 
 
 def main() -> None:

@@ -37,7 +37,8 @@ class TestAlike:
     def test_numbers(self) -> None:
         there = constants()
         assert [there[name] for name in ("CORE", "WATCH", "ANSWERS", "FIRST", "CONTEXTS")] == [
-            str(number) for number in (contexts.CORE, contexts.WATCH, contexts.ANSWERS, contexts.FIRST, contexts.PLACES)]
+            str(number) for number in (contexts.CORE, contexts.WATCH, contexts.ANSWERS, contexts.FIRST,
+                                       contexts.PLACES)]
         assert [there[name] for name in ("EXECUTE_WRITABLE", "PRIVATE", "WATCHES")] == [
             str(number) for number in (contexts.EXECUTE_WRITABLE, contexts.PRIVATE, contexts.WATCHES)]
 
