@@ -71,6 +71,8 @@ class Nursery:
         def hear() -> None:
             message, descriptors, _, _ = socket.recv_fds(ours, 4096, 4)
             events.append(json.loads(message) if message else {"status": "none", "sentence": "cage-init has ended"})
+            if "status" in events[-1]:
+                self._loop.forget(ours.fileno())
             for number, descriptor in enumerate(descriptors):
                 if number == 0:
                     os.close(descriptor)  # its input
@@ -90,7 +92,6 @@ class Nursery:
         self._loop.watch(ours.fileno(), hear)
         while outputs or not events or "status" not in events[-1]:
             self._loop.turn()
-        self._loop.forget(ours.fileno())
         ours.close()
         event = events[-1]
         text = said.decode(errors="replace")
