@@ -23,12 +23,11 @@ import msgspec
 
 from cage_runtime.errors import PrivateCage
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
-from cage_runtime.spawner import capability, syscall, wire
+from cage_runtime.spawner import applications, capability, syscall, wire
 from cage_runtime.spawner.channel import MESSAGE_MAX
 from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
 from cage_runtime.spawner.listener import Listener
 from cage_runtime.spawner.loop import Loop
-from cage_runtime.spawner.mount import FOLDER, Root, opened
 from cage_runtime.spawner.private import check as check_private
 from cage_runtime.spawner.profile import Filters, ProfileName, profiles
 from cage_runtime.spawner.spec import (
@@ -46,7 +45,6 @@ from cage_runtime.spawner.spec import (
 )
 from cage_runtime.spawner.walls import Walls
 
-APPLICATIONS = "/var/lib/flatpak"
 SYSTEM_BUS = "/run/dbus/system_bus_socket"
 SESSION_BUS = f"/run/user/{USER_UID}/bus"
 START_SECONDS = 10.0
@@ -199,11 +197,15 @@ class Init:
             case Spawn():
                 return self._spawn(request, descriptors)
             case Expose():
+                if len(descriptors) != len(request.trees):
+                    return _fault(request, "RuntimeFailure", "an expose request without its mounts")
                 with capability.in_force():
-                    return _expose(request, descriptors)
+                    applications.attach(request.trees, descriptors)
+                return Reply(id=request.id)
             case Conceal():
                 with capability.in_force():
-                    return _conceal(request)
+                    applications.detach(request.trees)
+                return Reply(id=request.id)
             case Logs():
                 return Reply(id=request.id, log=bytes(self._log))
             case Stop():
@@ -477,32 +479,3 @@ def is_alone() -> bool:
     except PermissionError:
         return False
     return False
-
-
-def _expose(request: Expose, descriptors: list[int]) -> Reply:
-    """Attach detached mounts, one for each tree; one that is there already stays.
-
-    The directory is the cage's root's, who may put links there: none is followed.
-    """
-    if len(descriptors) != len(request.trees):
-        return _fault(request, "RuntimeFailure", "an expose request without its mounts")
-    with opened(os.open(APPLICATIONS, FOLDER)) as top:
-        root = Root(top)
-        for tree, mount in zip(request.trees, descriptors, strict=True):
-            for path in (tree.partition("/")[0], tree):
-                with root.parent(path) as (parent, name), contextlib.suppress(FileExistsError):
-                    os.mkdir(name, 0o755, dir_fd=parent)
-            if not root.is_mount(tree):
-                root.attach(mount, tree)
-    return Reply(id=request.id)
-
-
-def _conceal(request: Conceal) -> Reply:
-    with opened(os.open(APPLICATIONS, FOLDER)) as top:
-        root = Root(top)
-        for tree in request.trees:
-            with contextlib.suppress(FileNotFoundError), root.parent(tree) as (parent, name):
-                if root.is_mount(tree):
-                    root.detach(tree)
-                os.rmdir(name, dir_fd=parent)
-    return Reply(id=request.id)

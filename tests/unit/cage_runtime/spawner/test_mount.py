@@ -10,11 +10,10 @@ from pathlib import Path
 
 import pytest
 
-from cage_runtime.spawner import init
+from cage_runtime.spawner import applications as room
 from cage_runtime.spawner.mount import Directory, File, Link, Masks, Operation, Root, Source, exact_modes, opened
-from cage_runtime.spawner.spec import Conceal, Expose
 
-UUID = "0123456789abcdef" * 2
+TREE = "app/org.example.App"
 LINK = errno.ELOOP, errno.ENOTDIR
 """As the kernel says of a link that is none but the last name, or the last one."""
 
@@ -84,7 +83,7 @@ def test_nothing_but_a_procfs_is_masked(root: Root) -> None:
 @pytest.fixture
 def applications(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     del root
-    monkeypatch.setattr(init, "APPLICATIONS", str(tmp_path / "root"))
+    monkeypatch.setattr(room, "DIRECTORY", str(tmp_path / "root"))
     return tmp_path / "root"
 
 
@@ -92,9 +91,8 @@ def applications(root: Root, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 def test_an_application_is_attached_through_no_link(applications: Path, tmp_path: Path, link: str) -> None:
     (applications / link).parent.mkdir(exist_ok=True)
     (applications / link).symlink_to(tmp_path / "outside")
-    request = Expose(id=1, uuid=UUID, trees=["app/org.example.App"])
     with pytest.raises(OSError) as refused:
-        init._expose(request, [-1])
+        room.attach([TREE], [-1])
     assert refused.value.errno in LINK
     assert list((tmp_path / "outside").iterdir()) == []
 
@@ -103,11 +101,11 @@ def test_what_is_concealed_is_reached_through_no_link(applications: Path, tmp_pa
     (tmp_path / "outside/org.example.App").mkdir()
     (applications / "app").symlink_to(tmp_path / "outside")
     with pytest.raises(OSError) as refused:
-        init._conceal(Conceal(id=1, uuid=UUID, trees=["app/org.example.App"]))
+        room.detach([TREE])
     assert refused.value.errno in LINK
     assert (tmp_path / "outside/org.example.App").is_dir()
 
 
 def test_what_is_not_there_is_concealed_already(applications: Path) -> None:
-    assert init._conceal(Conceal(id=1, uuid=UUID, trees=["app/org.example.App"])).fault is None
+    room.detach([TREE])
     assert list(applications.iterdir()) == []
