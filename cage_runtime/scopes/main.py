@@ -15,17 +15,14 @@ import sys
 import time
 from pathlib import Path
 
-import msgspec
-
 from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import load_runtime, profiles_of
-from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.scopes.spec import decode_asked, encode
 from cage_runtime.scopes.systemd import Systemd
 from cage_runtime.spawner import capability, landlock, wire
 from cage_runtime.spawner.filters import FILTERS, Filter, Store
-from cage_runtime.spawner.helper import given_socket
+from cage_runtime.spawner.helper import exit_status, given_socket
 
 LOG = logging.getLogger("cage-scopes")
 OURS = str(Path(__file__).parents[2])
@@ -64,25 +61,20 @@ def serve(spawner: socket.socket) -> None:
         systemd.turn()
 
 
+def _ask_systemd(file: Path | None) -> None:
+    """Until the spawner ends."""
+    spawner = given_socket("cage-scopes")
+    paths = load_runtime(file).paths
+    seal(Store(Path(paths.run, FILTERS)).build(profiles_of(paths), "scopes"))
+    gc.collect()
+    gc.freeze()
+    serve(spawner)
+
+
 def main() -> int:
     options = Parser("cage-scopes", "asks systemd for cages' scopes, for cage-spawner alone").parse_args()
     log.set_up("%(name)s: %(message)s")
-    try:
-        spawner = given_socket("cage-scopes")
-        paths = load_runtime(options.config).paths
-        seal(Store(Path(paths.run, FILTERS)).build(profiles_of(paths), "scopes"))
-        gc.collect()
-        gc.freeze()
-        serve(spawner)
-    except CageError as error:
-        LOG.critical("%s", error.sentence)
-        return error.exit_status
-    except ConnectionError:
-        return 0  # the spawner has just ended
-    except (OSError, wire.PeerError, msgspec.DecodeError) as error:
-        LOG.critical("%s", error)
-        return RuntimeFailure.exit_status
-    return 0
+    return exit_status(lambda: _ask_systemd(options.config), LOG)
 
 
 if __name__ == "__main__":

@@ -17,8 +17,6 @@ import socket
 from dataclasses import dataclass, field
 from pathlib import Path
 
-import msgspec
-
 from cage_runtime.spawner import helper, wire
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.security import Label
@@ -167,18 +165,8 @@ class Calls:
     def _hear(self) -> None:
         if self._connection is None:
             return
-        try:
-            received = wire.receive(self._connection)
-            if received is None:
-                self._lost("it has ended; its messages are above")
-                return
-            message, descriptors = received
-            wire.close_all(descriptors)
-            counted = decode_told(message)
-        except BlockingIOError:
-            return
-        except (OSError, wire.PeerError, msgspec.DecodeError) as error:
-            self._lost(str(error))
+        counted = helper.hear(self._connection, decode_told, self._lost)
+        if counted is None:
             return
         self._answered = True
         if counted.uuid in self._cages:

@@ -4,13 +4,21 @@
 from __future__ import annotations
 
 import contextlib
+import logging
 import os
 import select
 import signal
 import socket
 import stat
+from collections.abc import Callable
+from typing import TypeVar
 
-from cage_runtime.errors import HostUnsupported
+import msgspec
+
+from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
+from cage_runtime.spawner import wire
+
+Told = TypeVar("Told")
 
 END_SECONDS = 1.0
 """One that has not ended by then stands still, and is left to."""
@@ -51,8 +59,41 @@ def end(connection: socket.socket, pid: int) -> None:
         os.close(pidfd)
 
 
+def hear(connection: socket.socket, decode: Callable[[bytes], Told], lost: Callable[[str], None]) -> Told | None:
+    """One message of the helper's; None where there is none, and where it is lost, of which `lost` is told why."""
+    try:
+        received = wire.receive(connection)
+        if received is None:
+            lost("it has ended; its messages are above")
+            return None
+        message, descriptors = received
+        wire.close_all(descriptors)
+        return decode(message)
+    except BlockingIOError:
+        return None
+    except (OSError, wire.PeerError, msgspec.DecodeError) as error:
+        lost(str(error))
+        return None
+
+
+# --- a helper's own side ----------------------------------------------------------------------------------------------
+def exit_status(serve: Callable[[], None], log: logging.Logger) -> int:
+    """Of a helper, which `serve` is all of."""
+    try:
+        serve()
+    except CageError as error:
+        log.critical("%s", error.sentence)
+        return error.exit_status
+    except ConnectionError:
+        return 0  # the spawner has just ended
+    except (OSError, wire.PeerError, msgspec.DecodeError) as error:
+        log.critical("%s", error)
+        return RuntimeFailure.exit_status
+    return 0
+
+
 def given_socket(program: str) -> socket.socket:
-    """A helper's own side: the socket that it was started with; HostUnsupported where somebody else started it."""
+    """The socket that it was started with; HostUnsupported where somebody else started it."""
     try:
         there = stat.S_ISSOCK(os.fstat(DESCRIPTOR).st_mode)
     except OSError:

@@ -10,8 +10,6 @@ import logging
 import socket
 from collections.abc import Callable
 
-import msgspec
-
 from cage_runtime.errors import CageError, HostUnsupported, RuntimeFailure
 from cage_runtime.scopes.spec import Asked, Close, Leaving, Open, Register, Unregister, decode_told, encode
 from cage_runtime.spawner import helper, wire
@@ -90,18 +88,8 @@ class Scopes:
     def _hear(self) -> None:
         if self._connection is None:
             return
-        try:
-            received = wire.receive(self._connection)
-            if received is None:
-                self._lost("it has ended; its messages are above")
-                return
-            message, descriptors = received
-            wire.close_all(descriptors)
-            told = decode_told(message)
-        except BlockingIOError:
-            return
-        except (OSError, wire.PeerError, msgspec.DecodeError) as error:
-            self._lost(str(error))
+        told = helper.hear(self._connection, decode_told, self._lost)
+        if told is None:
             return
         if isinstance(told, Leaving):
             self._leaving(told.unit)

@@ -18,16 +18,14 @@ import socket
 import sys
 from pathlib import Path
 
-import msgspec
 import prctl
 
 from cage_runtime import log
 from cage_runtime.arguments import Parser
 from cage_runtime.config import load_runtime, profiles_of, uid_of
-from cage_runtime.errors import CageError, RuntimeFailure
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.filters import FILTERS, Filter, Store
-from cage_runtime.spawner.helper import given_socket
+from cage_runtime.spawner.helper import exit_status, given_socket
 from cage_runtime.syscalls import notification
 from cage_runtime.syscalls.answers import Facts
 from cage_runtime.syscalls.mediator import Mediator
@@ -107,30 +105,25 @@ class Server:
             wire.close_all(descriptors)
 
 
+def _mediate(file: Path | None) -> None:
+    """Until the spawner ends."""
+    spawner = given_socket("cage-syscalls")
+    spawner.setblocking(False)
+    config = load_runtime(file)
+    filter_ = Store(Path(config.paths.run, FILTERS)).build(profiles_of(config.paths), "syscalls")
+    user = pwd.getpwuid(uid_of(config.users.syscalls))
+    server = Server(spawner, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
+    gc.collect()
+    gc.freeze()
+    enter_proc(str(Path(config.paths.run, "proc")))
+    seal(user, filter_)
+    server.serve()
+
+
 def main() -> int:
     options = Parser("cage-syscalls", "answers calls of cages, for cage-spawner alone").parse_args()
     log.set_up("%(name)s: %(message)s")
-    try:
-        spawner = given_socket("cage-syscalls")
-        spawner.setblocking(False)
-        config = load_runtime(options.config)
-        filter_ = Store(Path(config.paths.run, FILTERS)).build(profiles_of(config.paths), "syscalls")
-        user = pwd.getpwuid(uid_of(config.users.syscalls))
-        server = Server(spawner, os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE"))
-        gc.collect()
-        gc.freeze()
-        enter_proc(str(Path(config.paths.run, "proc")))
-        seal(user, filter_)
-        server.serve()
-    except CageError as error:
-        LOG.critical("%s", error.sentence)
-        return error.exit_status
-    except ConnectionError:
-        return 0  # the spawner has just ended
-    except (OSError, wire.PeerError, msgspec.DecodeError) as error:
-        LOG.critical("%s", error)
-        return RuntimeFailure.exit_status
-    return 0
+    return exit_status(lambda: _mediate(options.config), LOG)
 
 
 if __name__ == "__main__":

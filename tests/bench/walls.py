@@ -22,6 +22,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.config import load_runtime, uid_of
+from cage_runtime.errors import CageError
 from cage_runtime.spawner import capability, syscall, wire
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.service import Service
@@ -232,7 +233,7 @@ def in_a_process(make: Callable[[], Iterator[Row]]) -> list[Row]:
             status = 0
         except KeyboardInterrupt:
             status = 130
-        except Exception as error:
+        except (CageError, OSError, RuntimeError) as error:
             bench.say(f"{type(error).__name__}: {error}")
         finally:
             os._exit(status)
