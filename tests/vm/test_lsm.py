@@ -15,7 +15,7 @@ SCRIPT = Path(__file__).with_name("contexts.py")
 SLICE = Path("/sys/fs/cgroup/cages.slice")
 RUN = Path("/run/cage-runtime")
 PINS = Path("/sys/fs/bpf/cage-runtime")
-LOST = ("CAP_SYS_PTRACE", "CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_RESOURCE")
+LOST = ("CAP_BPF", "CAP_PERFMON", "CAP_NET_ADMIN", "CAP_SYS_RESOURCE")
 """Capabilities that loading and keeping the programs could be thought to take, and does not."""
 
 
