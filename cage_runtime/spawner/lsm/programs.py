@@ -51,8 +51,8 @@ def check_host(modules: Path = MODULES) -> None:
     try:
         text = modules.read_text(encoding="ascii").strip()
     except FileNotFoundError:
-        raise HostUnsupported("the kernel does not say which security modules it has: securityfs is not mounted at "
-                              "/sys/kernel/security") from None
+        raise HostUnsupported("the kernel does not say which security modules it has; mount securityfs: "
+                              "mount -t securityfs securityfs /sys/kernel/security") from None
     if "bpf" not in text.split(","):
         raise HostUnsupported(f"the kernel has no BPF security modules in its list ({text}); add them on its command "
                               f"line: lsm={text},bpf")

@@ -78,7 +78,7 @@ class TestObject:
 
 class TestHost:
     @pytest.mark.parametrize(("there", "sentence"), [
-        (None, "securityfs is not mounted"),
+        (None, "mount -t securityfs"),
         ("lockdown,capability,landlock", r"lsm=lockdown,capability,landlock,bpf$"),
         ("lockdown,bpfilter", r"lsm=lockdown,bpfilter,bpf$"),
     ])
