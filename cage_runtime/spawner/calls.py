@@ -21,7 +21,7 @@ from cage_runtime.spawner import helper, wire
 from cage_runtime.spawner.loop import Loop
 from cage_runtime.spawner.security import Label
 from cage_runtime.syscalls import notification
-from cage_runtime.syscalls.spec import Forget, Mediate, decode_told, encode
+from cage_runtime.syscalls.spec import COUNT_MAX, Call, Forget, Mediate, decode_told, encode
 
 LOG = logging.getLogger(__name__)
 
@@ -39,14 +39,14 @@ class _Cage:
     cgroup: Path
     watched: bool = False
     handed_over: bool = False
-    before: dict[str, int] = field(default_factory=dict)
+    before: dict[Call, int] = field(default_factory=dict)
     """What earlier ones of cage-syscalls had answered."""
-    counts: dict[str, int] = field(default_factory=dict)
+    counts: dict[Call, int] = field(default_factory=dict)
     """What the one that runs has."""
 
-    def total(self) -> dict[str, int]:
+    def total(self) -> dict[Call, int]:
         names = sorted(self.before.keys() | self.counts.keys())
-        return {name: self.before.get(name, 0) + self.counts.get(name, 0) for name in names}
+        return {name: min(self.before.get(name, 0) + self.counts.get(name, 0), COUNT_MAX) for name in names}
 
 
 class Calls:
@@ -112,7 +112,7 @@ class Calls:
     def counts(self, uuid: str) -> dict[str, int]:
         """How many calls of the cage have been answered, by their names."""
         cage = self._cages.get(uuid)
-        return cage.total() if cage is not None else {}
+        return {str(name): number for name, number in cage.total().items()} if cage is not None else {}
 
     def _watch(self, cage: _Cage) -> None:
         cage.watched = True

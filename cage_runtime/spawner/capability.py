@@ -70,10 +70,11 @@ class _Data(ctypes.Structure):
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def drop_bounding_set() -> None:
-    """No exec gives a capability any more, in this process and all it starts; needs CAP_SETPCAP."""
+def drop_bounding_set(keep: frozenset[int] = frozenset()) -> None:
+    """No exec gives another capability than `keep` any more, in this process and all it starts; needs CAP_SETPCAP."""
     for capability in range(LAST + 1):
-        syscall.capbset_drop(capability)
+        if capability not in keep:
+            syscall.capbset_drop(capability)
 
 
 def _mask(capabilities: Iterable[int]) -> int:
@@ -120,9 +121,7 @@ def hold(capabilities: frozenset[int], effective: frozenset[int] | None = None) 
 
 def bound(capabilities: frozenset[int]) -> None:
     """Neither this process nor what it starts has others any more; needs CAP_SETPCAP."""
-    for number in range(LAST + 1):
-        if number not in capabilities:
-            syscall.capbset_drop(number)
+    drop_bounding_set(capabilities)
     hold(capabilities)
 
 

@@ -14,7 +14,6 @@ import logging
 import os
 import platform
 import stat
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -70,41 +69,25 @@ class Store:
 
     def build(self, profiles: Path, name: str) -> Filter:
         """As seccomp.build, which is asked where nothing is kept."""
-        def compiled() -> Filter:
-            # Imported only here: libseccomp's binding takes longer to load than a filter that is kept.
-            from cage_runtime.spawner import seccomp
-
-            return seccomp.build(profiles, name)
-
-        return self._get(f"build {name}", profiles, compiled)
+        return self._get("build", profiles, name)
 
     def without_own(self, profiles: Path, name: str) -> Filter:
         """As seccomp.without_own."""
-        def compiled() -> Filter:
-            from cage_runtime.spawner import seccomp
-
-            return seccomp.without_own(profiles, name)
-
-        return self._get(f"without-own {name}", profiles, compiled)
+        return self._get("without-own", profiles, name)
 
     def refusing(self, profiles: Path, name: str) -> Filter:
         """As seccomp.refusing."""
-        def compiled() -> Filter:
-            from cage_runtime.spawner import seccomp
+        return self._get("refusing", profiles, name)
 
-            return seccomp.refusing(profiles, name)
-
-        return self._get(f"refusing {name}", profiles, compiled)
-
-    def _get(self, what: str, profiles: Path, compiled: Callable[[], Filter]) -> Filter:
-        key = _key(what, profiles)
+    def _get(self, how: str, profiles: Path, name: str) -> Filter:
         directory = self._open()
         if directory is None:
-            return compiled()
+            return _compiled(how, profiles, name)
         try:
+            key = _key(f"{how} {name}", profiles)
             kept = _read(directory, key)
             if kept is None:
-                kept = compiled()
+                kept = _compiled(how, profiles, name)
                 _write(directory, key, kept)
             return kept
         finally:
@@ -122,6 +105,14 @@ class Store:
         LOG.warning("%s is not ours alone: no filter is taken from it", self._directory)
         os.close(directory)
         return None
+
+
+def _compiled(how: str, profiles: Path, name: str) -> Filter:
+    # Imported only here: libseccomp's binding takes longer to load than a filter that is kept.
+    from cage_runtime.spawner import seccomp
+
+    ways = {"build": seccomp.build, "without-own": seccomp.without_own, "refusing": seccomp.refusing}
+    return ways[how](profiles, name)
 
 
 def libseccomp_version() -> str:

@@ -216,13 +216,13 @@ class Insight(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """All that are in the cage, its own first one too."""
     documents: bool
     """Somebody may miss something if its home is deleted."""
-    mediated: dict[str, int] = {}
+    mediated: Counts = {}
     """Calls that were answered in the kernel's stead since its birth or the spawner's start, whichever came last."""
 
 
 Operation = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z-]{0,31}\Z")]
 Counts = Annotated[dict[Operation, Annotated[int, msgspec.Meta(ge=0, le=2**63 - 1)]], msgspec.Meta(max_length=64)]
-"""How often the kernel has refused what to a cage since its birth: operation → number."""
+"""Of a cage since its birth, what the kernel has refused it or what was answered in the kernel's stead, how often."""
 
 
 class Enforcement(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -16,7 +16,7 @@ from cage_runtime.syscalls import answers, notification
 from cage_runtime.syscalls.answers import Facts
 from cage_runtime.syscalls.memory import Memory
 from cage_runtime.syscalls.notification import Notification
-from cage_runtime.syscalls.spec import Counted
+from cage_runtime.syscalls.spec import Call, Counted
 
 LOG = logging.getLogger(__name__)
 
@@ -25,10 +25,11 @@ ANSWERS, ANSWERS_SECONDS = 200, 0.1
 TELL_SECONDS = 1.0
 """Between two reports of a cage's counts, so that no cage makes work by them."""
 
-_CALLS: dict[int, tuple[str, Callable[[Facts], bytes]]] = {
+_CALLS: dict[int, tuple[Call, Callable[[Facts], bytes]]] = {
     syscall.NUMBERS["sysinfo"]: ("sysinfo", answers.sysinfo),
 }
 """By number: its name, and what is written where its first argument points."""
+_OTHER: tuple[Call, None] = ("other", None)
 
 
 @dataclass(kw_only=True, slots=True)
@@ -38,8 +39,8 @@ class Mediated:
     uuid: str
     listener: int
     facts: Facts
-    counts: dict[str, int] = field(default_factory=dict)
-    told: dict[str, int] = field(default_factory=dict)
+    counts: dict[Call, int] = field(default_factory=dict)
+    told: dict[Call, int] = field(default_factory=dict)
     left: int = ANSWERS
     """Answers that it has until the next turn of the allowance."""
 
@@ -114,9 +115,9 @@ class Mediator:
         if cage.left == 0:
             self._epoll.modify(cage.listener, 0)
 
-    def _answer(self, cage: Mediated, called: Notification) -> tuple[str, int]:
+    def _answer(self, cage: Mediated, called: Notification) -> tuple[Call, int]:
         """The call's name and the error that it fails with, 0 where it does not."""
-        name, made = _CALLS.get(called.number, ("other", None))
+        name, made = _CALLS.get(called.number, _OTHER)
         if made is None:
             return name, errno.ENOSYS
         content = made(cage.facts)

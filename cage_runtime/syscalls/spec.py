@@ -3,10 +3,14 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from typing import Annotated, Literal
 
 import msgspec
 
+COUNT_MAX = 2**53
+"""No cage makes so many calls; and caged, who is told of them, takes as much and more."""
+Call = Literal["sysinfo", "other"]
+"""What is answered, and what is none of it and has no answer but ENOSYS."""
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 
 
@@ -28,7 +32,7 @@ class Counted(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     """So many calls of the cage have been answered since it was told of, by their names."""
 
     uuid: Uuid
-    calls: dict[str, int]
+    calls: dict[Call, Annotated[int, msgspec.Meta(ge=0, le=COUNT_MAX)]]
 
 
 _ENCODER = msgspec.json.Encoder()
