@@ -125,6 +125,28 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+PROMPTS_PER_CAGE = 4
+"""Questions about one cage's requests that are open at once (M14); one more is a refusal."""
+PROMPTS_PER_PERSON = 32
+"""Those about all cages of one person."""
+PROMPTS_MAX = 1024
+"""Those of all persons."""
+WAITING_PER_CAGE = 256
+"""Requests of one cage that wait for a person's answer; equal ones wait for the same."""
+PROMPT_SECONDS = 180.0
+"""How long a question is open."""
+ANSWER_SECONDS = 60.0
+"""How long an answer that was given once waits for the request that it is for."""
+GRANTS_PER_CAGE = 64
+"""Standing answers to one cage's requests."""
+GRANT_SECONDS_MAX = 24 * 3600
+"""The longest time that a person may have an answer stand; longer than that is a rule's to say."""
+AGENTS_PER_PERSON = 8
+"""Programs of one person that are told of questions."""
+AGENTS_MAX = 256
+"""Those of all persons."""
+LIMITS_MAX = 16 * CAGES_MAX
+"""Pairs of a cage and a rule's limit= whose use is counted at once."""
 WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200
