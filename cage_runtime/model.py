@@ -7,8 +7,8 @@ Data flows between the rooms as these frozen values; nothing here reads a file o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cage_runtime.errors import InvalidName, UnknownLevel, UsageError
@@ -276,6 +276,8 @@ class Levels:
 
     names: tuple[str, ...]
     compartments: frozenset[str] = frozenset()
+    colours: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By level, as `#rrggbb`; levels.toml need not give one to each."""
 
     def label(self, level: str, compartments: Iterable[str] = ()) -> Label:
         """The label of `level` and `compartments`; UnknownLevel or UsageError names what the host does not know."""
