@@ -314,6 +314,53 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceKind:
+    """What the manifest of its mediator says of a service."""
+
+    one_way: bool
+    """Nothing comes back but whether it was accepted."""
+    parameters: frozenset[str]
+    """Those of `max-size max-files types transform require user` that it keeps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """`limit=N/s|min|h`: so many uses in so many seconds."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """What a rule adds to its action."""
+
+    declassify: bool = False
+    """Data may leave the label downwards or sideways."""
+    max_size: int | None = None
+    """Bytes in one transfer."""
+    max_files: int | None = None
+    types: tuple[str, ...] = ()
+    """MIME types, with * for any subtype; empty for any."""
+    limit: Limit | None = None
+    stands: int | None = None
+    """`for=`, in seconds: how long an answer stands where a person does not say, and the longest that it may."""
+    until: float | None = None
+    """Seconds of the epoch."""
+    one_way: bool = False
+    """`direction=one-way`."""
+    transform: str = ""
+    require: str = ""
+    log: str = ""
+    """no, meta or digest; empty where the rule says nothing."""
+    user: str = ""
+    notify: bool = False
+    autostart: bool = False
+    target: str = ""
+    default_target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """The answer: `rule` is FILE:LINE of the rule that decided, empty where none matched; `reason` one clause."""
 
@@ -322,5 +369,19 @@ class Decision:
     reason: str
     flow: Flow | None = None
     """None where the target is not a cage of this host."""
-    max_size: int | None = None
-    """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+    target: str = ""
+    """The name after redirects; "@core"; "@disposable:TEMPLATE"; empty where a person has to choose it."""
+    parameters: Parameters = field(default_factory=Parameters)
+    """Those in force."""
+    choices: tuple[str, ...] = ()
+    """Where a person is asked: the targets that may be chosen, each evaluated."""
+    default_target: str = ""
+    """The one of them that the rule preselects."""
+    two_way: bool = False
+    rule_text: str = ""
+    """The rule, whole; empty where none matched."""
+
+    @property
+    def max_size(self) -> int | None:
+        """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+        return self.parameters.max_size
