@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, described
 from cage_runtime.errors import CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
 from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, REQUEST_ID_DIGITS, Flow
 from cage_runtime.notify import notify
@@ -47,6 +48,21 @@ class Decided:
     max_size: int
     """Bytes that the rule lets through at once; 0 where it gives no bound of its own."""
     flow: Flow
+
+
+def bus_name(mediator: str) -> str:
+    """The name of a mediator's halves on their buses, and that of its interface."""
+    return f"org.cageruntime.{mediator.capitalize()}1"
+
+
+def path(mediator: str) -> str:
+    """The one object of a mediator's halves."""
+    return f"/org/cageruntime/{mediator.capitalize()}1"
+
+
+def interface(mediator: str) -> ET.Element:
+    """What mediators/NAME/interface.xml describes."""
+    return described("interface.xml", bus_name(mediator), of=f"mediators.{mediator}")
 
 
 def new_request() -> str:
@@ -120,9 +136,12 @@ class Caged:
         uuid, source_name, max_size, flow = answer.values
         return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
 
-    async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
-        """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
-        answer = await self._ask("Deliver", "sash", (target, arguments, 0), (descriptor,), seconds)
+    async def deliver(self, target: str, arguments: list[str], descriptors: Sequence[int], request: str,
+                      seconds: float) -> int:
+        """Start the delivery half in the instance `target` with the one of `descriptors` as its standard input, for a
+        `request` that was decided; returns its channel, which the caller owns."""
+        told = (target, arguments, list(range(len(descriptors))), request)
+        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]

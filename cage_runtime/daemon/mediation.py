@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
@@ -46,6 +46,11 @@ class Permission:
     target: Cage
     max_size: int
     flow: Flow
+
+
+def _check_request_id(untrusted_id: str) -> None:
+    if not _REQUEST_ID.match(untrusted_id):
+        raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
 def _later(seconds: float, what: Callable[[], None]) -> None:
@@ -107,8 +112,7 @@ class Mediation:
         gets the truth.  `again` makes sure of an earlier decision, before what it permitted is delivered; `request_id`
         is the same for both.
         """
-        if not _REQUEST_ID.match(request_id):
-            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
+        _check_request_id(request_id)
         source = self._running(source_uuid)
         bucket = self._bucket(source_uuid)
         if not again and not self._take(bucket, source.name, source_uuid):
@@ -162,12 +166,14 @@ class Mediation:
             raise NoSuchCage("the cage that asks does not run any more")
         return cage
 
-    async def deliver(self, target_uuid: str, mediator: str, arguments: list[str], descriptor: int) -> Started:
+    async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
+                      request_id: str) -> Started:
         """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        _check_request_id(request_id)
         cage = self._manager.by_uuid(target_uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
-        return await self._sessions.deliver(cage, mediator, arguments, descriptor)
+        return await self._sessions.deliver(cage, mediator, arguments, descriptors)
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:

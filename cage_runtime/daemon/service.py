@@ -406,9 +406,10 @@ class MediationService:
 
     async def _deliver(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
-        target, arguments, index = call.arguments
-        descriptor = call.descriptors[index]
-        return _channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
+        target, arguments, indices, request = call.arguments
+        if list(indices) != list(range(len(call.descriptors))):
+            raise UsageError("Deliver takes each of its descriptors once, and in their order")
+        return _channel(await self._parts.mediation.deliver(mediator, target, arguments, call.descriptors, request))
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)

@@ -155,7 +155,7 @@ def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> 
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
         "Gateways": ("", ()), "Decide": ("ssssbs", ("0" * 32, "files.Send", "", "work", False, "0" * 32)),
-        "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))),
+        "Deliver": ("sasahs", ("0" * 32, [], [os.open(os.devnull, os.O_RDONLY)], "0" * 32)),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }
     signature, values = arguments[member]
