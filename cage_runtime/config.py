@@ -410,7 +410,7 @@ def load_levels(paths: Paths) -> Levels:
     table = parse_table(read_text(file), _LevelsFile, str(file))
     if len(set(table.levels)) != len(table.levels):
         raise DefinitionError(f"{file}:1: levels: a level is named twice")
-    return Levels(names=tuple(table.levels), compartments=frozenset(table.compartments))
+    return Levels(names=tuple(table.levels), compartments=frozenset(table.compartments), colours=table.colours)
 
 
 def parse_definition(text: str, file: str) -> Definition:

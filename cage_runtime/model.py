@@ -7,8 +7,8 @@ Data flows between the rooms as these frozen values; nothing here reads a file o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cage_runtime.errors import InvalidName, UnknownLevel, UsageError
@@ -125,6 +125,12 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+WHAT_LINES_SHOWN = 20
+"""Lines of what a request is about that a person is shown of it."""
+WHAT_LINE_MAX = 200
+"""Characters of one of them, before escaping."""
+WHAT_TYPES_SHOWN = 20
+"""MIME types of it that are shown."""
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
@@ -258,6 +264,8 @@ class Levels:
 
     names: tuple[str, ...]
     compartments: frozenset[str] = frozenset()
+    colours: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By level, as `#rrggbb`; levels.toml need not give one to each."""
 
     def label(self, level: str, compartments: Iterable[str] = ()) -> Label:
         """The label of `level` and `compartments`; UnknownLevel or UsageError names what the host does not know."""
