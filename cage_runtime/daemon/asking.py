@@ -8,6 +8,7 @@ decides again.
 from __future__ import annotations
 
 import logging
+import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from cage_runtime.daemon.connections import Connections
 from cage_runtime.daemon.grants import Grant, Grants, Subject, no_such_grant
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Hooks, Outcome, Prompt, Prompts, Question, Waiter, no_such_prompt
+from cage_runtime.daemon.rate import later
 from cage_runtime.daemon.state import now
 from cage_runtime.errors import CageError, UsageError
 from cage_runtime.model import GRANT_SECONDS_MAX, Action, CageState
@@ -62,8 +64,8 @@ Show = Callable[[Prompt, float], dict[str, Variant]]
 
 class Asking:
     def __init__(self, manager: Manager, agents: Agents, connections: Connections, grants: Grants, *,
-                 tell: Callable[[Waiter], None], show: Show, clock: Callable[[], float],
-                 later: Callable[[float, Callable[[], None]], None]) -> None:
+                 tell: Callable[[Waiter], None], show: Show, clock: Callable[[], float] = time.monotonic,
+                 later: Callable[[float, Callable[[], None]], None] = later) -> None:
         """`tell` has whoever waits ask again."""
         self._manager, self._agents, self._connections, self._grants = manager, agents, connections, grants
         self._later = later

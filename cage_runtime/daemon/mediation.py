@@ -7,7 +7,6 @@ uid; the cage itself is believed in nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
@@ -21,7 +20,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Question, Waiter
-from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits
+from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
@@ -74,14 +73,10 @@ def _check_request_id(untrusted_id: str) -> None:
         raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
-def _later(seconds: float, what: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(seconds, what)
-
-
 class Mediation:
     def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, asking: Asking, *,
                  clock: Callable[[], float] = time.monotonic,
-                 later: Callable[[float, Callable[[], None]], None] = _later) -> None:
+                 later: Callable[[float, Callable[[], None]], None] = later) -> None:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._clock, self._later = clock, later
         self._buckets: dict[str, Bucket] = {}
@@ -197,7 +192,8 @@ class Mediation:
             if said.target is not None:
                 permission = self._permission(source, self._evaluate(request, chosen=said.target.name), answered=True)
                 _check_same(asked, permission, said.target.uuid)
-        self._judge(asked, request, permission, said.why if said else "", when="at delivery", by=said.by if said else "")
+        why, by = (said.why, said.by) if said else ("", "")
+        self._judge(asked, request, permission, why, when="at delivery", by=by)
         _check_bounds(permission.decision, what)
         return permission
 

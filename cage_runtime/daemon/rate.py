@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cage_runtime.model import (
@@ -96,6 +98,11 @@ class Persons:
             self.others = self.others or Bucket(self._rate, now)
             return self.others
         return self._buckets.setdefault(uid, Bucket(self._rate, now))
+
+
+def later(seconds: float, what: Callable[[], None]) -> None:
+    """Have `what` done in so many seconds of the loop's clock."""
+    asyncio.get_running_loop().call_later(seconds, what)
 
 
 class Limits:
