@@ -20,6 +20,12 @@ CAGES_MAX = 1000
 """Cages that may be defined on one host; the pool of id ranges holds 4 094."""
 CAGES_PER_PERSON = 64
 """Those of them that are one person's; root's may be all."""
+DISPOSABLES_PER_CAGE = 4
+"""Disposable cages that one cage may have at once."""
+DISPOSABLES_PER_PERSON = 16
+"""Those of one person's cages together, root's too."""
+DISPOSABLE_SECONDS = 30.0
+"""A disposable cage in which nothing has been started for so long after its birth ends."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -195,6 +201,9 @@ APPLICATION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\
 """An application's id."""
 _NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 RESERVED_NAMES = frozenset({"core", "host", "all"})
+DISPOSABLE_PREFIX = "disp-"
+"""Before a number it is the name of a disposable cage, which the core gives and nobody else."""
+_DISPOSABLE_NAME = re.compile(rf"{DISPOSABLE_PREFIX}[0-9]+\Z")
 
 
 def check_cage_name(untrusted_name: str) -> str:
@@ -209,6 +218,14 @@ def check_cage_name(untrusted_name: str) -> str:
     if untrusted_name in RESERVED_NAMES:
         raise InvalidName(f'"{untrusted_name}" is reserved and cannot be a cage\'s name; choose another')
     return untrusted_name
+
+
+def check_new_name(untrusted_name: str) -> str:
+    """As `check_cage_name`, for a cage that a person makes: the names of disposable cages are the core's."""
+    name = check_cage_name(untrusted_name)
+    if _DISPOSABLE_NAME.match(name):
+        raise InvalidName(f'"{name}" is a name that the core gives to disposable cages; choose another')
+    return name
 
 
 SIZE_PATTERN = r"^(?=[0-9]*[1-9])(?:[0-9]{1,12}[KM]?|[0-9]{1,9}G|[0-9]{1,6}T)\Z"
