@@ -144,16 +144,17 @@ class Asking:
         self._record(Kind.PROMPT_ANSWERED, prompt.question, {
             "prompt": prompt.id, "answer": action.value, "target": target.name if target else question.asked,
             "stands": str(stands)})
-        if grant is not None:
-            self._record_grant(Kind.GRANT_MADE, grant)
-            self._grants.add(grant)
-            self._end_on_time(grant)
-        self._prompts.answer(prompt, Outcome(target=target, why="" if target else SAID_NO, by=f"prompt {prompt.id}"))
-        if grant is not None:
-            self._answer_equal(grant)
+        if grant is None:
+            self._prompts.answer(prompt, Outcome(target=target, why="" if target else SAID_NO, by=f"prompt {prompt.id}"))
+            return
+        self._record_grant(Kind.GRANT_MADE, grant)
+        self._grants.add(grant)
+        self._end_on_time(grant)
+        self._answer_equal(grant)
 
     def _answer_equal(self, grant: Grant) -> None:
-        """Other questions that the grant answers are none any more."""
+        """Questions that the grant answers are none any more, the one that it was made by first of all: it is the
+        grant that answers those who wait, for as long as it stands."""
         for prompt in self._prompts.all():
             if subject_of(prompt.question) == grant.subject:
                 self._prompts.drop(prompt, "answered")
