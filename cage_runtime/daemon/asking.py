@@ -21,11 +21,13 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.connections import Connections
 from cage_runtime.daemon.grants import Grant, Grants, Subject, no_such_grant
 from cage_runtime.daemon.manager import Manager
+from cage_runtime.daemon.options import text
 from cage_runtime.daemon.prompts import End, Hooks, Outcome, Prompt, Prompts, Question, Waiter, no_such_prompt
 from cage_runtime.daemon.rate import later
 from cage_runtime.daemon.state import now
 from cage_runtime.errors import CageError, UsageError
 from cage_runtime.model import GRANT_SECONDS_MAX, Action, CageState
+from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 SAID_NO = "a person refused it"
@@ -145,7 +147,8 @@ class Asking:
             "prompt": prompt.id, "answer": action.value, "target": target.name if target else question.asked,
             "stands": str(stands)})
         if grant is None:
-            self._prompts.answer(prompt, Outcome(target=target, why="" if target else SAID_NO, by=f"prompt {prompt.id}"))
+            why = "" if target else SAID_NO
+            self._prompts.answer(prompt, Outcome(target=target, why=why, by=f"prompt {prompt.id}"))
             return
         self._record_grant(Kind.GRANT_MADE, grant)
         self._grants.add(grant)
@@ -184,6 +187,13 @@ class Asking:
             id=self._grants.new_id(), action=action, subject=subject, owner=question.owner, private=question.private,
             source_name=question.source.name, target_name=name or question.asked, target_uuid=uuid or question.target,
             since=now(), ends=None if stands.session else self._grants.ends_after(stands.seconds), rule=question.rule)
+
+    def notify(self, source: Cage, about: Mapping[str, str]) -> None:
+        """Tell the owner of the source something that wants no answer; values are untrusted."""
+        colour = self._manager.levels.colours.get(source.level, "")
+        words = {"source": source.name, "source-level": source.level, "source-colour": colour, **about}
+        self._agents.notified(source.record.owner, text({key: escape(value) for key, value in words.items()}),
+                              private=source.private)
 
     # --- in step with cages and policy -----------------------------------------------------------------------
     def cage_changed(self, cage: Cage, present: bool) -> None:

@@ -232,6 +232,10 @@ class Mediation:
         optional = ("flow", "when", "answer", "to")
         self._manager.record(Kind.DECISION, permission.source,
                              {key: value for key, value in fields.items() if value or key not in optional})
+        if decision.parameters.notify and (refused or when):
+            self._asking.notify(permission.source, {
+                "kind": "decision", "action": fields["decision"], "service": asked.service, "argument": asked.argument,
+                "target": decision.target or asked.target, "rule": decision.rule})
         if why:
             raise PolicyRefused(refusal_sentence(request, replace(decision, reason=why, rule="")))
         if refused:

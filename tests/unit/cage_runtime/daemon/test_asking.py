@@ -582,6 +582,23 @@ def test_what_was_revoked_does_not_come_back_where_the_list_cannot_be_written(
     assert not (world.tmp_path / "grants.json").exists()
 
 
+# --- notify= -----------------------------------------------------------------------------------------------------
+def test_a_rule_that_says_notify_has_the_person_told_of_what_came_of_it(start: Callable[..., World]) -> None:
+    world = start(notify=True)
+    world.decide("vault")
+    is_asked(world)
+    world.answer("allow")
+    is_permitted(world)
+    is_asked(world)
+    world.answer("deny")
+    world.not_confirmed("vault", **HELD)
+    told = [{key: variant.value for key, variant in about.items()}
+            for _, member, about, *_ in world.heard if member == "Notified"]
+    assert told == [{
+        "kind": "decision", "action": action, "source": "work", "source-level": "public", "source-colour": "#2e7d32",
+        "service": "files.Send", "argument": "", "target": "vault", "rule": "test:1"} for action in ("allow", "deny")]
+
+
 # --- limit= ------------------------------------------------------------------------------------------------------
 def test_a_rules_limit_is_counted_for_each_source_and_service(start: Callable[..., World]) -> None:
     world = start("files.Send * * vault allow\n", limit=Limit(count=3, seconds=60.0))
