@@ -74,7 +74,8 @@ class Daemon:
         self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(
             bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
-            sessions=sessions, applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
+            sessions=sessions, applications=self._applications, mediation=Mediation(
+                self._manager, sessions, paths, kinds=manifest.kinds_of(mediators)),
             recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs

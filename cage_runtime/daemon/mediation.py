@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
@@ -32,7 +32,17 @@ from cage_runtime.errors import (
     UsageError,
     WrongState,
 )
-from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Instance, Request
+from cage_runtime.model import (
+    CAGES_MAX,
+    DISPOSABLE_TARGET,
+    REQUEST_ID_DIGITS,
+    Action,
+    CageState,
+    Decision,
+    Instance,
+    Request,
+    ServiceKind,
+)
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.text import escape
@@ -80,20 +90,29 @@ def _later(seconds: float, what: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, what)
 
 
+def _instance(cage: Cage) -> Instance | None:
+    """None for a cage whose definition is not to be trusted."""
+    try:
+        return cage.instance()
+    except CageError:
+        return None
+
+
 def _check_request(untrusted_id: str) -> None:
     if not _REQUEST_ID.match(untrusted_id):
         raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
 class Mediation:
-    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, *,
-                 clock: Callable[[], float] = time.monotonic,
+    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, *, kinds: Mapping[str, ServiceKind],
+                 clock: Callable[[], float] = time.monotonic, time_of_day: Callable[[], float] = time.time,
                  later: Callable[[float, Callable[[], None]], None] = _later) -> None:
         self._manager, self._sessions, self._paths = manager, sessions, paths
         self._disposables = Disposables(manager, paths)
-        self._clock, self._later = clock, later
+        self._kinds = kinds
+        self._clock, self._later, self._time = clock, later, time_of_day
         self._buckets: dict[str, Bucket] = {}
-        self.policy: Policy = load_or_refuse(paths, manager.levels)
+        self.policy: Policy = load_or_refuse(paths, manager.levels, self._kinds)
         self._say(self.policy)
 
     def _say(self, policy: Policy) -> None:
@@ -105,7 +124,7 @@ class Mediation:
     def reload(self) -> None:
         """Put the policy on disk in force; DefinitionError where it is bad, and then the one in force stays."""
         try:
-            policy = load_policy(self._paths, self._manager.levels)
+            policy = load_policy(self._paths, self._manager.levels, self._kinds)
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
             # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
@@ -116,22 +135,29 @@ class Mediation:
 
     def check(self) -> list[str]:
         """What is wrong with the policy on disk, a sentence a fault; then with the one in force, if that is another."""
-        found = faults(self._paths, self._manager.levels)
+        found = faults(self._paths, self._manager.levels, self._kinds)
         in_force = self.policy.fault
         if in_force is not None and in_force not in found:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-    def _target(self, name: str) -> Instance | None:
-        try:
-            return self._manager.find(name).instance()
-        except CageError:
-            return None
+    def _evaluate(self, source: Cage, request: Request, chosen: str | None = None) -> Decision:
+        """What policy says now; where a person is asked, of the target that was `chosen`."""
+        def find(name: str) -> Instance | None:
+            if name.startswith(DISPOSABLE_TARGET):
+                return self._disposables.instance(source, name)
+            cage = self._manager.get(name)
+            return _instance(cage) if cage is not None else None
+
+        def cages() -> Iterable[Instance]:
+            return filter(None, map(_instance, self._manager.cages()))
+
+        return self.policy.decide(request, find, self._manager.levels, self._time(), chosen=chosen, cages=cages)
 
     def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
         """What would be decided, for whoever may know of both cages."""
         request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
-        return self.policy.decide(request, self._target(target.name), self._manager.levels)
+        return self._evaluate(source, request)
 
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
@@ -163,7 +189,7 @@ class Mediation:
     def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
         request = Request(service=asked.service, argument=asked.argument, source=source.instance(),
                           target_name=asked.target)
-        decision = self.policy.decide(request, self._target(asked.target), self._manager.levels)
+        decision = self._evaluate(source, request)
         flow = {"flow": decision.flow.value} if decision.flow else {}
         self._manager.record(Kind.DECISION, source, {
             "mediator": asked.mediator, "service": asked.service, "argument": asked.argument, "target": asked.target,
@@ -171,7 +197,7 @@ class Mediation:
             "request": asked.request,
         })
         if decision.action is not Action.ALLOW or decision.flow is None:
-            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
+            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request, self._time())))
         return Permission(source=source, target=self._manager.find(asked.target), decision=decision)
 
     # --- how often ---------------------------------------------------------------------------------------------

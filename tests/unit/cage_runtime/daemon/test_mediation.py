@@ -22,7 +22,7 @@ from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure, UsageError
-from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels
+from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels, ServiceKind
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import parse
 
@@ -53,9 +53,11 @@ class World:
         self.full = False
         self.time = 1000.0
         self.later: list[tuple[float, Callable[[], None]]] = []
-        policy = Policy(rules=parse(RULES, file="test", levels=LEVELS))
-        monkeypatch.setattr(mediation, "load_or_refuse", lambda _paths, _levels: policy)
-        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), clock=lambda: self.time,
+        kinds = {"files.Send": ServiceKind(one_way=True, parameters=frozenset({"max-size"}))}
+        policy = Policy(rules=parse(RULES, file="test", levels=LEVELS, kinds=kinds), kinds=kinds)
+        monkeypatch.setattr(mediation, "load_or_refuse", lambda *_: policy)
+        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), kinds=kinds,
+                                   clock=lambda: self.time,
                                    later=lambda seconds, what: self.later.append((self.time + seconds, what)))
         self.recorded.clear()
 
@@ -66,6 +68,9 @@ class World:
 
     def cages(self) -> list[Cage]:
         return list(self.known.values())
+
+    def get(self, name: str) -> Cage | None:
+        return self.known.get(name)
 
     def find(self, name: str) -> Cage:
         if name not in self.known:
