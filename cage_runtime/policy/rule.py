@@ -163,7 +163,8 @@ def _written(parameters: Parameters) -> Iterator[str]:
     values = {
         "target": given.target, "default-target": given.default_target, "user": given.user,
         **{name: "yes" for name, is_so in yes.items() if is_so},
-        "direction": given.direction, "max-size": _size(given.max_size) if given.max_size else None, "max-files": given.max_files,
+        "direction": given.direction, "max-size": _size(given.max_size) if given.max_size else None,
+        "max-files": given.max_files,
         "types": ",".join(given.types), "limit": _limit(given.limit) if given.limit else None,
         "for": f"{given.stands}s" if given.stands else None, "until": until,
         "transform": given.transform, "require": given.require, "log": given.log,

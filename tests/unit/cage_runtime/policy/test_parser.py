@@ -112,7 +112,8 @@ WORDS = st.sampled_from([
     "*", "files.Send", "call.X", "+a", "work", "vault", "@any", "@core", "@default", "@disposable", "@disposable:t",
     "@level:public", "@compartment:finance", "@tag:t", "@owner", "@dominates", "@same-label", "allow", "ask", "deny",
     "declassify", "target=vault", "default-target=@core", "limit=1/s", "for=1m", "until=2027-01-31T18:00Z", "#",
-    "!include", "types=a/b,c/*", "direction=two-way", "log=no", "notify=yes", "=", "@", "max-size=1", "\x00", "\x1b[2J", "é",
+    "!include", "types=a/b,c/*", "direction=two-way", "log=no", "notify=yes", "=", "@", "max-size=1", "\x00", "\x1b[2J",
+    "é",
 ])  # fmt: skip
 
 
