@@ -60,7 +60,7 @@ def _lines(prompt: dict[str, Any]) -> list[str]:
     lines += [f"    | {line}" for line in prompt["lines"]]
     lines += [f"    {', '.join(known)}" for known in (_measured(prompt),) if known]
     if len(prompt["choices"]) > 1:
-        choices = ", ".join(f"{name} ({level})" for name, level in prompt["choices"].items())
+        choices = ", ".join(f"{name} ({level})" if level else name for name, level in prompt["choices"].items())
         lines.append(f"    --target: {choices}")
     stands = f"; allow stands for {_shown_time(prompt['for'])}" if prompt["for"] else ""
     waiting = f"; {prompt['waiting']} requests wait" if prompt["waiting"] > 1 else ""

@@ -211,15 +211,19 @@ class Mediation:
     def _evaluate(self, request: Request, *, chosen: str | None = None) -> Decision:
         """What policy says now; where a person is asked, of the target that was `chosen`."""
         def find(name: str) -> Instance | None:
-            if not name.startswith(DISPOSABLE_TARGET):
-                return _instance(self._manager.get(name))
-            source = self._manager.by_uuid(request.source.uuid)
-            return self._disposables.instance(source, name) if source is not None else None
+            return self._find(request.source.uuid, name)
 
         def cages() -> Iterable[Instance]:
             return filter(None, map(_instance, self._manager.cages()))
 
         return self.policy.decide(request, find, self._manager.levels, self._time(), chosen=chosen, cages=cages)
+
+    def _find(self, source_uuid: str, name: str) -> Instance | None:
+        """The cage of that name, or the disposable one that would be made for the source."""
+        if not name.startswith(DISPOSABLE_TARGET):
+            return _instance(self._manager.get(name))
+        source = self._manager.by_uuid(source_uuid)
+        return self._disposables.instance(source, name) if source is not None else None
 
     def _permission(self, source: Cage, decision: Decision) -> Permission:
         return Permission(source=source, target=self._manager.get(decision.target), decision=decision)
@@ -256,15 +260,15 @@ class Mediation:
         source, target, decision = permission.source, permission.target, permission.decision
         choices = decision.choices or (decision.target,)
         return Question(
-            source=_end(source), owner=source.record.owner, private=source.private, mediator=asked.mediator,
+            source=_end(source.instance()), owner=source.record.owner, private=source.private, mediator=asked.mediator,
             service=asked.service, argument=asked.argument, asked=asked.target, target=target.uuid if target else "",
-            choices=tuple(self._choice(name) for name in choices), default=decision.default_target,
+            choices=tuple(self._choice(source.uuid, name) for name in choices), default=decision.default_target,
             flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
             stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
 
-    def _choice(self, name: str) -> End:
-        cage = self._manager.get(name)
-        return _end(cage) if cage is not None else End(name=name)
+    def _choice(self, source_uuid: str, name: str) -> End:
+        found = self._find(source_uuid, name)
+        return End(name=name) if found is None else _end(found)
 
     # --- how often ---------------------------------------------------------------------------------------------
     def _bucket(self, uuid: str) -> Bucket:
@@ -347,9 +351,9 @@ def _request(asked: Asked, source: Cage) -> Request:
     return Request(service=asked.service, argument=asked.argument, source=source.instance(), target_name=asked.target)
 
 
-def _end(cage: Cage) -> End:
-    return End(name=cage.name, uuid=cage.uuid, level=cage.level,
-               compartments=tuple(sorted(cage.record.definition.compartments)))
+def _end(cage: Instance) -> End:
+    return End(name=cage.name, uuid=cage.uuid, level=cage.label.level,
+               compartments=tuple(sorted(cage.label.compartments)))
 
 
 def _check_same(asked: Asked, permission: Permission, uuid: str) -> None:
