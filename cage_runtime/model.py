@@ -116,6 +116,16 @@ DENIALS_SECONDS = 60.0
 """Between two records of what the kernel refuses to one cage; between them the number grows, and no record is made."""
 PERSONS_MAX = 256
 """Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
+NOTIFICATION_LINE_MAX = 200
+"""Characters of a line of a notification, before escaping; what is longer is cut."""
+NOTIFICATION_LINES_MAX = 50
+"""Lines of a notification's body; what is more is cut."""
+NOTIFICATION_LABEL_MAX = 40
+"""Characters of the label of a notification's action; what is longer is cut."""
+NOTIFICATION_ACTIONS_MAX = 8
+"""Actions of one notification."""
+NOTIFICATIONS_PER_CAGE = 32
+"""Notifications of one cage that are there at once; the oldest makes room."""
 PORTAL_REQUESTS_MAX = 64
 """Requests of applications that a cage's portal has under way at once."""
 PORTAL_REQUESTS_PER_CALLER = 8
