@@ -39,8 +39,8 @@ from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
-from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.notifications import Notifications
+from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.service import CoreService, Parts
 from cage_runtime.daemon.sessions import Sessions

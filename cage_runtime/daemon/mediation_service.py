@@ -17,7 +17,6 @@ from cage_runtime.daemon.what import What
 from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
 
-
 NOTIFIER = "notify"
 """The one mediator that may show notifications."""
 
@@ -33,7 +32,8 @@ class MediationService:
         """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-            "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow, "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
+            "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
+            "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))

@@ -99,7 +99,8 @@ class Notifications:
     def cage_changed(self, cage: Cage, present: bool) -> None:
         """Those of a life that has ended are taken away."""
         there = present and cage.state in (CageState.RUNNING, CageState.PAUSED)
-        for number in [number for number, shown in self._shown.items() if shown.cage is cage or shown.uuid == cage.uuid]:
+        theirs = [number for number, shown in self._shown.items() if cage.uuid == shown.uuid or cage is shown.cage]
+        for number in theirs:
             if not there or self._shown[number].uuid != cage.uuid:
                 self._close(number)
 

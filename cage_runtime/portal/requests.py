@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Requests: what an application asks of a portal, and is answered later by a signal (org.freedesktop.portal.Request)."""
+"""What an application asks of a portal and is answered later, by a signal (org.freedesktop.portal.Request)."""
 
 from __future__ import annotations
 
