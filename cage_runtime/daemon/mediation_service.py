@@ -16,6 +16,7 @@ from cage_runtime.daemon.service import RESOURCE, Parts, channel
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
+from cage_runtime.text import escape
 
 NOTIFIER = "notify"
 """The one mediator that may show notifications."""
@@ -65,8 +66,15 @@ class MediationService:
     async def _asked(self, call: Call) -> Asked:
         """The request that the first five arguments say."""
         source, service, argument, target, request = call.arguments[:5]
-        return Asked(mediator=await self._parts.authorization.mediator(call.sender), source=source, service=service,
+        return Asked(mediator=await self._mediator_of(call, service), source=source, service=service,
                      argument=argument, target=target, request=request)
+
+    async def _mediator_of(self, call: Call, service: str) -> str:
+        """The mediator that calls, about a service that is its own."""
+        mediator = await self._parts.authorization.mediator(call.sender)
+        if service.partition(".")[0] != mediator:
+            raise NotAuthorized(f"{escape(service, limit=80)} is not for the mediator {mediator} to ask about")
+        return mediator
 
     async def _decide(self, call: Call) -> Answer:
         return _permission(self._parts.mediation.decide(await self._asked(call)))
@@ -109,12 +117,12 @@ class MediationService:
             raise NotAuthorized(f"only the mediator {NOTIFIER} shows notifications")
 
     async def _record(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[3])
         self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[2])
         self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()
 
