@@ -86,7 +86,8 @@ class Daemon:
         self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
-            applications=self._applications, mediation=Mediation(self._manager, sessions, paths, self._asking),
+            applications=self._applications, mediation=Mediation(
+                self._manager, sessions, paths, self._asking, kinds=manifest.kinds_of(mediators)),
             asking=AskingService(access, self._asking, agents, self._notifications),
             notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
         )
