@@ -166,8 +166,6 @@ PORTAL_FILES_MAX = 32
 """Files that an application is handed at once, and that are expected to be written at once."""
 PORTAL_SAVE_SECONDS = 3600.0
 """How long a file that an application said that it would save is waited for."""
-PORTAL_NOTIFICATIONS_MAX = 64
-"""Notifications of applications that are remembered at once; the oldest is forgotten."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
 JOBS_MAX = 64

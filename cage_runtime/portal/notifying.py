@@ -7,13 +7,13 @@ Icons and sounds are left out: they are files of the cage's, and the core's desk
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 
 from cage_runtime.bus import Answer, Bus, Call, Service, Value, Variant, described
 from cage_runtime.errors import CageError, UsageError
-from cage_runtime.model import PORTAL_NOTIFICATIONS_MAX
+from cage_runtime.model import NOTIFICATIONS_PER_CAGE
 from cage_runtime.portal.mediated import ask
 from cage_runtime.portal.requests import DESCRIPTION, PATH
 from cage_runtime.text import escape
@@ -22,21 +22,26 @@ LOG = logging.getLogger(__name__)
 NOTIFICATION = "org.freedesktop.portal.Notification"
 URGENCY = {"low": "low", "normal": "normal", "high": "normal", "urgent": "critical"}
 """The portal's priorities in the desktop's words."""
-DEFAULT = "default"
-"""What is clicked where a notification itself is."""
 
-_Key = tuple[str, str]
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class _Shown:
+    """One whose click somebody waits for: the application's connection and own id, and what can be clicked."""
+
+    sender: str
+    own_id: str
+    actions: Mapping[str, tuple[str, Value]]
 
 
 class Notifications:
-    """Those that applications have shown; each is known by its connection and the application's own id."""
-
     def __init__(self, bus: Bus, changed: Callable[[], None]) -> None:
+        """`changed` is called when there are more of them, or fewer."""
         self._bus, self._changed = bus, changed
-        self._shown: dict[_Key, tuple[int, asyncio.Task[None]]] = {}
+        self._shown: dict[int, _Shown] = {}
+        """By the mediator's id."""
+        self._waiting: asyncio.Task[None] | None = None
 
     def __len__(self) -> int:
-        """Notifications whose click somebody waits for."""
         return len(self._shown)
 
     def service(self) -> Service:
@@ -46,52 +51,55 @@ class Notifications:
 
     async def _add(self, call: Call) -> Answer:
         own_id, notification = call.arguments
-        key = (call.sender, own_id)
         actions = _actions(notification)
         options = {"urgency": Variant("s", _urgency(notification)),
                    "actions": Variant("a(ss)", [[name, label] for name, (label, _target) in actions.items()])}
-        if known := self._shown.get(key):
-            options["replaces"] = Variant("u", known[0])
+        if known := self._find(call.sender, own_id):
+            options["replaces"] = Variant("u", known)
         answer = await ask("notify", "Show", "ssa{sv}",
                            (_text(notification, "title"), _text(notification, "body"), options))
-        self._forget(key)
-        if actions:
-            task = asyncio.get_running_loop().create_task(self._wait(key, answer.values[0], actions))
-            self._shown[key] = (answer.values[0], task)
-            while len(self._shown) > PORTAL_NOTIFICATIONS_MAX:
-                self._forget(next(iter(self._shown)))
-        self._changed()
+        self._shown.pop(known, None)
+        self._shown[answer.values[0]] = _Shown(sender=call.sender, own_id=own_id, actions=actions)
+        while len(self._shown) > NOTIFICATIONS_PER_CAGE:
+            del self._shown[next(iter(self._shown))]
+        self._wait_anew()
         return Answer()
 
     async def _remove(self, call: Call) -> Answer:
-        known = self._forget((call.sender, call.arguments[0]))
-        if known is not None:
+        known = self._find(call.sender, call.arguments[0])
+        if known:
+            del self._shown[known]
+            self._wait_anew()
             await ask("notify", "Close", "u", (known,))
         return Answer()
 
-    def _forget(self, key: _Key) -> int | None:
-        known = self._shown.pop(key, None)
-        if known is None:
-            return None
-        known[1].cancel()
-        self._changed()
-        return known[0]
+    def _find(self, sender: str, own_id: str) -> int:
+        """0 where there is none."""
+        return next((number for number, shown in self._shown.items()
+                     if (shown.sender, shown.own_id) == (sender, own_id)), 0)
 
-    async def _wait(self, key: _Key, number: int, actions: dict[str, tuple[str, Value]]) -> None:
-        """Tell the application what is clicked, until its notification is closed."""
-        sender, own_id = key
+    def _wait_anew(self) -> None:
+        """One call waits for all that there are; what is clicked between two of them is not lost."""
+        if self._waiting is not None:
+            self._waiting.cancel()
+        self._waiting = asyncio.get_running_loop().create_task(self._wait()) if self._shown else None
+        self._changed()
+
+    async def _wait(self) -> None:
         try:
-            clicked = (await ask("notify", "Wait", "u", (number,))).values[0]
-            if clicked in actions:
-                target = actions[clicked][1]
-                self._bus.emit(PATH, NOTIFICATION, "ActionInvoked", "ssav",
-                               (own_id, clicked, [] if target is None else [target]), to=sender)
+            number, action = (await ask("notify", "Wait", "au", (list(self._shown),))).values
         except CageError as error:
-            LOG.warning("a notification is not waited for any more: %s", escape(error.sentence, limit=400))
-        with contextlib.suppress(KeyError):
-            if self._shown[key][0] == number:
-                del self._shown[key]
-                self._changed()
+            LOG.warning("notifications are not waited for any more: %s", escape(error.sentence, limit=400))
+            self._shown.clear()
+            self._changed()
+            return
+        shown = self._shown.pop(number, None)
+        if shown is not None and action in shown.actions:
+            target = shown.actions[action][1]
+            self._bus.emit(PATH, NOTIFICATION, "ActionInvoked", "ssav",
+                           (shown.own_id, action, [] if target is None else [target]), to=shown.sender)
+        self._waiting = None
+        self._wait_anew()
 
 
 def _actions(notification: dict[str, Variant]) -> dict[str, tuple[str, Value]]:

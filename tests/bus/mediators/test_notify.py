@@ -117,7 +117,7 @@ def test_nothing_of_it_is_more_than_text(play: Play) -> None:
 
     async def test(world: World) -> None:
         await world.show("work", bomb, "\x1b]8;;http://example.org\x07link\n\r\x1b[2J\u202egnp.exe\x9b31m")
-        (_source, _number, shown), = world.caged.notifications
+        ((_source, _number, shown),) = world.caged.notifications
         assert shown["summary"] == bomb, "the agent shows it as the text that it is"
         assert shown["body"].split("\n") == [r"\x1b]8;;http://example.org\x07link", r"\r\x1b[2J\u202egnp.exe\x9b31m"]
 
@@ -156,7 +156,7 @@ def test_what_is_long_is_cut_where_it_can_be_seen(play: Play) -> None:
         lines = ["x" * (NOTIFICATION_LINE_MAX + 1)] * (NOTIFICATION_LINES_MAX + 1)
         await world.show("work", "s" * (NOTIFICATION_LINE_MAX + 1), "\n".join(lines),
                          actions=actions(*((str(n), "L" * 100) for n in range(NOTIFICATION_ACTIONS_MAX))))
-        (_source, _number, shown), = world.caged.notifications
+        ((_source, _number, shown),) = world.caged.notifications
         assert shown["summary"] == "s" * NOTIFICATION_LINE_MAX + "…"
         body = shown["body"].split("\n")
         assert body == ["x" * NOTIFICATION_LINE_MAX + "…"] * NOTIFICATION_LINES_MAX + ["…"]
@@ -207,7 +207,6 @@ def test_a_click_before_it_is_waited_for_is_not_lost(play: Play) -> None:
     async def test(world: World) -> None:
         number = await world.show("work", "pick", actions=actions(("a", "A"), ("b", "B")))
         world.caged.act(number, "b")
-        assert await world.wait("work", 7 if number != 7 else 8, number) in {(7, ""), (8, "")}
         assert await world.wait("work", number) == (number, "b")
         assert await world.wait("work", number) == (number, ""), "once"
 
