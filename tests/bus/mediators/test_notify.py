@@ -105,7 +105,7 @@ def test_what_is_shown_is_decided_and_is_the_cage_s(play: Play) -> None:
         number = await world.show("work", "the backup is done", "12 files\nno errors", urgency=Variant("s", "low"))
         assert world.caged.notifications == [(WORK, number, {
             "summary": "the backup is done", "body": "12 files\nno errors", "urgency": "low", "actions": []})]
-        assert [asked[:2] + [asked[3]] for asked in world.caged.asked] == [[WORK, "notify.Show", "@core"]] * 2
+        assert [[*asked[:2], asked[3]] for asked in world.caged.asked] == [[WORK, "notify.Show", "@core"]] * 2
         assert world.caged.told[0]["lines"] == ["the backup is done", "12 files", "no errors"]
 
     play(test)
