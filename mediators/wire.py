@@ -20,8 +20,10 @@ from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure
 from cage_runtime.model import (
     CAGES_MAX,
     CORE_BUS_NAME,
+    CORE_CALLS_AT_ONCE,
     CORE_PATH,
     CORE_RETURN_SECONDS,
+    CORE_STARTS_AT_ONCE,
     REQUEST_ID_DIGITS,
     Action,
     Flow,
@@ -36,6 +38,8 @@ ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
 SHUT_OUT_SECONDS = 5.0
 """How long a cage is without a mediator to which it said what no honest cage half says (M11)."""
+_STARTING = ("Deliver", "Dispose")
+"""Calls that are answered once something has been started."""
 EVENTS_MAX = 2 * CAGES_MAX
 """Gateway events that wait to be handled; beyond, the whole list is asked for again instead."""
 
@@ -207,6 +211,8 @@ class Caged:
         self._waiting: dict[str, asyncio.Event] = {}
         """The requests about which a person is being asked; set once it is time to look again."""
         self._going: set[asyncio.Task[None]] = set()
+        self._quick = asyncio.Semaphore(CORE_CALLS_AT_ONCE)
+        self._slow = asyncio.Semaphore(CORE_STARTS_AT_ONCE)
         self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
@@ -256,7 +262,8 @@ class Caged:
 
     async def _tell_withdrawn(self, request: str) -> None:
         try:
-            await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Withdraw", "s", (request,), start=False)
+            async with self._quick:
+                await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Withdraw", "s", (request,), start=False)
         except CageError as error:
             LOG.info("not withdrawn: %s: %s", request, escape(error.sentence))
 
@@ -311,8 +318,9 @@ class Caged:
         while await self.presence.wait(deadline - loop.time(), but=asked):
             asked = self.presence.owner
             try:
-                return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
-                                            descriptors, seconds, start=False)
+                async with self._slow if member in _STARTING else self._quick:
+                    return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
+                                                descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:
                 if isinstance(error, Unanswered) or not self._bus.connected:
                     raise
