@@ -8,10 +8,12 @@ whoever owns its name on the system bus, never whoever sends a signal that looks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
@@ -211,6 +213,7 @@ class Caged:
         self._waiting: dict[str, asyncio.Event] = {}
         """The requests about which a person is being asked; set once it is time to look again."""
         self._going: set[asyncio.Task[None]] = set()
+        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
         self._quick = asyncio.Semaphore(CORE_CALLS_AT_ONCE)
         self._slow = asyncio.Semaphore(CORE_STARTS_AT_ONCE)
         self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
@@ -311,6 +314,18 @@ class Caged:
     async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, member: str, arguments: tuple[Value, ...]) -> AsyncIterator[None]:
+        """In the block, a call may be made.  Those about one source go one after the other, so that a cage that asks
+        much stands in its own way and not in that of others (M13)."""
+        if member in _STARTING:
+            async with self._slow:
+                yield
+            return
+        source = str(arguments[0]) if arguments else ""
+        async with self._lanes.setdefault(source, asyncio.Lock()), self._quick:
+            yield
+
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
                    descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS) -> Answer:
         loop, asked = asyncio.get_running_loop(), ""
@@ -318,7 +333,7 @@ class Caged:
         while await self.presence.wait(deadline - loop.time(), but=asked):
             asked = self.presence.owner
             try:
-                async with self._slow if member in _STARTING else self._quick:
+                async with self._turn(member, arguments):
                     return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                                 descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:

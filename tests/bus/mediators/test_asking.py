@@ -201,12 +201,30 @@ def test_no_more_calls_wait_at_once_than_the_bus_takes_and_none_is_refused() -> 
 
     async def test(asking: Asking, caged: Caged) -> None:
         asking.hold = asyncio.Event()
-        calls = [asyncio.ensure_future(caged.decide(SOURCE, "files.Send", "", "vault", f"{number:032x}"))
+        calls = [asyncio.ensure_future(caged.decide(f"source-{number}", "files.Send", "", "vault", f"{number:032x}"))
                  for number in range(257)]
         await asking.until(CORE_CALLS_AT_ONCE, "Decide")
         asking.hold.set()
         await asyncio.gather(*calls)
         assert asking.most == CORE_CALLS_AT_ONCE
+
+    play(test)
+
+
+def test_a_source_that_asks_much_stands_in_its_own_way() -> None:
+    """M13."""
+
+    async def test(asking: Asking, caged: Caged) -> None:
+        asking.hold = asyncio.Event()
+        flood = [asyncio.ensure_future(caged.decide(SOURCE, "files.Send", "", "vault", f"{number:032x}"))
+                 for number in range(257)]
+        await asking.until(1, "Decide")
+        other = asyncio.ensure_future(caged.decide("another", "files.Send", "", "vault", "f" * 32))
+        await asking.until(2, "Decide")
+        assert asking.calls[1] == ("Decide", "f" * 32)
+        asking.hold.set()
+        await asyncio.gather(other, *flood)
+        assert asking.most == 2
 
     play(test)
 
