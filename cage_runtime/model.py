@@ -125,6 +125,18 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+CALLS_PER_CAGE = 16
+"""Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
+CALLS_PER_PAIR = 8
+"""Those of them to one target."""
+CALL_BYTES_MAX = 1024**4
+"""Bytes that a call may send each way, whatever the policy says."""
+CALL_SECONDS = 24 * 3600.0
+"""What a call may take in all."""
+CALL_IDLE_SECONDS = 3600.0
+"""How long a call goes on in which nothing is sent either way."""
+CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
+"""Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000

@@ -39,7 +39,9 @@ class Ended:
     untrusted_diagnostics: bytes
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What a channel says of the program at its other end (spawner/channel.py)."""
+
     event: Literal["started", "exit", "refused"]
     status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
@@ -68,24 +70,25 @@ async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: floa
             async with asyncio.timeout(seconds):
                 return await _follow(near, held, gate, output_max)
         except TimeoutError as error:
-            _signal(near, signal.SIGKILL)
+            send_signal(near, signal.SIGKILL)
             raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
         except CageError:
             # It tidies up; what does not is behind the gate, and the target's own.
-            _signal(near, signal.SIGTERM)
+            send_signal(near, signal.SIGTERM)
             raise
 
 
-def _signal(near: socket.socket, number: signal.Signals) -> None:
+def send_signal(near: socket.socket, number: signal.Signals) -> None:
+    """To the program at the other end of its channel."""
     with contextlib.suppress(OSError):  # it has ended already
         near.send(json.dumps({"signal": number}).encode())
 
 
 async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, output_max: int) -> Ended:
-    started, pipes = await _event(near, held)
+    started, pipes = await next_event(near, held)
     if started.event == "refused":
         raise TransferFailed("the target could not start to receive it")
-    if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
+    if started.event != "started" or len(pipes) != 2 or not all(map(is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
     answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max))
     diagnosing = asyncio.ensure_future(_read(pipes[1], DIAGNOSTICS_MAX))
@@ -109,19 +112,19 @@ async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int) -
     if first != gate.ready:
         return False, first + await _read(pipe, output_max + 1 - len(first))
     await gate.passing()
-    _signal(near, gate.go)
+    send_signal(near, gate.go)
     return True, await _read(pipe, output_max + 1)
 
 
-async def _ended(near: socket.socket, held: contextlib.ExitStack) -> _Event:
-    event, descriptors = await _event(near, held)
+async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
+    event, descriptors = await next_event(near, held)
     if event.event != "exit" or descriptors:
         raise TransferFailed("the target did not answer as it should")
     return event
 
 
-async def _event(near: socket.socket, held: contextlib.ExitStack) -> tuple[_Event, list[int]]:
-    """The next message and its descriptors, which `held` closes."""
+async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[Event, list[int]]:
+    """The next message of a channel and its descriptors, which `held` closes; TransferFailed where there is none."""
     await _readable(near.fileno())
     size = array("i").itemsize * DESCRIPTORS_MAX
     untrusted, ancillary, flags, _ = near.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
@@ -136,12 +139,12 @@ async def _event(near: socket.socket, held: contextlib.ExitStack) -> tuple[_Even
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise TransferFailed("the target did not answer as it should")
     try:
-        return msgspec.json.decode(untrusted, type=_Event), list(descriptors)
+        return msgspec.json.decode(untrusted, type=Event), list(descriptors)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransferFailed("the target did not answer as it should") from error
 
 
-def _is_pipe(descriptor: int) -> bool:
+def is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 

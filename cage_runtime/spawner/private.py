@@ -43,4 +43,4 @@ def _is_delivery(request: Spawn) -> bool:
 
 
 def _is_plain(request: Spawn, *, profile: str) -> bool:
-    return (request.user, request.cwd, request.profile) == ("user", "", profile)
+    return (request.user, request.cwd, request.profile, request.serves) == ("user", "", profile, False)

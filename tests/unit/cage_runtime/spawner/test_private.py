@@ -41,14 +41,16 @@ def test_its_own_applications_and_deliveries_go_on(request_: Spawn) -> None:
         ["/usr/bin/flatpak", "enter", *RUN[2:]], ["/usr/bin/../../bin/flatpak", *RUN[1:]], DELIVER,
     )),
     *(msgspec.structs.replace(APPLICATION, **change) for change in (
-        {"user": "root"}, {"cwd": "/"}, {"own_input": True}, {"profile": "delivery"})),
+        {"user": "root"}, {"cwd": "/"}, {"own_input": True}, {"profile": "delivery"}, {"serves": True},
+        # a call of another cage's: what would answer is not what its user has started in it
+        {"argv": [*DELIVER[:1], "call", *DELIVER[2:]], "own_input": True, "serves": True})),
     *(msgspec.structs.replace(DELIVERY, argv=argv) for argv in (
         ["/bin/cat"], DELIVER[:2], [*DELIVER[:2], "--serve"], [DELIVER[0], "--deliver", *DELIVER[1:]],
         ["/home/user/cage-mediator", *DELIVER[1:]], [DELIVER[0], "../x", *DELIVER[2:]], [*RUN, "x"],
     )),
     *(msgspec.structs.replace(DELIVERY, **change) for change in (
         {"user": "root"}, {"cwd": "/"}, {"own_input": False}, {"profile": "session"}, {"terminal": TERMINAL},
-        {"detached": True})),
+        {"detached": True}, {"serves": True})),
 ])
 def test_nothing_else_does(request_: Spawn | Logs) -> None:
     with pytest.raises(PrivateCage, match="the cage is private: "):
