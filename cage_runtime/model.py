@@ -7,8 +7,8 @@ Data flows between the rooms as these frozen values; nothing here reads a file o
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
-from dataclasses import dataclass
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
 from enum import StrEnum
 
 from cage_runtime.errors import InvalidName, UnknownLevel, UsageError
@@ -125,6 +125,7 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+<<<<<<< HEAD
 CALLS_PER_CAGE = 16
 """Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
 CALLS_PER_PAIR = 8
@@ -137,10 +138,28 @@ CALL_IDLE_SECONDS = 3600.0
 """How long a call goes on in which nothing is sent either way."""
 CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
 """Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
+=======
+WHAT_LINES_SHOWN = 20
+"""Lines of what a request is about that a person is shown of it."""
+WHAT_LINE_MAX = 200
+"""Characters of one of them, before escaping."""
+WHAT_TYPES_SHOWN = 20
+"""MIME types of it that are shown."""
+>>>>>>> 99757fd6e6050448487a3a08f8ca74f939a5c217
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
+MEDIATORS_MAX = 32
+"""Mediators of one host."""
+MEDIATOR_NAME_MAX = 20
+"""Characters in a mediator's name, which its user's has too."""
+MEDIATOR_METHODS_MAX = 16
+"""Methods of a mediator that a cage may call."""
+MEDIATOR_SERVICES_MAX = 16
+"""Services, by policy's word, of one mediator."""
+MEDIATOR_DESCRIPTORS_MAX = 4
+"""Descriptors in one message between the halves of a mediator, and between a core half and caged."""
 DEFAULT_TASKS = 4096
 """Processes and threads of a cage whose definition says nothing; enforced where the host can."""
 DEFAULT_TMP_BYTES = 256 * 1024**2
@@ -260,6 +279,8 @@ class Levels:
 
     names: tuple[str, ...]
     compartments: frozenset[str] = frozenset()
+    colours: Mapping[str, str] = field(default_factory=dict, hash=False)
+    """By level, as `#rrggbb`; levels.toml need not give one to each."""
 
     def label(self, level: str, compartments: Iterable[str] = ()) -> Label:
         """The label of `level` and `compartments`; UnknownLevel or UsageError names what the host does not know."""
@@ -306,3 +327,13 @@ class Decision:
     """None where the target is not a cage of this host."""
     max_size: int | None = None
     """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceKind:
+    """What policy has to know of a service."""
+
+    one_way: bool
+    """Nothing comes back but whether it was accepted."""
+    parameters: frozenset[str]
+    """Of those that a mediator has to see to, the ones that this service keeps."""

@@ -16,7 +16,8 @@ from cage_runtime.spawner.spec import Logs, Request, Spawn
 FLATPAK = ("/usr/bin/flatpak", "run", "--no-documents-portal")
 MEDIATOR = "/opt/cage-runtime/bin/cage-mediator"
 _APPLICATION = re.compile(APPLICATION_PATTERN)
-_MEDIATOR_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_MEDIATOR_NAME = re.compile(r"(?!call\Z)[a-z][a-z0-9-]{0,30}\Z")
+"""Not call: what answers a call is a program of the cage's user, and its answer leaves the cage."""
 
 
 def check(request: Request) -> None:
@@ -38,7 +39,8 @@ def _is_delivery(request: Spawn) -> bool:
     match request.argv:
         case [program, name, "--deliver", *_] if program == MEDIATOR and _MEDIATOR_NAME.match(name):
             alone = request.terminal is None and not request.detached
-            return _is_plain(request, profile="delivery") and request.own_input and alone
+            plain = any(_is_plain(request, profile=profile) for profile in ("delivery", "session"))
+            return plain and request.own_input and alone
     return False
 
 

@@ -295,6 +295,7 @@ def test_the_shipped_levels(paths: Paths) -> None:
     levels = load_levels(msgspec.structs.replace(paths, shipped=str(SHIPPED)))
     assert levels.names == ("public", "internal", "secret")
     assert levels.compartments == {"finance", "medical", "legal"}
+    assert levels.colours == {"public": "#2e7d32", "internal": "#ef6c00", "secret": "#c62828"}
 
 
 @pytest.mark.parametrize(
