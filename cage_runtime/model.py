@@ -125,7 +125,6 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
-<<<<<<< HEAD
 CALLS_PER_CAGE = 16
 """Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
 CALLS_PER_PAIR = 8
@@ -138,14 +137,12 @@ CALL_IDLE_SECONDS = 3600.0
 """How long a call goes on in which nothing is sent either way."""
 CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
 """Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
-=======
 WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200
 """Characters of one of them, before escaping."""
 WHAT_TYPES_SHOWN = 20
 """MIME types of it that are shown."""
->>>>>>> 99757fd6e6050448487a3a08f8ca74f939a5c217
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000

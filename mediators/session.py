@@ -91,7 +91,7 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, o
     if started.event != "started" or len(pipes) != 2 or not all(map(is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
     answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max))
-    diagnosing = asyncio.ensure_future(_read(pipes[1], DIAGNOSTICS_MAX))
+    diagnosing = asyncio.ensure_future(read(pipes[1], DIAGNOSTICS_MAX))
     ending = asyncio.ensure_future(_ended(near, held))
     tasks = (answering, diagnosing, ending)
     try:
@@ -108,12 +108,12 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, o
 
 async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int) -> tuple[bool, bytes]:
     """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
-    first = await _read(pipe, len(gate.ready), enough=True)
+    first = await read(pipe, len(gate.ready), enough=True)
     if first != gate.ready:
-        return False, first + await _read(pipe, output_max + 1 - len(first))
+        return False, first + await read(pipe, output_max + 1 - len(first))
     await gate.passing()
     send_signal(near, gate.go)
-    return True, await _read(pipe, output_max + 1)
+    return True, await read(pipe, output_max + 1)
 
 
 async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
@@ -125,7 +125,7 @@ async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
 
 async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[Event, list[int]]:
     """The next message of a channel and its descriptors, which `held` closes; TransferFailed where there is none."""
-    await _readable(near.fileno())
+    await readable(near.fileno())
     size = array("i").itemsize * DESCRIPTORS_MAX
     untrusted, ancillary, flags, _ = near.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
     descriptors = array("i")
@@ -148,12 +148,12 @@ def is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
-async def _read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
+async def read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
     """What is written to `pipe`, of which the first `limit` bytes are kept; no more is read where that is `enough`."""
     os.set_blocking(pipe, False)
     kept = b""
     while not (enough and len(kept) == limit):
-        await _readable(pipe)
+        await readable(pipe)
         try:
             chunk = os.read(pipe, limit - len(kept) if enough else 4096)
         except BlockingIOError:
@@ -164,7 +164,8 @@ async def _read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
     return kept
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
+    """Returns once there is something to read from `descriptor`, or its end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, _set, ready)

@@ -13,6 +13,7 @@ import os
 import signal
 import socket
 from dataclasses import dataclass
+from typing import Any
 
 from cage_runtime.errors import RuntimeFailure, TransferFailed
 from cage_runtime.model import CALL_IDLE_SECONDS, CALL_SECONDS
@@ -61,6 +62,31 @@ async def start(channel: socket.socket, held: contextlib.ExitStack) -> int:
     return os.dup(pipes[0])
 
 
+async def drained(channel: socket.socket, output: int, seconds: float) -> Outcome:
+    """How the service at the other end of `channel` ended, of whose `output` nobody hears."""
+    dropping = asyncio.ensure_future(session.read(output, 0))
+    try:
+        async with asyncio.timeout(seconds):
+            return await _exit(channel)
+    except TimeoutError:
+        session.send_signal(channel, signal.SIGTERM)
+        return Outcome(FAILED, f"the service had not ended after {seconds:.0f} s")
+    finally:
+        dropping.cancel()
+        await asyncio.gather(dropping, return_exceptions=True)  # before its descriptor is closed
+
+
+async def _exit(channel: socket.socket) -> Outcome:
+    with contextlib.ExitStack() as held:
+        try:
+            ended, descriptors = await session.next_event(channel, held)
+        except TransferFailed:
+            return STOPPED
+    if ended.event != "exit" or descriptors:
+        return Outcome(FAILED, "the cage of the service did not answer as it should")
+    return Outcome(ended.status)
+
+
 class Carried:
     """A call under way: `channel` is that of the service, whose input and output are `into` and `out_of`.
 
@@ -84,13 +110,13 @@ class Carried:
 
     async def run(self) -> Outcome:
         """How it ended; it has told whoever called, if that is there to hear."""
-        exiting = asyncio.ensure_future(self._exit())
+        exiting = asyncio.ensure_future(_exit(self._channel))
         try:
             await asyncio.wait({exiting, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
             if exiting.done():
                 self.outward.finish()
-                draining = asyncio.ensure_future(self._drained.wait())
-                await asyncio.wait({draining, self._stopped}, return_when=asyncio.FIRST_COMPLETED)
+                draining: asyncio.Future[Any] = asyncio.ensure_future(self._drained.wait())
+                await asyncio.wait((draining, self._stopped), return_when=asyncio.FIRST_COMPLETED)
                 draining.cancel()
             outcome = self._stopped.result() if self._stopped.done() else exiting.result()
             if not exiting.done():
@@ -126,16 +152,6 @@ class Carried:
             self._stop(Outcome(FAILED, f"nothing was sent either way for {bounds.idle_seconds:.0f} s"))
         else:
             self._timer = self._loop.call_at(min(whole, idle), self._look)
-
-    async def _exit(self) -> Outcome:
-        with contextlib.ExitStack() as held:
-            try:
-                ended, descriptors = await session.next_event(self._channel, held)
-            except TransferFailed:
-                return STOPPED
-        if ended.event != "exit" or descriptors:
-            return Outcome(FAILED, "the cage of the service did not answer as it should")
-        return Outcome(ended.status)
 
     async def _end_service(self, exiting: asyncio.Future[Outcome]) -> None:
         self.inward.close()

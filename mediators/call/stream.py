@@ -2,8 +2,8 @@
 """Bytes between two cages: read by the core from a pipe of the one and written to a pipe of the other.
 
 Law of this room: no pipe has ends in two cages, so that neither can do more to the other than send bytes.  They are
-copied, never spliced: pages of a pipe may still be the sender's.  Nothing blocks, what is held is one chunk, and whoever
-does not read holds up nobody but who writes to him.
+copied, never spliced: pages of a pipe may still be the sender's.  Nothing blocks, what is held is one chunk, and
+whoever does not read holds up nobody but who writes to him.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ pipe-max-size)."""
 class Direction:
     """One direction of a call, from the pipe `source` to the pipe `sink`, both of which it closes at its end.
 
-    An end of file at the source becomes one at the sink.  Where nobody reads the sink any more, nobody reads the source.
+    An end of file at the source becomes one at the sink.  Where nobody reads the sink any more, nobody reads the
+    source.
     """
 
     def __init__(self, source: int, sink: int, *, most: int, ended: Callable[[], None]) -> None:

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """The delivery half: runs in the key cage as its user, and lists its keys or signs with one of them.
 
-Law of this room: it says what it is about to sign, from the bytes that it has to sign, and signs them once the core half
-has said so, and no others.  Which key there is none of, and why, the key cage's own log says and nobody else.
+Law of this room: it says what it is about to sign, from the bytes that it has to sign, and signs them once the core
+half has said so, and no others.  Which key there is none of, and why, the key cage's own log says and nobody else.
 """
 
 from __future__ import annotations

@@ -28,7 +28,7 @@ FOLDER = ".config/incage/keys"
 FILE_MAX = 32 * 1024
 """Bytes of a private key's file."""
 Private = Ed25519PrivateKey | ec.EllipticCurvePrivateKey | rsa.RSAPrivateKey
-_CURVES = {"secp256r1": hashes.SHA256, "secp384r1": hashes.SHA384, "secp521r1": hashes.SHA512}
+_CURVES = {"secp256r1": hashes.SHA256(), "secp384r1": hashes.SHA384(), "secp521r1": hashes.SHA512()}
 """The hash that goes with each curve (RFC 5656, section 6.2.1)."""
 
 
@@ -44,10 +44,10 @@ class Key:
         if isinstance(self._private, Ed25519PrivateKey):
             signature = self._private.sign(data)
         elif isinstance(self._private, rsa.RSAPrivateKey):
-            digest = hashes.SHA256() if name == "rsa-sha2-256" else hashes.SHA512()
-            signature = self._private.sign(data, padding.PKCS1v15(), digest)
+            hashed = hashes.SHA256() if name == "rsa-sha2-256" else hashes.SHA512()
+            signature = self._private.sign(data, padding.PKCS1v15(), hashed)
         else:
-            der = self._private.sign(data, ec.ECDSA(_CURVES[self._private.curve.name]()))
+            der = self._private.sign(data, ec.ECDSA(_CURVES[self._private.curve.name]))
             signature = b"".join(packed(_integer(number)) for number in decode_dss_signature(der))
         return packed(name.encode()) + packed(signature)
 

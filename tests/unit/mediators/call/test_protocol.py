@@ -79,8 +79,8 @@ def test_a_delivery_is_read_as_it_was_written() -> None:
 
 
 @pytest.mark.parametrize("arguments", [
-    [], ["Echo"], ["Echo", ""], ["Echo", "", "work", "x"], ["Echo", "", ""], ["../x", "", "work"], ["Echo", "-x", "work"],
-    ["Echo", "", "a b"], ["Echo", "", "a" * 65],
+    [], ["Echo"], ["Echo", ""], ["Echo", "", "work", "x"], ["Echo", "", ""], ["../x", "", "work"],
+    ["Echo", "-x", "work"], ["Echo", "", "a b"], ["Echo", "", "a" * 65],
 ])
 def test_a_delivery_of_another_shape_is_none(arguments: list[str]) -> None:
     with pytest.raises(UsageError):
@@ -96,8 +96,8 @@ def test_an_outcome_is_read_as_it_was_written(status: int, sentence: str) -> Non
 
 @pytest.mark.parametrize("line", [
     b"", b"\n", b"0\n", b"[]\n", b'{"status": 0}', b'{"status": -1}\n', b'{"status": 256}\n', b'{"status": true}\n',
-    b'{"status": "0"}\n', b'{"status": 0, "sentence": 1}\n', b"[" * 1000 + b"\n", b'{"status": 0}' + b" " * 1024 + b"\n",
-    b"\xff\n",
+    b'{"status": "0"}\n', b'{"status": 0, "sentence": 1}\n', b"[" * 1000 + b"\n",
+    b'{"status": 0}' + b" " * 1024 + b"\n", b"\xff\n",
 ])
 def test_another_line_is_no_outcome(line: bytes) -> None:
     assert protocol.parse_outcome(line) is None
