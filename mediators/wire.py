@@ -277,6 +277,12 @@ class Caged:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
 
+    async def dispose(self, source: str, template: str, request: str) -> tuple[str, str]:
+        """(name, uuid) of a new disposable cage for a permitted request of the instance `source`; RuntimeFailure where
+        there are as many as there may be."""
+        name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
+        return str(name), str(uuid)
+
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
 
