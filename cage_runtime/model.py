@@ -173,9 +173,9 @@ MEDIATOR_SERVICES_MAX = 16
 """Services, by policy's word, of one mediator."""
 MEDIATOR_DESCRIPTORS_MAX = 4
 """Descriptors in one message between the halves of a mediator, and between a core half and caged."""
-CALLS_PER_CAGE = 16
+STREAMS_PER_CAGE = 16
 """Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
-CALLS_PER_PAIR = 8
+STREAMS_PER_PAIR = 8
 """Those of them to one target."""
 CALL_BYTES_MAX = 1024**4
 """Bytes that a call may send each way, whatever the policy says."""

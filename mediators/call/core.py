@@ -30,8 +30,8 @@ from cage_runtime.model import (
     CALL_BYTES_MAX,
     CALL_IDLE_SECONDS,
     CALL_ONE_WAY_BYTES_MAX,
-    CALLS_PER_CAGE,
-    CALLS_PER_PAIR,
+    STREAMS_PER_CAGE,
+    STREAMS_PER_PAIR,
     DELIVERY_SECONDS,
 )
 from cage_runtime.text import escape
@@ -133,7 +133,7 @@ class CallCore:
         calling = Calling(source=source, service=service, argument=argument, permission=permission,
                           details={"request": request} | ({"argument": argument} if argument else {}))
         with contextlib.ExitStack() as places:
-            places.enter_context(self._place((source.uuid,), CALLS_PER_CAGE, "of this cage"))
+            places.enter_context(self._place((source.uuid,), STREAMS_PER_CAGE, "of this cage"))
             pipes = Pipes.make()
             if permission.one_way:
                 self._go_on(self._one_way(calling, pipes, places.pop_all()))
@@ -192,7 +192,7 @@ class CallCore:
 
     def _place_to(self, calling: Calling) -> contextlib.AbstractContextManager[None]:
         pair = calling.source.uuid, calling.permission.target_uuid
-        return self._place(pair, CALLS_PER_PAIR, "of this cage to that one")
+        return self._place(pair, STREAMS_PER_PAIR, "of this cage to that one")
 
     async def _deliver(self, calling: Calling, stdin: int) -> socket.socket:
         permission = calling.permission
