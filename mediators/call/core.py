@@ -11,31 +11,26 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import fcntl
-import functools
 import logging
 import os
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterator
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-from cage_runtime import log
-from cage_runtime.bus import Answer, Bus, Call, Service
-from cage_runtime.config import load_runtime
-from cage_runtime.confine import confine
-from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure, UsageError
+from cage_runtime.bus import Answer, Call
+from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure
 from cage_runtime.model import (
     CALL_BYTES_MAX,
     CALL_IDLE_SECONDS,
     CALL_ONE_WAY_BYTES_MAX,
+    DELIVERY_SECONDS,
     STREAMS_PER_CAGE,
     STREAMS_PER_PAIR,
-    DELIVERY_SECONDS,
 )
 from cage_runtime.text import escape
-from mediators import session, wire
+from mediators import corehalf, session, wire
 from mediators.call import carry, protocol
 from mediators.call.carry import Bounds, Carried, Ends
 from mediators.call.protocol import FAILED, REFUSED, Outcome
@@ -103,27 +98,14 @@ class Pipes:
 
 
 class CallCore:
-    """Serves org.cageruntime.Call1 on every gateway."""
+    """Answers Call, on every gateway."""
 
     def __init__(self, caged: Caged) -> None:
         self._caged = caged
         self._under_way: Counter[tuple[str, ...]] = Counter()
         self._tasks: set[asyncio.Task[None]] = set()
-        self._interface = wire.interface("call")
 
-    async def serve(self, gateway: Gateway, bus: Bus) -> None:
-        call = functools.partial(self._call, gateway)
-        bus.malformed = functools.partial(self._malformed, gateway)
-        bus.serve(protocol.PATH, Service(interface=self._interface, handlers={protocol.CALL: call}))
-        await bus.follow_callers()
-
-    async def _malformed(self, source: Gateway, error: UsageError) -> None:
-        try:
-            await self._caged.record_malformed(source, protocol.FAMILY, error.sentence)
-        except CageError as failure:
-            LOG.error("not recorded: %s: %s", escape(error.sentence), escape(failure.sentence))
-
-    async def _call(self, source: Gateway, call: Call) -> Answer:
+    async def call(self, source: Gateway, call: Call) -> Answer:
         untrusted_service, untrusted_argument, untrusted_target, untrusted_options = call.arguments
         wire.no_options(untrusted_options)
         service, argument = protocol.check_service(untrusted_service), protocol.check_argument(untrusted_argument)
@@ -319,25 +301,6 @@ async def _copied(source: int, content: int, most: int) -> int:
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator call [--config FILE]`; ends when the system bus does, with the status of that error."""
-    log.set_up("%(name)s: %(message)s")
-    try:
-        if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
-            raise UsageError("the core half takes --config FILE and nothing else")
-        config = load_runtime(Path(arguments[1]) if arguments else None)
-        confine(config, "core")
-        asyncio.run(serve_until_bus_ends())
-    except CageError as error:
-        LOG.critical("%s", error.sentence)
-        return error.exit_status
-    return 0
-
-
-async def serve_until_bus_ends() -> None:
-    """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
-    bus = await Bus.connect()
-    caged = Caged(bus)
-    try:
-        await wire.Gateways(bus, caged, name=protocol.BUS_NAME, serve=CallCore(caged).serve).run()
-    finally:
-        bus.disconnect()
+    """`cage-mediator call [--config FILE]`."""
+    return corehalf.run("call", arguments, service=protocol.FAMILY,
+                        handlers=lambda caged: {protocol.CALL: CallCore(caged).call})
