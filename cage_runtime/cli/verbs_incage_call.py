@@ -19,6 +19,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+NAME_MAX = 1024
+"""Characters of SERVICE+ARG that are asked about; the mediator takes less."""
 STATUS_BYTES_MAX = 1024
 """Bytes of the line that says how a call ended."""
 
@@ -35,6 +37,8 @@ def _call(args: argparse.Namespace, screen: Screen) -> int:
     service, plus, argument = args.service.partition("+")
     if plus and not argument:
         raise UsageError(f'"{cell(args.service)}" has a "+" and no argument after it')
+    if len(args.service) > NAME_MAX:  # the bus itself would take the connection for broken
+        raise UsageError(f"this cannot be the argument of a call: it has {len(args.service)} characters")
     inside()
     peer = mediator("Call1", "so nothing can be called")
     # As long as it takes: a person may have to be asked first, and Ctrl-C ends the wait.
