@@ -205,27 +205,16 @@ def job(manager: Peer, path: str) -> Peer:
     return manager.at(path, CORE_NAME + ".Job")
 
 
-def files() -> Peer:
-    """The cage half of the files mediator, on the cage's own system bus."""
-    return mediator("Files1", "so nothing can be sent")
-
-
-def mediator(interface: str, so: str, *, given_up: Callable[[], bool] | None = None) -> Peer:
-    """The cage half that has org.cageruntime.INTERFACE, on the cage's own system bus; `so` is what its absence means.
+def mediator(name: str, so: str, *, given_up: Callable[[], bool] | None = None) -> Peer:
+    """The cage half of the mediator `name` on the cage's own system bus; `so` is what follows where it is not there.
 
     No call of it goes on once `given_up`.
     """
-    who = f"the {interface.rstrip('1').lower()} mediator"
-    absent = f"{who} of this cage is not running, {so}; ask who runs this host"
-    return Peer(Connection(), f"org.cageruntime.{interface}", f"/org/cageruntime/{interface}",
-                f"org.cageruntime.{interface}", who=who, absent=lambda: absent,
-                given_up=given_up)
+    interface = f"org.cageruntime.{name.capitalize()}1"
+    absent = f"the {name} mediator of this cage is not running, {so}; ask who runs this host"
+    return Peer(Connection(), interface, "/" + interface.replace(".", "/"), interface,
+                who=f"the {name} mediator", absent=lambda: absent, given_up=given_up)
 
 
-IDENTITY = "/run/cage/identity.json"
-
-
-def inside() -> None:
-    """RuntimeFailure where this is not the inside of a cage."""
-    if not os.path.exists(IDENTITY):
-        raise RuntimeFailure(f"this is not the inside of a cage: there is no {IDENTITY}")
+def files() -> Peer:
+    return mediator("files", "so nothing can be sent")

@@ -13,6 +13,7 @@ PROGRAM = Program(
         "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
         "call": ("verbs_incage_call", "call a service of another cage"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "log": ("verbs_incage_log", "write lines into the host's journal"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
     later=("copy", "paste", "open", "notify"),

@@ -170,7 +170,7 @@ class Server:
             signal.signal(signal.SIGTERM, signal.SIG_DFL)
             signal.signal(signal.SIGINT, signal.SIG_DFL)
             self._listener.close()
-            peer = mediator("Keys1", "so there are no keys", given_up=lambda: has_gone(connection))
+            peer = mediator("keys", "so there are no keys", given_up=lambda: has_gone(connection))
             serve_client(connection, Keys(peer, self._target), lambda sentence: say(self._program, sentence))
         except CageError as error:
             say(self._program, error.sentence)

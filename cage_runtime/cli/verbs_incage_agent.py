@@ -31,12 +31,12 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _agent(args: argparse.Namespace, screen: Screen) -> int:
-    from cage_runtime.cli.client import inside
     from cage_runtime.cli.sshagent import Server
+    from cage_runtime.cli.verbs_incage import require_inside
 
     if args.has_command and not args.command:
         raise UsageError('agent: no command after "--"')
-    inside()
+    require_inside()
     folder = tempfile.mkdtemp(prefix="incage-agent-", dir=os.environ.get("XDG_RUNTIME_DIR"))
     try:
         path = os.path.join(folder, "agent")

@@ -32,15 +32,16 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 def _call(args: argparse.Namespace, screen: Screen) -> int:
     del screen
-    from cage_runtime.cli.client import inside, mediator
+    from cage_runtime.cli.client import mediator
+    from cage_runtime.cli.verbs_incage import require_inside
 
     service, plus, argument = args.service.partition("+")
     if plus and not argument:
         raise UsageError(f'"{cell(args.service)}" has a "+" and no argument after it')
     if len(args.service) > NAME_MAX:  # the bus itself would take the connection for broken
         raise UsageError(f"this cannot be the argument of a call: it has {len(args.service)} characters")
-    inside()
-    peer = mediator("Call1", "so nothing can be called")
+    require_inside()
+    peer = mediator("call", "so nothing can be called")
     # As long as it takes: a person may have to be asked first, and Ctrl-C ends the wait.
     pipes = peer.call("Call", "sssa{sv}", service, argument, args.cage, {}, returns="hhh", timeout=None)
     status, sentence = _relay(*pipes)

@@ -27,7 +27,7 @@ import json, sys
 sys.path[:0] = ["/opt/cage-runtime/lib"]
 from cage_runtime.cli.client import mediator
 from cage_runtime.errors import CageError
-peer = mediator("Keys1", "")
+peer = mediator("keys", "")
 arguments = json.loads(sys.argv[1])
 values = [bytes.fromhex(value[4:]) if str(value).startswith("hex:") else value for value in arguments]
 try:
