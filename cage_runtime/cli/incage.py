@@ -11,9 +11,11 @@ PROGRAM = Program(
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "log": ("verbs_incage_log", "write lines into the host's journal"),
+        "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "open", "notify", "call"),
+    later=("copy", "paste", "open", "call"),
 )
 
 
