@@ -226,6 +226,18 @@ MEDIATOR_SERVICES_MAX = 16
 """Services, by policy's word, of one mediator."""
 MEDIATOR_DESCRIPTORS_MAX = 4
 """Descriptors in one message between the halves of a mediator, and between a core half and caged."""
+STREAMS_PER_CAGE = 16
+"""Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
+STREAMS_PER_PAIR = 8
+"""Those of them to one target."""
+CALL_BYTES_MAX = 1024**4
+"""Bytes that a call may send each way, whatever the policy says."""
+CALL_SECONDS = 24 * 3600.0
+"""What a call may take in all."""
+CALL_IDLE_SECONDS = 3600.0
+"""How long a call goes on in which nothing is sent either way."""
+CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
+"""Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
 DEFAULT_TASKS = 4096
 """Processes and threads of a cage whose definition says nothing; enforced where the host can."""
 DEFAULT_TMP_BYTES = 256 * 1024**2

@@ -25,6 +25,7 @@ from cage_runtime.model import (
     REQUEST_ID_DIGITS,
     Action,
     Flow,
+    check_cage_name,
 )
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -274,11 +275,14 @@ class Caged:
             again.set()
 
     async def deliver(self, target: str, arguments: list[str], descriptors: Sequence[int], request: str,
-                      seconds: float) -> int:
+                      seconds: float, *, once: bool = False) -> int:
         """Start the delivery half in the instance `target` with the one of `descriptors` as its standard input, for a
-        `request` that was decided; returns its channel, which the caller owns."""
+        `request` that was decided; returns its channel, which the caller owns.
+
+        `once`: CutOff is raised, for a half that begins with what it was given before anybody tells it to.
+        """
         told = (target, arguments, list(range(len(descriptors))), request)
-        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds)
+        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds, once=once)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
@@ -305,7 +309,8 @@ class Caged:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
-                   descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS) -> Answer:
+                   descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS, *,
+                   once: bool = False) -> Answer:
         loop, asked = asyncio.get_running_loop(), ""
         deadline = loop.time() + CORE_RETURN_SECONDS
         while await self.presence.wait(deadline - loop.time(), but=asked):
@@ -314,7 +319,7 @@ class Caged:
                 return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                             descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:
-                if isinstance(error, Unanswered) or not self._bus.connected:
+                if once or isinstance(error, Unanswered) or not self._bus.connected:
                     raise
                 LOG.info("%s is asked again: %s", member, escape(error.sentence))
         raise NobodyAnswers(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")
@@ -439,6 +444,11 @@ def only_descriptor(call: Call, position: int) -> int:
     if call.arguments[position] != 0 or len(call.descriptors) != 1:
         raise WrongSignature(f"{call.member} takes one descriptor, of index 0")
     return call.descriptors[0]
+
+
+def check_target(untrusted_target: str) -> str:
+    """The target, the name of a cage, or empty where policy is to name it; else InvalidName."""
+    return check_cage_name(untrusted_target) if untrusted_target else ""
 
 
 def no_options(untrusted_options: dict[str, Value]) -> None:
