@@ -135,6 +135,16 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
+MEDIATORS_MAX = 32
+"""Mediators of one host."""
+MEDIATOR_NAME_MAX = 20
+"""Characters in a mediator's name, which its user's has too."""
+MEDIATOR_METHODS_MAX = 16
+"""Methods of a mediator that a cage may call."""
+MEDIATOR_SERVICES_MAX = 16
+"""Services, by policy's word, of one mediator."""
+MEDIATOR_DESCRIPTORS_MAX = 4
+"""Descriptors in one message between the halves of a mediator, and between a core half and caged."""
 DEFAULT_TASKS = 4096
 """Processes and threads of a cage whose definition says nothing; enforced where the host can."""
 DEFAULT_TMP_BYTES = 256 * 1024**2
@@ -302,3 +312,13 @@ class Decision:
     """None where the target is not a cage of this host."""
     max_size: int | None = None
     """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceKind:
+    """What policy has to know of a service."""
+
+    one_way: bool
+    """Nothing comes back but whether it was accepted."""
+    parameters: frozenset[str]
+    """Of those that a mediator has to see to, the ones that this service keeps."""

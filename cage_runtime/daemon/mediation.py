@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
@@ -73,6 +73,11 @@ def _check_bounds(decision: Decision, what: What) -> None:
 
 
 _AT_FIRST: Mapping[str, str] = {}
+
+
+def _check_request_id(untrusted_id: str) -> None:
+    if not _REQUEST_ID.match(untrusted_id):
+        raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
 def _later(seconds: float, what: Callable[[], None]) -> None:
@@ -150,8 +155,7 @@ class Mediation:
         return permission
 
     def _source(self, asked: Asked) -> Cage:
-        if not _REQUEST_ID.match(asked.request):
-            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
+        _check_request_id(asked.request)
         return self._running(asked.source)
 
     def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
@@ -201,12 +205,14 @@ class Mediation:
             raise NoSuchCage("the cage that asks does not run any more")
         return cage
 
-    async def deliver(self, target_uuid: str, mediator: str, arguments: list[str], descriptor: int) -> Started:
+    async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
+                      request_id: str) -> Started:
         """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        _check_request_id(request_id)
         cage = self._manager.by_uuid(target_uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
-        return await self._sessions.deliver(cage, mediator, arguments, descriptor)
+        return await self._sessions.deliver(cage, mediator, arguments, descriptors)
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:

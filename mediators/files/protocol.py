@@ -16,7 +16,6 @@ from cage_runtime.text import escape
 
 BUS_NAME = INTERFACE = "org.cageruntime.Files1"
 PATH = "/org/cageruntime/Files1"
-DESCRIPTION = "org.cageruntime.Files1.xml"
 SEND, SEND_TREE = "Send", "SendTree"
 SEND_SIGNATURE, SEND_TREE_SIGNATURE = "ssha{sv}", "ssa{sv}"
 SERVICE, MOVE_SERVICE = "files.Send", "files.Move"
