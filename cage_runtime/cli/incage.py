@@ -10,7 +10,8 @@ PROGRAM = Program(
     purpose="What this cage may ask of the core, the only way to other cages.",
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
-        "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),
+        "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
     later=("copy", "paste", "open", "notify", "call"),

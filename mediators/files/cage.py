@@ -53,7 +53,8 @@ class FilesCage:
     async def run(self, bus: Bus) -> None:
         """Serve on the cage's `bus`; returns once it has been idle, raises RuntimeFailure when a bus ends."""
         await self._core.follow()
-        bus.serve(protocol.PATH, Service(interface=wire.interface("files"), handlers={protocol.SEND: self._send}))
+        bus.serve(protocol.PATH, Service(interface=wire.interface("files"), handlers={
+            protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree}))
         await bus.follow_callers()
         await bus.own(protocol.BUS_NAME)
         idle = asyncio.ensure_future(self._until_idle(bus))
@@ -102,7 +103,17 @@ class FilesCage:
             if not await self._core.wait(self._core_seconds):
                 raise RuntimeFailure("the core's files mediator is not running")
             async with self._place(target):
-                return await self._pass_on((target, name, 0, options), descriptor)
+                return await self._pass_on(protocol.SEND, protocol.SEND_SIGNATURE, (target, name, 0, options),
+                                           descriptor)
+
+    async def _send_tree(self, call: Call) -> Answer:
+        """The pipes that come back are between whoever asked and the core half, and need nobody here."""
+        with self._work():
+            target, untrusted_name, options = call.arguments
+            name = protocol.check_file_name(untrusted_name)
+            if not await self._core.wait(self._core_seconds):
+                raise RuntimeFailure("the core's files mediator is not running")
+            return await self._pass_on(protocol.SEND_TREE, protocol.SEND_TREE_SIGNATURE, (target, name, options))
 
     @contextlib.asynccontextmanager
     async def _place(self, target: str) -> AsyncIterator[None]:
@@ -111,13 +122,11 @@ class FilesCage:
         async with to_target, self._in_all:
             yield
 
-    async def _pass_on(self, arguments: tuple[Value, ...], descriptor: int) -> Answer:
+    async def _pass_on(self, member: str, signature: str, arguments: tuple[Value, ...], *descriptors: int) -> Answer:
         gateway = await Bus.connect(self._address, anonymous=True)
         try:
-            return await gateway.call(
-                protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, protocol.SEND, protocol.SEND_SIGNATURE,
-                arguments, (descriptor,), seconds=ANSWER_SECONDS,
-            )
+            return await gateway.call(protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE, member, signature,
+                                      arguments, descriptors, seconds=ANSWER_SECONDS)
         finally:
             gateway.disconnect()
 

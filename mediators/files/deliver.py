@@ -182,7 +182,7 @@ def _copy(staged: int, unnamed: int, delivery: Delivery) -> None:
         raise Undelivered(DAMAGED, "another length or digest than announced")
 
 
-def write_all(descriptor: int, chunk: bytes) -> None:
+def write_all(descriptor: int, chunk: bytes | memoryview) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[os.write(descriptor, rest) :]

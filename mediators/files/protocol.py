@@ -14,6 +14,10 @@ import unicodedata
 from cage_runtime.errors import InvalidName, TransferFailed, UsageError
 from cage_runtime.text import escape
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from typing import Any
+
 BUS_NAME = INTERFACE = "org.cageruntime.Files1"
 PATH = "/org/cageruntime/Files1"
 SEND, SEND_TREE = "Send", "SendTree"
@@ -100,6 +104,29 @@ def candidate(name: str, ordinal: int) -> str:
     tail = f" ({ordinal}){extension}"
     room = FILE_NAME_BYTES - len(tail.encode())
     return stem.encode()[:room].decode("utf-8", "ignore") + tail
+
+
+class Options:
+    """What a sender may say of a transfer beside what and where to.  Immutable by custom."""
+
+    __slots__ = ("conflict", "move")
+
+    def __init__(self, *, conflict: str = RENAME, move: bool = False) -> None:
+        """`move`: the source removes it once it has arrived."""
+        self.conflict, self.move = conflict, move
+
+    @classmethod
+    def read(cls, untrusted_options: dict[str, Any]) -> Options:
+        """From D-Bus variants by name; UsageError where there is another, or one is of another type."""
+        conflict, move = RENAME, False
+        for name, variant in untrusted_options.items():
+            if name == "conflict" and variant.signature == "s":
+                conflict = check_conflict(variant.value)
+            elif name == "move" and variant.signature == "b":
+                move = variant.value
+            else:
+                raise UsageError(f'there is no option "{escape(name, limit=40)}" of that type')
+        return cls(conflict=conflict, move=move)
 
 
 class Delivery:

@@ -131,10 +131,10 @@ def _clear(directory: int) -> None:
     with os.scandir(directory) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(HIDDEN)]
     for name in names:
-        with contextlib.suppress(OSError):  # that of another delivery, or not one at all
-            with Held(os.open(name, DIRECTORY, dir_fd=directory)) as there:
-                fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                _remove(directory, name)
+        # that of another delivery, or not one at all
+        with contextlib.suppress(OSError), Held(os.open(name, DIRECTORY, dir_fd=directory)) as there:
+            fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            _remove(directory, name)
 
 
 def _clear_away(directory: int, name: str) -> None:
