@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Paths
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.disposables import Disposables
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.rate import DECISIONS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
@@ -75,13 +76,13 @@ def _check_bounds(decision: Decision, what: What) -> None:
 _AT_FIRST: Mapping[str, str] = {}
 
 
-def _check_request_id(untrusted_id: str) -> None:
-    if not _REQUEST_ID.match(untrusted_id):
-        raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
-
-
 def _later(seconds: float, what: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, what)
+
+
+def _check_request(untrusted_id: str) -> None:
+    if not _REQUEST_ID.match(untrusted_id):
+        raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
 class Mediation:
@@ -89,6 +90,7 @@ class Mediation:
                  clock: Callable[[], float] = time.monotonic,
                  later: Callable[[float, Callable[[], None]], None] = _later) -> None:
         self._manager, self._sessions, self._paths = manager, sessions, paths
+        self._disposables = Disposables(manager, paths)
         self._clock, self._later = clock, later
         self._buckets: dict[str, Bucket] = {}
         self.policy: Policy = load_or_refuse(paths, manager.levels)
@@ -155,7 +157,7 @@ class Mediation:
         return permission
 
     def _source(self, asked: Asked) -> Cage:
-        _check_request_id(asked.request)
+        _check_request(asked.request)
         return self._running(asked.source)
 
     def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
@@ -208,11 +210,18 @@ class Mediation:
     async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
                       request_id: str) -> Started:
         """Start the mediator's delivery half in the instance; WrongState where it does not run."""
-        _check_request_id(request_id)
+        _check_request(request_id)
         cage = self._manager.by_uuid(target_uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptors)
+
+    async def dispose(self, mediator: str, source_uuid: str, untrusted_template: str, request_id: str) -> Cage:
+        """A new disposable cage for a permitted request of the instance; RuntimeFailure where there can be none."""
+        _check_request(request_id)
+        source = self._running(source_uuid)
+        LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
+        return await self._disposables.make(source, untrusted_template)
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:

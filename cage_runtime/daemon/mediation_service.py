@@ -26,7 +26,7 @@ class MediationService:
         """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-            "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+            "Withdraw": self._withdraw, "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
@@ -68,6 +68,12 @@ class MediationService:
         if list(indices) != list(range(len(call.descriptors))):
             raise UsageError("Deliver takes each of its descriptors once, and in their order")
         return channel(await self._parts.mediation.deliver(mediator, target, arguments, call.descriptors, request))
+
+    async def _dispose(self, call: Call) -> Answer:
+        mediator = await self._parts.authorization.mediator(call.sender)
+        source, template, request = call.arguments
+        cage = await self._parts.mediation.dispose(mediator, source, template, request)
+        return Answer(values=(cage.name, cage.uuid))
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
