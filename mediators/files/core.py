@@ -13,7 +13,6 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
 from collections import Counter
 from collections.abc import Awaitable, Iterator
@@ -21,11 +20,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cage_runtime import folders, log
-from cage_runtime.bus import Answer, Bus, Call, Service
-from cage_runtime.config import RuntimeConfig, load_runtime
-from cage_runtime.confine import confine
-from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
+from cage_runtime import log
+from cage_runtime.bus import Answer, Call
+from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
     DELIVERY_FILES_PER_SECOND,
@@ -37,13 +34,16 @@ from cage_runtime.model import (
     check_cage_name,
 )
 from cage_runtime.text import escape
-from mediators import session, wire
+from mediators import corehalf, session, wire
 from mediators.files import protocol
 from mediators.files.stage import Staged, Stager
 from mediators.files.stream import Stream
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
+
+CALLS_AT_ONCE = 2 * TRANSFERS_PER_CAGE
+"""Calls of one cage that are answered at once: those beyond what may be under way are told so."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -116,21 +116,9 @@ class FilesCore:
         self._caged, self._stager = caged, stager
         self._under_way: Counter[tuple[str, ...]] = Counter()
         self._going: set[asyncio.Task[Any]] = set()
-        self._interface = wire.interface("files")
 
-    async def serve(self, gateway: Gateway, bus: Bus) -> None:
-        bus.malformed = functools.partial(self._malformed, gateway)
-        bus.serve(protocol.PATH, Service(interface=self._interface, handlers={
-            protocol.SEND: functools.partial(self._send, gateway),
-            protocol.SEND_TREE: functools.partial(self._send_tree, gateway),
-        }))
-        await bus.follow_callers()
-
-    async def _malformed(self, source: Gateway, error: UsageError) -> None:
-        try:
-            await self._caged.record_malformed(source, protocol.SERVICE, error.sentence)
-        except CageError as failure:
-            LOG.error("not recorded: %s: %s", escape(error.sentence), escape(failure.sentence))
+    def handlers(self) -> dict[str, corehalf.Handler]:
+        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree}
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
@@ -282,30 +270,17 @@ def run(arguments: list[str]) -> int:
     """`cage-mediator files [--config FILE]`; ends when the system bus does, with the status of that error."""
     log.set_up("%(name)s: %(message)s")
     try:
-        if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
-            raise UsageError("the core half takes --config FILE and nothing else")
-        config = load_runtime(Path(arguments[1]) if arguments else None)
-        folders.check_present(folders.of_state(config, "staging"))
-        os.umask(0o077)
-        _confine(config)
-        asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+        config = corehalf.configured(arguments)
+        if corehalf.begin("files", config):
+            asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
     return 0
 
 
-def _confine(config: RuntimeConfig) -> None:
-    """To the one folder; what cages hand over is open already."""
-    confine(config, "core", writable=(Path(config.paths.state, "staging"),))
-
-
 async def serve_until_bus_ends(stager: Stager) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
-    bus = await Bus.connect()
-    caged = Caged(bus)
-    core = FilesCore(caged=caged, stager=stager)
-    try:
-        await wire.Gateways(bus, caged, name=protocol.BUS_NAME, serve=core.serve).run()
-    finally:
-        bus.disconnect()
+    await corehalf.serve_until_bus_ends(
+        "files", protocol.SERVICE, lambda caged: FilesCore(caged=caged, stager=stager).handlers(),
+        at_once=CALLS_AT_ONCE)
