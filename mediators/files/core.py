@@ -31,7 +31,6 @@ from cage_runtime.model import (
     TRANSFERS_PER_CAGE,
     TRANSFERS_PER_PAIR,
     Flow,
-    check_cage_name,
 )
 from cage_runtime.text import escape
 from mediators import corehalf, session, wire
@@ -74,6 +73,12 @@ class Transfer:
         await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
         return self.accepted.result() if self.accepted.done() else work.result()
 
+    def to_tell(self, arrived: str) -> str:
+        """As much of where it arrived as the source may hear; with the target's name, where it named none."""
+        if self.permission.flow is not Flow.LEVEL:
+            return _inbox_path(self.permission, "")
+        return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
+
     def give_up(self, work: asyncio.Task[str]) -> None:
         """Because whoever sent it has gone; what was accepted goes on."""
         if not self.accepted.done():
@@ -82,7 +87,7 @@ class Transfer:
 
 def delivery_seconds(size: int, files: int = 1) -> float:
     """The time that a target's delivery half has to receive so many bytes, and files."""
-    more = size / DELIVERY_BYTES_PER_SECOND + files / DELIVERY_FILES_PER_SECOND
+    more = size / DELIVERY_BYTES_PER_SECOND + (files - 1) / DELIVERY_FILES_PER_SECOND
     return min(DELIVERY_SECONDS + more, TRANSFER_SECONDS)
 
 
@@ -148,7 +153,7 @@ class FilesCore:
     async def _begin(self, source: Gateway, untrusted_target: str, untrusted_name: str, options: protocol.Options, *,
                      tree: bool = False) -> Transfer:
         """A transfer that policy permits at first sight, with its places among those that are under way."""
-        name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
+        name, target = protocol.check_file_name(untrusted_name), protocol.check_target(untrusted_target)
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         _check_move(options, permission)
@@ -213,7 +218,7 @@ class FilesCore:
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
         await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
-        return arrived if transfer.permission.flow is Flow.LEVEL else _inbox_path(transfer, "")
+        return transfer.to_tell(arrived)
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
@@ -223,7 +228,7 @@ class FilesCore:
         target = permission.target
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         if permission.one_way:
-            transfer.accepted.set_result(_inbox_path(transfer, ""))
+            transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
             tree=transfer.tree, conflict=transfer.options.conflict,
@@ -241,7 +246,7 @@ class FilesCore:
         name = protocol.parse_arrived(ended.untrusted_output, delivery)
         if not name and transfer.options.move:
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, where the name is taken')
-        return _inbox_path(transfer, name) if name else ""
+        return _inbox_path(permission, name) if name else ""
 
     async def _passing(self, transfer: Transfer) -> None:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
@@ -261,9 +266,9 @@ class FilesCore:
                       escape(error.sentence))
 
 
-def _inbox_path(transfer: Transfer, name: str) -> str:
+def _inbox_path(permission: Permission, name: str) -> str:
     """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
-    return f"Inbox/{transfer.permission.source_name}/{name}"
+    return f"Inbox/{permission.source_name}/{name}"
 
 
 def run(arguments: list[str]) -> int:

@@ -59,6 +59,8 @@ level, and no text of its own may come down."""
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that cannot be seen, reorder what is seen, or cannot be encoded."""
+_GREEK_TWINS = frozenset("ΑΒΕΖΗΙΚΜΝΟΡΤΥΧινορυ")  # noqa: RUF001 - that is the point
+"""Letters of Greek that look like Latin ones; others go with Latin in formulas."""
 
 
 def check_file_name(untrusted_name: str) -> str:
@@ -89,9 +91,26 @@ def _fault_of(untrusted_name: str) -> str | None:
         return "it begins or ends with a space"
     if untrusted_name[-1] == ".":
         return "it ends with a dot"
+    if not untrusted_name.isascii() and _looks_like_latin(untrusted_name):
+        return "it has letters of another script among Latin ones that they look like"
     if untrusted_name.startswith(HIDDEN):
         return f'names with a leading "{HIDDEN}" are those of what is on its way'
     return None
+
+
+def _looks_like_latin(untrusted_name: str) -> bool:
+    """Whether a word of it has letters of two scripts that nobody tells apart by eye (Unicode TS 39 has them all)."""
+    latin = twin = False
+    for character in untrusted_name:
+        if not character.isalpha():
+            latin = twin = False
+        elif character in _GREEK_TWINS or unicodedata.name(character, "").startswith("CYRILLIC "):
+            twin = True
+        elif character.isascii() or unicodedata.name(character, "").startswith("LATIN "):
+            latin = True
+        if latin and twin:
+            return True
+    return False
 
 
 def candidate(name: str, ordinal: int) -> str:
@@ -160,6 +179,15 @@ def parse_delivery(untrusted_arguments: list[str]) -> Delivery:
         raise UsageError("the digest is not 64 hexadecimal digits")
     return Delivery(source=check_file_name(source), name=check_file_name(name), size=int(size), sha256=digest,
                     tree=kind == "tree", conflict=check_conflict(conflict))
+
+
+def check_target(untrusted_target: str) -> str:
+    """The target's name, or nothing where the sender names none, if it is one; else InvalidName."""
+    if not untrusted_target:
+        return ""
+    from cage_runtime.model import check_cage_name
+
+    return check_cage_name(untrusted_target)
 
 
 def check_conflict(untrusted_conflict: object) -> str:

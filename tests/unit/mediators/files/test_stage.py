@@ -75,7 +75,7 @@ def half_of_a_socket(_file: Path) -> int:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], int], str]] = {
-    "directory": (lambda file: os.open(file.parent, os.O_RDONLY), "is a directory; send its files one by one"),
+    "directory": (lambda file: os.open(file.parent, os.O_RDONLY), "is a directory, not a regular file"),
     "pipe": (pipe_end, "is a pipe, not a regular file"),
     "socket": (half_of_a_socket, "is a socket, not a regular file"),
     "device": (lambda _file: os.open("/dev/zero", os.O_RDONLY), "is a device, not a regular file"),
