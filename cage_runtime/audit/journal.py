@@ -89,6 +89,18 @@ MESSAGES: Mapping[Kind, Message] = {
                             text="{application} is removed from the cage {cage}"),
     Kind.APPLICATION_RUN: Message(id="e5dff3bc48fd4e7eb664d5d50c7f2dc6",
                             text="{application} is run in the cage {cage}"),
+    Kind.PROMPT_OPENED: Message(id="72556dc9668b458d80ac1cf5e1f8099e",
+                            text="A person is asked whether {cage} may use {service} towards {target}"),
+    Kind.PROMPT_ANSWERED: Message(id="6485c508454346cd9bdea5041f2567ca",
+                            text="{answer} was answered to {cage} for {service} towards {target} (stands: {stands})"),
+    Kind.PROMPT_WITHDRAWN: Message(id="a9ff1af2d07143a3bbe8eb8dce63d31c",
+                            text="The question about {cage} and {service} is none any more"),
+    Kind.GRANT_MADE: Message(id="9b3d06ddb1854c3e9fcb25fa5fcbebdb",
+                            text="{answer} stands for {cage} and {service} towards {target}"),
+    Kind.GRANT_REVOKED: Message(id="db294ff688c845b5afb4ffbf039a95bd",
+                            text="{answer} does not stand for {cage} and {service} towards {target} any more"),
+    Kind.GRANT_EXPIRED: Message(id="05a9067620e5462fba0ce40d11ff7506",
+                            text="The time of {answer} for {cage} and {service} towards {target} is over"),
     Kind.POLICY_LOADED: Message(id="2a27e8a53adb4323bd88259286152bbf", text="A policy of {rules} rules is in force"),
     Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
                             text="The policy on disk cannot be used"),
@@ -108,7 +120,10 @@ FIELDS = {
 """Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
 _REASONS = ("reason", "why", "what", "fault", "outcome")
 """Fields of an event that say why, as the journal's REASON; an event has one of them."""
-_WITH_SOURCE = frozenset({Kind.DECISION, Kind.MALFORMED, Kind.TRANSFER})
+_WITH_SOURCE = frozenset({
+    Kind.DECISION, Kind.MALFORMED, Kind.TRANSFER, Kind.PROMPT_OPENED, Kind.PROMPT_ANSWERED, Kind.PROMPT_WITHDRAWN,
+    Kind.GRANT_MADE, Kind.GRANT_REVOKED, Kind.GRANT_EXPIRED,
+})
 """Events of a request, whose cage is its SOURCE."""
 
 
