@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the chain has recorded, told to systemd-journald as well, in its native protocol
-(systemd.io/JOURNAL_NATIVE_PROTOCOL): for people, who search it by fields and may have it on another host too.
+"""What the chain has recorded, told to systemd-journald as well: for people, who search it by fields and may have it on
+another host too.
 
 The chain is the record.  So nothing here waits or fails: what a journal does not take is counted, and the number is
 told with the next event that it takes.  Where there is no journald nothing happens.
@@ -8,27 +8,16 @@ told with the next event that it takes.  Where there is no journald nothing happ
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 from cage_runtime.audit.event import Kind, Record
+from cage_runtime.journald import SOCKET, Journald, Priority
 from cage_runtime.model import AUDIT_VALUE_MAX
 
-SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "caged"
 MESSAGE_CHARACTERS_MAX = 4 * AUDIT_VALUE_MAX
 """Of the sentence of one event; with all fields at their longest, one datagram holds the whole event."""
-
-
-class Priority(IntEnum):
-    """syslog(3)."""
-
-    ERROR = 3
-    WARNING = 4
-    NOTICE = 5
-    INFO = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -134,15 +123,6 @@ class _Words(dict[str, str]):
         return "?"
 
 
-def encode(fields: Mapping[str, str]) -> bytes:
-    """One datagram.  Each value goes with its length before it, so that whatever is in it, it is one value."""
-    parts = []
-    for name, value in fields.items():
-        encoded = value.encode("utf-8", "backslashreplace")
-        parts += [name.encode("ascii"), b"\n", len(encoded).to_bytes(8, "little"), encoded, b"\n"]
-    return b"".join(parts)
-
-
 def fields_of(record: Record) -> dict[str, str]:
     """The journal's fields for an event, whose values are escaped and bounded already."""
     kind, found = Kind(record.event.kind), record.event.fields
@@ -205,8 +185,7 @@ class Journal:
     """The journal of this host, if it has one."""
 
     def __init__(self, path: str = SOCKET) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._journald = Journald(path)
         self.untold = 0
         """Events that a journal which is there did not take, and has not been told of yet."""
 
@@ -220,14 +199,7 @@ class Journal:
 
     def _send(self, fields: Mapping[str, str]) -> bool:
         """Whether the journal took it; also where there is none, which misses nothing."""
-        try:
-            # By its name each time: a journald that is started again is another one with the same name.
-            self._socket.sendto(encode(fields), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._path)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
+        return self._journald.send(fields) is not False
 
     def close(self) -> None:
-        self._socket.close()
+        self._journald.close()

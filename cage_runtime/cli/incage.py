@@ -12,6 +12,7 @@ PROGRAM = Program(
     verbs={
         "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),
         "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
+        "log": ("verbs_incage_log", "write lines into the host's journal"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
     later=("copy", "paste", "open", "notify", "call"),

@@ -13,8 +13,9 @@ from cage_runtime.daemon.options import options, text
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.service import RESOURCE, Parts, channel
 from cage_runtime.daemon.what import What
-from cage_runtime.errors import UsageError
+from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
+from cage_runtime.text import escape
 
 
 class MediationService:
@@ -54,8 +55,15 @@ class MediationService:
     async def _asked(self, call: Call) -> Asked:
         """The request that the first five arguments say."""
         source, service, argument, target, request = call.arguments[:5]
-        return Asked(mediator=await self._parts.authorization.mediator(call.sender), source=source, service=service,
+        return Asked(mediator=await self._mediator_of(call, service), source=source, service=service,
                      argument=argument, target=target, request=request)
+
+    async def _mediator_of(self, call: Call, service: str) -> str:
+        """The mediator that calls, about a service that is its own."""
+        mediator = await self._parts.authorization.mediator(call.sender)
+        if service.partition(".")[0] != mediator:
+            raise NotAuthorized(f"{escape(service, limit=80)} is not for the mediator {mediator} to ask about")
+        return mediator
 
     async def _decide(self, call: Call) -> Answer:
         return _permission(self._parts.mediation.decide(await self._asked(call)))
@@ -83,12 +91,12 @@ class MediationService:
         return Answer(values=(cage.name, cage.uuid))
 
     async def _record(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[3])
         self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[2])
         self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()
 
@@ -98,7 +106,7 @@ def _permission(permission: Permission) -> Answer:
     words = {
         "action": decision.action.value, "target": decision.target, "target-uuid": target.uuid if target else "",
         "source-name": permission.source.name, "flow": decision.flow.value if decision.flow else "",
-        "transform": bounds.transform, "require": bounds.require, "log": bounds.log, "user": bounds.user,
+        "transform": bounds.transform, "require": bounds.require, "log": bounds.log or "", "user": bounds.user,
     }
     flags = {"two-way": decision.two_way, "one-way": bounds.one_way, "notify": bounds.notify,
              "autostart": bounds.autostart}

@@ -306,6 +306,8 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         refused = ("org.cageruntime.Error.PolicyRefused",)
         life.refused(client, *refused, "Decide", work, "files.Send", "", "nobody", "1" * 32, interface=MEDIATION)
         life.refused(client, *refused, "Confirm", *asked, {"size": ("t", (7 << 20) + 1)}, interface=MEDIATION)
+        another = ("org.cageruntime.Error.NotAuthorized", "Decide", work, "log.Write", "", "vault", "1" * 32)
+        life.refused(client, *another, interface=MEDIATION)
         for interface, member in methods(MEDIATION):
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)

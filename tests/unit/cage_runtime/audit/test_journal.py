@@ -14,7 +14,8 @@ import pytest
 from cage_runtime.audit import journal
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record
-from cage_runtime.audit.journal import MESSAGES, UNTOLD, Journal, Priority, encode, fields_of
+from cage_runtime.audit.journal import MESSAGES, UNTOLD, Journal, fields_of
+from cage_runtime.journald import Priority, encode
 from cage_runtime.model import AUDIT_FIELDS_MAX
 
 CATALOGUE = Path(journal.__file__).parents[1] / "resources/cage-runtime.catalog"
