@@ -212,8 +212,8 @@ class StandInCaged:
             **{key: Variant("s", value) for key, value in words.items()},
             **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},
             "one-way": Variant("b", self.one_way),
-            "max-size": Variant("t", self.max_size), "max-files": Variant("u", self.max_files), "types": Variant("as", []),
-            "choices": Variant("as", []),
+            "max-size": Variant("t", self.max_size), "max-files": Variant("u", self.max_files),
+            "types": Variant("as", []), "choices": Variant("as", []),
         },))
 
     async def _deliver(self, call: Call) -> Answer:

@@ -147,7 +147,7 @@ def test_options_are_those_that_there_are() -> None:
      {"mode": Variant("u", 0o4755)}, {"": Variant("s", "")}],
 )
 def test_any_other_option_is_an_error(options: dict[str, Variant]) -> None:
-    with pytest.raises(UsageError, match="option|conflict policy"):
+    with pytest.raises(UsageError, match=r"option|conflict policy"):
         protocol.Options.read(options)
 
 
@@ -164,7 +164,8 @@ def test_the_output_of_a_delivery_is_a_number_and_nothing_else() -> None:
 
 
 @pytest.mark.parametrize(
-    ("conflict", "output"), [("rename", b"0\n"), ("replace", b"2\n"), ("replace", b"0\n"), ("fail", b"0\n"), ("skip", b"2\n")]
+    ("conflict", "output"),
+    [("rename", b"0\n"), ("replace", b"2\n"), ("replace", b"0\n"), ("fail", b"0\n"), ("skip", b"2\n")]
 )
 def test_a_number_that_the_conflict_policy_does_not_know_is_no_answer(conflict: str, output: bytes) -> None:
     with pytest.raises(TransferFailed, match="did not say how"):

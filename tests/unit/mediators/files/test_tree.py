@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Reading a stream that somebody hostile may have made: all of it fits, or none of it is a tree (M20, M25, M26, M27)."""
+"""Streams that somebody hostile may have made: all of one fits, or none of it is a tree (M20, M25, M26, M27)."""
 
 from __future__ import annotations
 
@@ -69,7 +69,7 @@ BAD_NAMES = {
 @pytest.mark.parametrize("kind", [DIRECTORY, FILE])
 def test_a_name_is_one_component_that_can_be_seen(kind: int, name: str) -> None:
     """M20, M26: an entry goes where its directory is, and nowhere else."""
-    with pytest.raises(Misfit, match="cannot be (a file's name|sent)|not UTF-8"):
+    with pytest.raises(Misfit, match=r"cannot be (a file's name|sent)|not UTF-8"):
         read(stream([(kind, BAD_NAMES[name], b""), *([(LEAVE, b"", b"")] if kind == DIRECTORY else [])]))
 
 

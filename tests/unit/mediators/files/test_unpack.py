@@ -189,7 +189,7 @@ def test_replaced_it_is_the_new_one(home: Path, send: Sender, before: str) -> No
     assert os.listdir(place.parent) == ["papers"]
 
 
-def test_an_inbox_that_has_too_many_of_its_name(home: Path, send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_an_inbox_that_has_too_many_of_its_name(send: Sender, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr("mediators.files.protocol.RENAMES_MAX", 2)
     send()
     send()
