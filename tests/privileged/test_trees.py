@@ -16,7 +16,7 @@ import pytest
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime, arguments_of, wait_gone
 
-MANY = ("mkdir -p many; cd many; for d in a b c d; do mkdir -p $d/e; for i in $(seq 100); do echo $d$i > $d/e/$i; done; "
+MANY = ("mkdir many; cd many; for d in a b c d; do mkdir -p $d/e; for i in $(seq 100); do echo $d$i > $d/e/$i; done; "
         "done")
 SUMS = "find . -type f -exec sha256sum {} + | sort"
 MOVES = "files.Move * low peer allow\n"

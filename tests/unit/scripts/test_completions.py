@@ -96,7 +96,7 @@ def test_sub_commands_and_options_are_those_of_the_parsers(offered: Offered, she
     assert offered(shell, "cagectl app re") == {"remote-add", "remote-remove", "remotes", "remove"}
     assert {"--memory", "--exec-home", "--json"} <= offered(shell, "cagectl create --")
     assert offered(shell, "cagectl list --json ") == {"short", "pretty", "off"}
-    assert offered(shell, "incage ") == {"send", "whoami"}
+    assert {"send", "move", "whoami"} <= offered(shell, "incage ")
 
 
 @pytest.mark.parametrize("shell", ["bash", "zsh", "fish"])
