@@ -63,6 +63,7 @@ ALLOWED = {
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.packing": set(),
+    "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
     | {"cage_runtime.packing", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
