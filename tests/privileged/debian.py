@@ -13,7 +13,8 @@ from tests.privileged.sample import TOP, Sample, run, short_directory
 TOOLS, PLATFORM, BRANCH = "org.debian.Tools", "org.debian.Platform", "stable"
 PACKAGES = ("busybox-static", "flatpak-xdg-utils", "libc-bin", "libglib2.0-bin", "libnotify-bin", "python3-gi")
 CACHE = TOP / ".build/debs"
-_ONLY_NEEDED = tuple(f"--no-{kind}" for kind in ("recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"))
+_ONLY_NEEDED = tuple(f"--no-{kind}" for kind in (
+    "recommends", "suggests", "conflicts", "breaks", "replaces", "enhances"))
 
 
 def offer(sample: Sample) -> None:

@@ -3,15 +3,12 @@
 
 from __future__ import annotations
 
-import queue
-import subprocess
-import threading
 from collections.abc import Iterator
 from typing import Any
 
 import pytest
 from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.io.blocking import DBusConnection, open_dbus_connection
+from jeepney.io.blocking import open_dbus_connection
 
 from tests.privileged import debian
 from tests.privileged.conftest import MakeCage
@@ -23,21 +20,21 @@ CORE = DBusAddress("/org/cageruntime/Core1", "org.cageruntime.Core1", "org.cager
 
 
 @pytest.fixture(scope="module")
-def applications(runtime: Runtime) -> Iterator[None]:
-    """The remote that has the application is known, for the time of this file."""
+def remote(runtime: Runtime) -> Iterator[str]:
+    """The remote that has the application, known for the time of this file."""
     with short_directory() as directory:
         sample = Sample(directory=directory / "sample")
         sample.build()
         debian.offer(sample)
         runtime.call("AddRemote", "ssaya{sv}", "debian", f"file://{sample.repository}", sample.key, {})
-        yield
+        yield "debian"
         runtime.ok("app", "remote-remove", "debian")
 
 
 @pytest.fixture(scope="module")
-def work(runtime: Runtime, applications: None, shared_cage: MakeCage) -> Iterator[Cage]:
+def work(runtime: Runtime, remote: str, shared_cage: MakeCage) -> Iterator[Cage]:
     cage = shared_cage("work", "--level", "internal")
-    runtime.ok("app", "install", "work", debian.TOOLS)
+    runtime.ok("app", "install", "work", debian.TOOLS, "--remote", remote)
     yield cage
     runtime.ok("app", "remove", "work", debian.TOOLS)
 
@@ -47,9 +44,9 @@ def vault(shared_cage: MakeCage) -> Cage:
     return shared_cage("vault", "--level", "secret")
 
 
-def tools(runtime: Runtime, *command: str) -> Ended:
-    """The command in the application's sandbox in work."""
-    return runtime.cagectl("run", "work", debian.TOOLS, "--", *command)
+def tools(runtime: Runtime, cage: Cage, *command: str) -> Ended:
+    """The command in the application's sandbox in the cage."""
+    return runtime.cagectl("run", cage.name, debian.TOOLS, "--", *command)
 
 
 class Desktop:
@@ -89,7 +86,7 @@ def desktop(runtime: Runtime) -> Iterator[Desktop]:
 
 def test_notify_send_shows_under_the_cage_s_name(runtime: Runtime, work: Cage, desktop: Desktop) -> None:
     with policy(runtime, "notify.Show * work @core allow\n"):
-        ended = tools(runtime, "notify-send", "--urgency=critical", "It is done", "<b>12</b> files")
+        ended = tools(runtime, work, "notify-send", "--urgency=critical", "It is done", "<b>12</b> files")
     assert ended.returncode == 0, ended.stderr
     told = desktop.told()
     assert {key: told[key] for key in ("kind", "source", "source-level", "summary", "body", "urgency")} == {
@@ -123,8 +120,8 @@ print(response, *results.get("uris", []))
 TOKEN = "'handle_token': <'t'>"
 
 
-def ask(runtime: Runtime, interface: str, member: str, arguments: str, *more: str) -> str:
-    ended = tools(runtime, "python3", "-c", ASK, interface, member, arguments, *more)
+def ask(runtime: Runtime, cage: Cage, interface: str, member: str, arguments: str, *more: str) -> str:
+    ended = tools(runtime, cage, "python3", "-c", ASK, interface, member, arguments, *more)
     assert ended.returncode == 0, ended.stderr
     return ended.stdout.decode().strip()
 
@@ -132,7 +129,7 @@ def ask(runtime: Runtime, interface: str, member: str, arguments: str, *more: st
 def test_what_an_application_saves_goes_to_where_policy_says(runtime: Runtime, work: Cage, vault: Cage) -> None:
     """Export: the file that the portal names is sent as soon as it is written, and then it is gone from the cage."""
     with policy(runtime, "files.Send * work @default allow target=vault\n"):
-        said = ask(runtime, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'report.txt'>}})",
+        said = ask(runtime, work, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'report.txt'>}})",
                    "figures")
         response, uri = said.split()
         assert response == "0"
@@ -143,7 +140,7 @@ def test_what_an_application_saves_goes_to_where_policy_says(runtime: Runtime, w
 
 def test_what_may_not_go_stays(runtime: Runtime, work: Cage, vault: Cage) -> None:
     with policy(runtime, "files.Send * work * deny\n"):
-        said = ask(runtime, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'kept.txt'>}})", "x")
+        said = ask(runtime, work, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'kept.txt'>}})", "x")
         path = said.split()[1].removeprefix("file://")
         until(lambda: "kept, it was not sent" in runtime.ok("logs", "work"), "the cage's log says so")
     assert work.enter("cat", path).stdout == b"x"
@@ -152,10 +149,10 @@ def test_what_may_not_go_stays(runtime: Runtime, work: Cage, vault: Cage) -> Non
 
 @pytest.mark.parametrize("name", ["", "..", "a/b", "x" * 256])
 def test_what_is_no_name_of_a_file_is_not_saved(runtime: Runtime, work: Cage, name: str) -> None:
-    ended = tools(runtime, "python3", "-c", ASK, "FileChooser", "SaveFile",
+    ended = tools(runtime, work, "python3", "-c", ASK, "FileChooser", "SaveFile",
                   f"('', 'Save', {{{TOKEN}, 'current_name': <'{name}'>}})", "x")
     assert b"current_name has to be the name of a file" in ended.stderr
 
 
 def test_nobody_chooses_where_there_is_no_display(runtime: Runtime, work: Cage) -> None:
-    assert ask(runtime, "FileChooser", "OpenFile", f"('', 'Open', {{{TOKEN}}})") == "2"
+    assert ask(runtime, work, "FileChooser", "OpenFile", f"('', 'Open', {{{TOKEN}}})") == "2"
