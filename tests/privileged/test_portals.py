@@ -127,7 +127,8 @@ def ask(runtime: Runtime, cage: Cage, interface: str, member: str, arguments: st
 
 
 def save(runtime: Runtime, cage: Cage, name: str, content: str) -> str:
-    return ask(runtime, cage, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'{name}'>}})", content)
+    arguments = f"('', 'Save', {{{TOKEN}, 'current_name': <'{name}'>}})"
+    return ask(runtime, cage, "FileChooser", "SaveFile", arguments, content)
 
 
 def test_what_an_application_saves_goes_to_where_policy_says(runtime: Runtime, work: Cage, vault: Cage) -> None:
