@@ -126,11 +126,15 @@ def ask(runtime: Runtime, cage: Cage, interface: str, member: str, arguments: st
     return ended.stdout.decode().strip()
 
 
+def save(runtime: Runtime, cage: Cage, name: str, content: str) -> str:
+    arguments = f"('', 'Save', {{{TOKEN}, 'current_name': <'{name}'>}})"
+    return ask(runtime, cage, "FileChooser", "SaveFile", arguments, content)
+
+
 def test_what_an_application_saves_goes_to_where_policy_says(runtime: Runtime, work: Cage, vault: Cage) -> None:
     """Export: the file that the portal names is sent as soon as it is written, and then it is gone from the cage."""
     with policy(runtime, "files.Send * work @default allow target=vault\n"):
-        said = ask(runtime, work, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'report.txt'>}})",
-                   "figures")
+        said = save(runtime, work, "report.txt", "figures")
         response, uri = said.split()
         assert response == "0"
         assert uri.startswith(f"file:///home/user/.var/app/{debian.TOOLS}/cache/portal/")
@@ -140,7 +144,7 @@ def test_what_an_application_saves_goes_to_where_policy_says(runtime: Runtime, w
 
 def test_what_may_not_go_stays(runtime: Runtime, work: Cage, vault: Cage) -> None:
     with policy(runtime, "files.Send * work * deny\n"):
-        said = ask(runtime, work, "FileChooser", "SaveFile", f"('', 'Save', {{{TOKEN}, 'current_name': <'kept.txt'>}})", "x")
+        said = save(runtime, work, "kept.txt", "x")
         path = said.split()[1].removeprefix("file://")
         until(lambda: "kept, it was not sent" in runtime.ok("logs", "work"), "the cage's log says so")
     assert work.enter("cat", path).stdout == b"x"
