@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
@@ -207,12 +207,14 @@ class Mediation:
             raise NoSuchCage("the cage that asks does not run any more")
         return cage
 
-    async def deliver(self, target_uuid: str, mediator: str, arguments: list[str], descriptor: int) -> Started:
+    async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
+                      request_id: str) -> Started:
         """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        _check_request(request_id)
         cage = self._manager.by_uuid(target_uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
-        return await self._sessions.deliver(cage, mediator, arguments, descriptor)
+        return await self._sessions.deliver(cage, mediator, arguments, descriptors)
 
     async def dispose(self, mediator: str, source_uuid: str, untrusted_template: str, request_id: str) -> Cage:
         """A new disposable cage for a permitted request of the instance; RuntimeFailure where there can be none."""

@@ -11,6 +11,7 @@ from cage_runtime.bus import Answer, Call, Handler, Service, described
 from cage_runtime.daemon.mediation import Asked, Permission
 from cage_runtime.daemon.service import RESOURCE, Parts, channel, options, text
 from cage_runtime.daemon.what import What
+from cage_runtime.errors import UsageError
 from cage_runtime.model import CORE_PATH
 
 
@@ -63,9 +64,10 @@ class MediationService:
 
     async def _deliver(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
-        target, arguments, index = call.arguments
-        descriptor = call.descriptors[index]
-        return channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
+        target, arguments, indices, request = call.arguments
+        if list(indices) != list(range(len(call.descriptors))):
+            raise UsageError("Deliver takes each of its descriptors once, and in their order")
+        return channel(await self._parts.mediation.deliver(mediator, target, arguments, call.descriptors, request))
 
     async def _dispose(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)

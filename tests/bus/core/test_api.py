@@ -279,9 +279,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)
     with open(os.devnull, "rb") as nothing:
-        channel = mediator.call("Deliver", vault, ["report.txt"], nothing.fileno(), interface=MEDIATION)
+        given = ([nothing.fileno()], "1" * 32)
+        channel = mediator.call("Deliver", vault, ["report.txt"], *given, interface=MEDIATION)
         assert b"--deliver report.txt" in (mediator.output(channel) or b"")
-        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], nothing.fileno(),
+        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], *given,
                      interface=MEDIATION)
     assert mediator.succeeded == mediator.refused == methods(MEDIATION)
     assert busctl.succeeded == methods(MEDIATION) - {(MEDIATION, "Deliver")}, "busctl has no descriptor to send"

@@ -159,7 +159,7 @@ def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> 
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
         "Gateways": ("", ()), "Decide": ("sssss", asked), "Confirm": ("sssssa{sv}", (*asked, {})),
         "Withdraw": ("s", ("0" * 32,)), "Dispose": ("sss", ("0" * 32, "", "0" * 32)),
-        "Deliver": ("sash", ("0" * 32, [], os.open(os.devnull, os.O_RDONLY))),
+        "Deliver": ("sasahs", ("0" * 32, [], [os.open(os.devnull, os.O_RDONLY)], "0" * 32)),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }
     signature, values = arguments[member]
