@@ -10,10 +10,11 @@ PROGRAM = Program(
     purpose="What this cage may ask of the core, the only way to other cages.",
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
+        "open": ("verbs_incage_open", "open a link or a file in another cage"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "open", "notify", "call"),
+    later=("copy", "paste", "notify", "call"),
 )
 
 
