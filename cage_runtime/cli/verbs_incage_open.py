@@ -7,7 +7,7 @@ import os
 import re
 
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError
+from cage_runtime.errors import CageError, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -16,6 +16,8 @@ if TYPE_CHECKING:
     from cage_runtime.cli.client import Peer
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]*:")
+_WHAT_MAX = 8 * 1024
+"""Bytes of a URI, as the mediator takes it."""
 _NEW = "edited"
 """What is added to the name of a file that comes back where the original has changed meanwhile."""
 _NAMES_MAX = 1000
@@ -31,6 +33,8 @@ def _open_arguments(parser: argparse.ArgumentParser) -> None:
 def _open(args: argparse.Namespace, screen: Screen) -> int:
     from cage_runtime.cli.client import mediator
 
+    if len(os.fsencode(args.what)) > _WHAT_MAX:  # which no message of the bus takes
+        raise UsageError(f"the URI is longer than {_WHAT_MAX} bytes")
     is_uri = _SCHEME.match(args.what) is not None and not os.path.lexists(args.what)
     descriptor = -1 if is_uri else _opened(args.what)
     peer = mediator("open", "so nothing can be opened elsewhere")
