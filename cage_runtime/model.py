@@ -26,6 +26,15 @@ DISPOSABLES_PER_PERSON = 16
 """Those of one person's cages together, root's too."""
 DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
+CLIP_BYTES_MAX = 1024**2
+"""Bytes of what is copied for another cage to paste."""
+CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
+"""How long it can be pasted, where whoever copies says nothing, and at most."""
+CLIP_PASTES_MAX = 100
+"""How often it can be pasted at most."""
+CLIP_BURST, CLIPS_PER_SECOND = 10, 1.0
+"""Copies, and as many pastes, of one cage that are answered however fast they come, and those that are after that: a
+cage that pastes has its question counted as one of the cage that copied."""
 OPEN_SECONDS = 30.0
 """What a target has to begin to open what it was given."""
 EDIT_SECONDS = 24 * 3600.0

@@ -281,6 +281,10 @@ class Caged:
         name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
         return str(name), str(uuid)
 
+    async def person(self, source: str) -> int:
+        """The uid of whose cage the running instance `source` is."""
+        return int((await self._ask("Person", "s", (source,))).values[0])
+
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
 

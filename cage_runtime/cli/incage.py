@@ -10,11 +10,13 @@ PROGRAM = Program(
     purpose="What this cage may ask of the core, the only way to other cages.",
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
+        "copy": ("verbs_incage_clipboard", "offer standard input to another cage, once"),
         "open": ("verbs_incage_open", "open a link or a file in another cage"),
+        "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "notify", "call"),
+    later=("notify", "call"),
 )
 
 

@@ -87,8 +87,8 @@ class _Original:
         self._before = _marks(os.fstat(descriptor))
 
     def replace(self, edited: int) -> str:
-        """Put what is open as `edited` where the original is, whole and at one instant; or, where that has changed or is
-        not there any more, beside it, and then its path is returned."""
+        """Put what is open as `edited` where the original is, whole and at one instant; or, where that has changed or
+        is not there any more, beside it, and then its path is returned."""
         directory = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)

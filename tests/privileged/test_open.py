@@ -7,7 +7,6 @@ from __future__ import annotations
 import json
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -27,10 +26,12 @@ printf '%s\\n' "$#" "$1" >> Documents/opened.new
 cat Documents/opened.new >> Documents/opened
 rm Documents/opened.new
 """
-"""A handler that writes down how often it was called and with what."""
+"""A handler that writes down with how many words it was called, and the first."""
+
+WAITS = "touch Documents/begun; while [ -e Documents/begun ]; do sleep 0.05; done"
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture(scope="module", autouse=True)
 def rules(runtime: Runtime) -> Iterator[None]:
     file = Path(runtime.top, "etc/policy.d/20-open.policy")
     file.parent.mkdir(parents=True, exist_ok=True)
@@ -42,7 +43,7 @@ def rules(runtime: Runtime) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def desk(shared_cage: MakeCage, rules: None) -> Cage:
+def desk(shared_cage: MakeCage) -> Cage:
     return shared_cage("desk", "--level", "internal")
 
 
@@ -110,7 +111,8 @@ def test_m60_a_homograph_opens_as_punycode(desk: Cage, web: Cage) -> None:
     assert opened(web, 2) == ["1", "https://xn--pple-43d.com/"]
 
 
-def test_another_scheme_is_policys_to_name(desk: Cage, web: Cage) -> None:
+@pytest.mark.usefixtures("web")
+def test_another_scheme_is_policys_to_name(desk: Cage) -> None:
     ended = open_(desk, "ftp://example.org/x", "web")
     assert ended.returncode == 126, ended.stderr
 
@@ -151,7 +153,7 @@ def test_what_is_not_edited_stays_as_it_is(desk: Cage, web: Cage, script: str) -
 
 
 def test_an_original_that_has_changed_meanwhile_is_kept(desk: Cage, web: Cage) -> None:
-    handler(web, 'touch Documents/begun; while [ -e Documents/begun ]; do sleep 0.05; done; echo edited > "$1"')
+    handler(web, f'{WAITS}; echo edited > "$1"')
     desk.sh("echo one > Documents/a.txt; echo taken > 'Documents/a (edited).txt'")
     with desk.popen("incage", "open", "Documents/a.txt", "--in", "web", stdout=-1, stderr=-1) as opening:
         web.sh("while [ ! -e Documents/begun ]; do sleep 0.05; done")
@@ -199,7 +201,7 @@ def test_m61_a_name_that_looks_like_an_option_is_refused(desk: Cage, web: Cage) 
 
 
 def test_whoever_asked_may_go_and_the_file_stays_open(desk: Cage, web: Cage) -> None:
-    handler(web, 'touch Documents/begun; while [ -e Documents/begun ]; do sleep 0.05; done; echo "$#" > Documents/opened')
+    handler(web, f'{WAITS}; echo "$#" > Documents/opened')
     desk.sh("echo one > Documents/a.txt")
     with desk.popen("incage", "open", "Documents/a.txt", "--in", "web", stdout=-1, stderr=-1) as opening:
         web.sh("while [ ! -e Documents/begun ]; do sleep 0.05; done")
