@@ -14,6 +14,7 @@ PROGRAM = Program(
         "open": ("verbs_incage_open", "open a link or a file in another cage"),
         "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "log": ("verbs_incage_log", "write lines into the host's journal"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
     later=("notify", "call"),
