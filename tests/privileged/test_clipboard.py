@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What is copied in one cage is pasted in another, where and as often as it may be, and nothing else is (M40 to M46)."""
+"""What is copied in one cage is pasted in another, where and as often as it may be, and nothing else (M40 to M46)."""
 
 from __future__ import annotations
 
