@@ -84,7 +84,8 @@ class Daemon:
                               tell=self._answered, show=Shown(self._manager.levels))
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
-            applications=self._applications, mediation=Mediation(self._manager, sessions, paths, self._asking),
+            applications=self._applications, mediation=Mediation(
+                self._manager, sessions, paths, self._asking, kinds=manifest.kinds_of(mediators)),
             asking=AskingService(access, self._asking, agents), recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs

@@ -10,7 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cage_runtime.audit.event import Kind
@@ -34,7 +34,17 @@ from cage_runtime.errors import (
     UsageError,
     WrongState,
 )
-from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Instance, Request
+from cage_runtime.model import (
+    CAGES_MAX,
+    DISPOSABLE_TARGET,
+    REQUEST_ID_DIGITS,
+    Action,
+    CageState,
+    Decision,
+    Instance,
+    Request,
+    ServiceKind,
+)
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.text import escape
@@ -76,14 +86,15 @@ def _check_request(untrusted_id: str) -> None:
 
 class Mediation:
     def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, asking: Asking, *,
-                 clock: Callable[[], float] = time.monotonic,
+                 kinds: Mapping[str, ServiceKind], clock: Callable[[], float] = time.monotonic,
+                 time_of_day: Callable[[], float] = time.time,
                  later: Callable[[float, Callable[[], None]], None] = later) -> None:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
-        self._clock, self._later = clock, later
+        self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
-        self.policy: Policy = load_or_refuse(paths, manager.levels)
+        self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
         self._say(self.policy)
 
     def _say(self, policy: Policy) -> None:
@@ -95,7 +106,7 @@ class Mediation:
     def reload(self) -> None:
         """Put the policy on disk in force; DefinitionError where it is bad, and then the one in force stays."""
         try:
-            policy = load_policy(self._paths, self._manager.levels)
+            policy = load_policy(self._paths, self._manager.levels, self._kinds)
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
             # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
@@ -121,22 +132,16 @@ class Mediation:
 
     def check(self) -> list[str]:
         """What is wrong with the policy on disk, a sentence a fault; then with the one in force, if that is another."""
-        found = faults(self._paths, self._manager.levels)
+        found = faults(self._paths, self._manager.levels, self._kinds)
         in_force = self.policy.fault
         if in_force is not None and in_force not in found:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-    def _target(self, name: str) -> Instance | None:
-        try:
-            return self._manager.find(name).instance()
-        except CageError:
-            return None
-
     def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
         """What would be decided, for whoever may know of both cages."""
         request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
-        return self.policy.decide(request, self._target(target.name), self._manager.levels)
+        return self._evaluate(request)
 
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
@@ -192,7 +197,7 @@ class Mediation:
             if said is None:
                 return permission
             if said.target is not None:
-                permission = self._permission(source, self._evaluate(request, chosen=said.target.name), answered=True)
+                permission = self._permission(source, self._evaluate(request, chosen=said.target.name))
                 _check_same(asked, permission, said.target.uuid)
         why, by = (said.why, said.by) if said else ("", "")
         self._judge(asked, request, permission, why, when="at delivery", by=by)
@@ -204,13 +209,19 @@ class Mediation:
         return self._running(asked.source)
 
     def _evaluate(self, request: Request, *, chosen: str | None = None) -> Decision:
-        """What policy says; for the target that a person has chosen, where there is one."""
-        asked = request if chosen is None else replace(request, target_name=chosen)
-        return self.policy.decide(asked, self._target(asked.target_name), self._manager.levels)
+        """What policy says now; where a person is asked, of the target that was `chosen`."""
+        def find(name: str) -> Instance | None:
+            if not name.startswith(DISPOSABLE_TARGET):
+                return _instance(self._manager.get(name))
+            source = self._manager.by_uuid(request.source.uuid)
+            return self._disposables.instance(source, name) if source is not None else None
 
-    def _permission(self, source: Cage, decision: Decision, *, answered: bool = False) -> Permission:
-        if answered and decision.action is Action.ASK:
-            decision = replace(decision, action=Action.ALLOW)
+        def cages() -> Iterable[Instance]:
+            return filter(None, map(_instance, self._manager.cages()))
+
+        return self.policy.decide(request, find, self._manager.levels, self._time(), chosen=chosen, cages=cages)
+
+    def _permission(self, source: Cage, decision: Decision) -> Permission:
         return Permission(source=source, target=self._manager.get(decision.target), decision=decision)
 
     def _within(self, source: Cage, service: str, decision: Decision) -> bool:
@@ -239,7 +250,7 @@ class Mediation:
         if why:
             raise PolicyRefused(refusal_sentence(request, replace(decision, reason=why, rule="")))
         if refused:
-            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
+            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request, self._time())))
 
     def _question(self, asked: Asked, permission: Permission, what: What) -> Question:
         source, target, decision = permission.source, permission.target, permission.decision
@@ -326,6 +337,14 @@ class Mediation:
         cage = self._manager.by_uuid(uuid)
         about = {"cage": cage.name if cage else name, "uuid": uuid}
         self._manager.record(kind, cage, about | fields | about)
+
+
+def _instance(cage: Cage | None) -> Instance | None:
+    """None also for a cage whose definition is not to be trusted."""
+    try:
+        return None if cage is None else cage.instance()
+    except CageError:
+        return None
 
 
 def _request(asked: Asked, source: Cage) -> Request:

@@ -111,7 +111,7 @@ def _permission(permission: Permission) -> Answer:
     words = {
         "action": decision.action.value, "target": decision.target, "target-uuid": target.uuid if target else "",
         "source-name": permission.source.name, "flow": decision.flow.value if decision.flow else "",
-        "transform": bounds.transform, "require": bounds.require, "log": bounds.log, "user": bounds.user,
+        "transform": bounds.transform, "require": bounds.require, "log": bounds.log or "", "user": bounds.user,
     }
     flags = {"two-way": decision.two_way, "one-way": bounds.one_way, "notify": bounds.notify,
              "autostart": bounds.autostart}

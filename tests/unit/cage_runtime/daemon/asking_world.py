@@ -25,12 +25,13 @@ from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, PolicyRefused, RuntimeFailure
-from cage_runtime.model import CageState, Levels
+from cage_runtime.model import CageState, Levels, ServiceKind
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import parse
 from cage_runtime.policy.rule import Rule
 
 LEVELS = Levels(names=("public", "secret"), colours={"public": "#2e7d32", "secret": "#b71c1c"})
+KINDS = {"files.Send": ServiceKind(one_way=True, parameters=frozenset({"max-size", "max-files", "types"}))}
 REQUEST = "0123456789abcdef" * 2
 OWNER = Person(uid=1000, is_root=False)
 STRANGER = Person(uid=1001, is_root=False)
@@ -50,8 +51,8 @@ def asked(target: str, source: str = "work", request: str = REQUEST, argument: s
 
 def rules(text: str, **parameters: Any) -> Policy:
     """The policy of these lines, all with the parameters besides."""
-    parsed = parse(text.encode(), file="test", levels=LEVELS)
-    return Policy(rules=tuple(_with(rule, **parameters) for rule in parsed))
+    parsed = parse(text.encode(), file="test", levels=LEVELS, kinds=KINDS)
+    return Policy(rules=tuple(_with(rule, **parameters) for rule in parsed), kinds=KINDS)
 
 
 def _with(rule: Rule, **parameters: Any) -> Rule:
@@ -71,7 +72,7 @@ class World:
         self.due: list[tuple[float, Callable[[], None]]] = []
         self.heard: list[tuple[Any, ...]] = []
         self.gone: dict[str, Callable[[], None]] = {}
-        monkeypatch.setattr(mediation, "load_or_refuse", lambda _paths, _levels: policy)
+        monkeypatch.setattr(mediation, "load_or_refuse", lambda *_: policy)
         self.agents = Agents(cast(Any, self), cast(Connections, self))
         self.agents.register(":agent", OWNER)
         self.begin()
@@ -83,8 +84,8 @@ class World:
             cast(Manager, self), self.agents, cast(Connections, self),
             Grants(self.tmp_path / "grants.json", "this-boot", clock=clock), tell=self._tell, show=Shown(LEVELS),
             clock=clock, later=self.later)
-        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), self.asking, clock=clock,
-                                   later=self.later)
+        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), self.asking, kinds=KINDS,
+                                   clock=clock, time_of_day=clock, later=self.later)
         self.asking.begin()
         self.recorded.clear()
 

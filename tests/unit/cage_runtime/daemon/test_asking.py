@@ -545,7 +545,7 @@ def test_what_the_policy_of_the_next_caged_decides_otherwise_stands_no_more(
     world.answer("allow", seconds=60)
     from cage_runtime.daemon import mediation
 
-    monkeypatch.setattr(mediation, "load_or_refuse", lambda _paths, _levels: rules("files.Send * work vault deny\n"))
+    monkeypatch.setattr(mediation, "load_or_refuse", lambda *_: rules("files.Send * work vault deny\n"))
     world.begin()
     assert "the rule denies it" in world.not_confirmed("vault", **HELD)
 
