@@ -19,6 +19,7 @@ RULES = """open.Uri +ftp desk web deny
 open.Uri * desk web allow
 open.Uri * desk high allow
 open.File * desk web allow max-size=1M
+open.File * reader web allow direction=one-way
 open.Uri * web desk deny
 """
 RECORDS = """
@@ -223,3 +224,13 @@ def test_a_cage_with_nothing_to_open_it_says_so_in_the_record_alone(runtime: Run
     assert ended.returncode == 1
     assert b"it was not opened there; the target may be stopped" in ended.stderr
     assert json.dumps(events(runtime, "transfer")[-1]["outcome"]).count("does not run") == 1
+
+
+def test_where_the_rule_is_one_way_nothing_comes_back(shared_cage: MakeCage, web: Cage) -> None:
+    reader = shared_cage("reader", "--level", "internal")
+    handler(web, 'echo more >> "$1"; cp "$1" Documents/opened')
+    reader.sh("echo one > Documents/a.txt")
+    ended = open_(reader, "Documents/a.txt", "web")
+    assert (ended.returncode, ended.stdout) == (0, b"Documents/a.txt: opened\n"), ended.stderr
+    assert opened(web, 2) == ["one", "more"]
+    assert reader.sh("cat Documents/a.txt") == "one\n"
