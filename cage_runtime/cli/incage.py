@@ -10,14 +10,16 @@ PROGRAM = Program(
     purpose="What this cage may ask of the core, the only way to other cages.",
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
+        "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
+        "call": ("verbs_incage_call", "call a service of another cage"),
         "copy": ("verbs_incage_clipboard", "offer standard input to another cage, once"),
         "open": ("verbs_incage_open", "open a link or a file in another cage"),
         "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
+        "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("notify", "call"),
 )
 
 
