@@ -318,7 +318,7 @@ class Mediation:
 
     def person(self, source_uuid: str) -> int:
         """The uid of whose cage the instance is; NoSuchCage where it does not run."""
-        return self._running(source_uuid).record.owner
+        return self.running(source_uuid).record.owner
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:
