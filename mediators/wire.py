@@ -41,6 +41,8 @@ ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
 SHUT_OUT_SECONDS = 5.0
 """How long a cage is without a mediator to which it said what no honest cage half says (M11)."""
+_DECIDING = ("Decide", "Confirm")
+"""Calls that a cage brings about, whatever comes of them; their first argument is the source."""
 _STARTING = ("Deliver", "Dispose")
 """Calls that are answered once something has been started."""
 EVENTS_MAX = 2 * CAGES_MAX
@@ -324,14 +326,12 @@ class Caged:
 
     @contextlib.asynccontextmanager
     async def _turn(self, member: str, arguments: tuple[Value, ...]) -> AsyncIterator[None]:
-        """In the block, a call may be made.  Those about one source go one after the other, so that a cage that asks
+        """In the block, a call may be made.  Decisions for one source go one after the other, so that a cage that asks
         much stands in its own way and not in that of others (M13)."""
-        if member in _STARTING:
-            async with self._slow:
-                yield
-            return
-        source = str(arguments[0]) if arguments else ""
-        async with self._lanes.setdefault(source, asyncio.Lock()), self._quick:
+        async with contextlib.AsyncExitStack() as places:
+            if member in _DECIDING:
+                await places.enter_async_context(self._lanes.setdefault(str(arguments[0]), asyncio.Lock()))
+            await places.enter_async_context(self._slow if member in _STARTING else self._quick)
             yield
 
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
