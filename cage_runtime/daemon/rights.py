@@ -77,15 +77,16 @@ _MEMBERS = {
         "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
     ),
     About.PAIR: ("ExplainPolicy",),
-    About.ALL: ("List", "Doctor"),
+    About.ALL: ("List", "Doctor", "Graph"),
     About.HOST: (
-        "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
+        "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy",
+        "ReloadPolicy", "TailAudit", "VerifyAudit",
     ),
 }
 _DOES = {
     **dict.fromkeys((
-        "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes", "CheckPolicy",
-        "TailAudit", "VerifyAudit",
+        "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes", "CheckPolicy",
+        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit",
     ), Does.TELLS),
     "Logs": Does.SHOWS,
     **dict.fromkeys((
