@@ -125,6 +125,12 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+WHAT_LINES_SHOWN = 20
+"""Lines of what a request is about that a person is shown of it."""
+WHAT_LINE_MAX = 200
+"""Characters of one of them, before escaping."""
+WHAT_TYPES_SHOWN = 20
+"""MIME types of it that are shown."""
 FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000

@@ -14,9 +14,17 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from cage_runtime import watchdog
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Value
-from cage_runtime.errors import CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
-from cage_runtime.model import CAGES_MAX, CORE_BUS_NAME, CORE_PATH, CORE_RETURN_SECONDS, REQUEST_ID_DIGITS, Flow
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, Variant
+from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
+from cage_runtime.model import (
+    CAGES_MAX,
+    CORE_BUS_NAME,
+    CORE_PATH,
+    CORE_RETURN_SECONDS,
+    REQUEST_ID_DIGITS,
+    Action,
+    Flow,
+)
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 
@@ -39,14 +47,81 @@ class Gateway:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Decided:
-    """A permission: the instance that the target's name stands for now, and the source's name."""
+class Asked:
+    """A request as caged is asked about it: the instance whose gateway it came through, and what it said."""
 
+    source: str
+    service: str
+    argument: str
     target: str
+    """The target's name, as it was asked for; empty where none was."""
+    request: str
+    """Its `new_request`."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class What:
+    """What a request turned out to be, once its core half has looked: the rule's bounds and a person's eyes hold it."""
+
+    size: int = 0
+    """Bytes, all together."""
+    files: int = 0
+    types: tuple[str, ...] = ()
+    """MIME types of all that there is, as its content shows them."""
+    sha256: str = ""
+    lines: tuple[str, ...] = ()
+    """What a person is shown of it, untrusted: caged escapes it and cuts it short."""
+
+    def variants(self) -> dict[str, Variant]:
+        return {
+            "size": Variant("t", self.size), "files": Variant("u", self.files),
+            "types": Variant("as", list(self.types)), "sha256": Variant("s", self.sha256),
+            "lines": Variant("as", list(self.lines)),
+        }
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Permission:
+    """What caged permits; where `action` is ask a person is still to be asked, by `Caged.confirm`."""
+
+    asked: Asked
+    action: Action
+    target: str
+    """The name of the target after redirects; "@core"; "@disposable:TEMPLATE"; empty where a person is to choose it."""
+    target_uuid: str
+    """The instance that the target's name stands for now; empty where it is none."""
     source_name: str
+    flow: Flow | None
+    """None where there is no target yet."""
+    two_way: bool
+    one_way: bool
+    """The rule says direction=one-way: nothing comes back."""
     max_size: int
-    """Bytes that the rule lets through at once; 0 where it gives no bound of its own."""
-    flow: Flow
+    """Bytes that may go at once; 0 where the rule gives no bound of its own."""
+    max_files: int
+    """Files that may; 0 likewise."""
+    types: tuple[str, ...]
+    """MIME types that may, with * for any subtype; empty where any."""
+    transform: str
+    require: str
+    log: str
+    user: str
+    notify: bool
+    autostart: bool
+    choices: tuple[str, ...]
+    """Where a person is to choose the target, the names that may be chosen."""
+
+    @classmethod
+    def read(cls, asked: Asked, answer: dict[str, Variant]) -> Permission:
+        """As caged, of the same version, has it on the bus."""
+        has = {key: variant.value for key, variant in answer.items()}
+        return cls(
+            asked=asked, action=Action(has["action"]), target=has["target"], target_uuid=has["target-uuid"],
+            source_name=has["source-name"], flow=Flow(has["flow"]) if has["flow"] else None, two_way=has["two-way"],
+            one_way=has["one-way"], max_size=has["max-size"], max_files=has["max-files"], types=tuple(has["types"]),
+            transform=has["transform"], require=has["require"], log=has["log"], user=has["user"],
+            notify=has["notify"], autostart=has["autostart"], choices=tuple(has["choices"]),
+        )
 
 
 def new_request() -> str:
@@ -61,11 +136,16 @@ class Presence:
         self.owner = ""
         self._bus, self._name = bus, name
         self._changed = asyncio.Event()
-        self._on_change: Callable[[], None] = lambda: None
+        self._on_change: list[Callable[[], None]] = []
+
+    def on_change(self, what: Callable[[], None]) -> None:
+        """Have `what` called each time that somebody new owns the name."""
+        self._on_change.append(what)
 
     async def follow(self, on_change: Callable[[], None] | None = None) -> None:
         """Start to follow; `on_change` is called each time that somebody new owns the name."""
-        self._on_change = on_change or self._on_change
+        if on_change is not None:
+            self.on_change(on_change)
         self._bus.listen(self._on_signal)
         await self._bus.match(f"type='signal',sender='{DBUS[0]}',member='NameOwnerChanged',arg0='{self._name}'")
         if (await self._bus.call(*DBUS, "NameHasOwner", "s", (self._name,))).values[0]:
@@ -90,7 +170,8 @@ class Presence:
         changed, self.owner = owner != self.owner, owner
         self._changed.set()
         if owner and changed:
-            self._on_change()
+            for what in self._on_change:
+                what()
 
 
 class Caged:
@@ -105,20 +186,66 @@ class Caged:
         self._bus = bus
         self.presence = Presence(bus, CORE_BUS_NAME)
         """To be followed before anything is asked."""
+        self._waiting: dict[str, asyncio.Event] = {}
+        """The requests about which a person is being asked; set once it is time to look again."""
+        self._going: set[asyncio.Task[None]] = set()
+        self.presence.on_change(self._look_again)
+        bus.listen(self._on_signal)
 
     async def gateways(self) -> list[Gateway]:
         (rows,) = (await self._ask("Gateways")).values
         return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
 
-    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
-                     again: bool = False) -> Decided:
-        """The permission for the instance `source` to use `service` towards `target`; PolicyRefused otherwise.
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str) -> Permission:
+        """The first look, before anything is read from the cage: may the instance `source` use `service` towards
+        `target`?  PolicyRefused where not, with a sentence that is fit for the source."""
+        asked = Asked(source=source, service=service, argument=argument, target=target, request=request)
+        answer = await self._ask("Decide", "sssss", (source, service, argument, target, request))
+        return Permission.read(asked, answer.values[0])
 
-        `request` is its `new_request`; `again` makes sure of a permission before what it permits is delivered.
-        """
-        answer = await self._ask("Decide", "ssssbs", (source, service, argument, target, again, request))
-        uuid, source_name, max_size, flow = answer.values
-        return Decided(target=uuid, source_name=source_name, max_size=max_size, flow=Flow(flow))
+    async def confirm(self, permission: Permission, what: What) -> Permission:
+        """The last look, right before it happens: returns once policy, and a person where a rule says ask, permit it
+        for what it turned out to be; PolicyRefused otherwise, also where the target is not the instance any more that
+        `permission` is about.  The question is withdrawn where this is cancelled."""
+        asked = permission.asked
+        told = what.variants() | {"target-uuid": Variant("s", permission.target_uuid)}
+        arguments = (asked.source, asked.service, asked.argument, asked.target, asked.request, told)
+        again = self._waiting[asked.request] = asyncio.Event()
+        try:
+            while True:
+                again.clear()
+                answer = await self._ask("Confirm", "sssssa{sv}", arguments)
+                confirmed = Permission.read(asked, answer.values[0])
+                if confirmed.action is not Action.ASK:
+                    return confirmed
+                await again.wait()
+        except asyncio.CancelledError:
+            self._withdraw(asked.request)
+            raise
+        finally:
+            del self._waiting[asked.request]
+
+    def _withdraw(self, request: str) -> None:
+        """Whoever asked is gone; caged, which forgets its questions when it ends, is told where it is there."""
+        going = asyncio.get_running_loop().create_task(self._tell_withdrawn(request))
+        self._going.add(going)
+        going.add_done_callback(self._going.discard)
+
+    async def _tell_withdrawn(self, request: str) -> None:
+        try:
+            await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Withdraw", "s", (request,), start=False)
+        except CageError as error:
+            LOG.info("not withdrawn: %s: %s", request, escape(error.sentence))
+
+    def _on_signal(self, message: Value) -> None:
+        if self.presence.owner and message.sender == self.presence.owner and message.interface == MEDIATION \
+                and message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
+            self._waiting[message.body[0]].set()
+
+    def _look_again(self) -> None:
+        """There is another caged, which knows of no question."""
+        for again in self._waiting.values():
+            again.set()
 
     async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
         """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""

@@ -33,8 +33,9 @@ from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.mediation_service import MediationService
 from cage_runtime.daemon.recovery import Recovery
-from cage_runtime.daemon.service import CoreService, MediationService, Parts
+from cage_runtime.daemon.service import CoreService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry

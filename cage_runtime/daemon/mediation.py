@@ -11,7 +11,7 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
@@ -20,6 +20,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.rate import DECISIONS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
+from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
     CageError,
     DefinitionError,
@@ -30,22 +31,48 @@ from cage_runtime.errors import (
     UsageError,
     WrongState,
 )
-from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Flow, Instance, Request
+from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Instance, Request
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
+from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class Asked:
+    """A request, as the core half of `mediator` asks about it: from where, what for, and to where."""
+
+    mediator: str
+    source: str
+    """The uuid of the instance whose gateway it came through."""
+    service: str
+    argument: str
+    target: str
+    """The name that was asked for, empty where none was."""
+    request: str
+    """Its id."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Permission:
-    """What was decided: from where to where, and the bytes that may go at once, 0 for no bound."""
+    """What was decided: from where to where, and with which bounds."""
 
     source: Cage
-    target: Cage
-    max_size: int
-    flow: Flow
+    target: Cage | None
+    """None where a person is to choose it, and where it is no cage that there is."""
+    decision: Decision
+
+
+def _check_bounds(decision: Decision, what: What) -> None:
+    """PolicyRefused where it turned out to be more than the rule lets through."""
+    if decision.max_size is not None and what.size > decision.max_size:
+        raise PolicyRefused(f"{what.size} bytes are more than the {decision.max_size} that the policy lets through at "
+                            "once")
+
+
+_AT_FIRST: Mapping[str, str] = {}
 
 
 def _later(seconds: float, what: Callable[[], None]) -> None:
@@ -99,35 +126,47 @@ class Mediation:
         request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
         return self.policy.decide(request, self._target(target.name), self._manager.levels)
 
-    def decide(self, mediator: str, source_uuid: str, service: str, argument: str, target: str, again: bool,
-               request_id: str) -> Permission:
-        """The permission, where policy gives one; otherwise PolicyRefused, fit for the source cage.
+    def decide(self, asked: Asked) -> Permission:
+        """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
 
         What the cage hears is the same for a target that is forbidden and for one that does not exist; the chain
-        gets the truth.  `again` makes sure of an earlier decision, before what it permitted is delivered; `request_id`
-        is the same for both.
+        gets the truth.
         """
-        if not _REQUEST_ID.match(request_id):
-            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
-        source = self._running(source_uuid)
-        bucket = self._bucket(source_uuid)
-        if not again and not self._take(bucket, source.name, source_uuid):
+        source = self._source(asked)
+        if not self._take(self._bucket(source.uuid), source.name, source.uuid):
             raise PolicyRefused("this cage asks too often; try again in a moment")
-        request = Request(service=service, argument=argument, source=source.instance(), target_name=target)
-        decision = self.policy.decide(request, self._target(target), self._manager.levels)
+        return self._decided(asked, source)
+
+    async def confirm(self, asked: Asked, what: What) -> Permission:
+        """The permission right before it is used, for `what` it turned out to be and for the instance that it is of."""
+        source = self._source(asked)
+        permission = self._decided(asked, source, {"when": "at delivery"})
+        if permission.target is not None and what.target_uuid not in ("", permission.target.uuid):
+            raise PolicyRefused(f'"{escape(asked.target, limit=40)}" is not the cage that it was when this was asked '
+                                "for; ask for it again")
+        _check_bounds(permission.decision, what)
+        if what.files:
+            self._bucket(source.uuid).give_back()  # many files are no flood: each of them was copied
+        return permission
+
+    def _source(self, asked: Asked) -> Cage:
+        if not _REQUEST_ID.match(asked.request):
+            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
+        return self._running(asked.source)
+
+    def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
+        request = Request(service=asked.service, argument=asked.argument, source=source.instance(),
+                          target_name=asked.target)
+        decision = self.policy.decide(request, self._target(asked.target), self._manager.levels)
         flow = {"flow": decision.flow.value} if decision.flow else {}
-        when = {"when": "at delivery"} if again else {}
         self._manager.record(Kind.DECISION, source, {
-            "mediator": mediator, "service": service, "argument": argument, "target": target,
+            "mediator": asked.mediator, "service": asked.service, "argument": asked.argument, "target": asked.target,
             "decision": decision.action.value, "rule": decision.rule, "reason": decision.reason, **flow, **when,
-            "request": request_id,
+            "request": asked.request,
         })
         if decision.action is not Action.ALLOW or decision.flow is None:
             raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
-        if again:
-            bucket.give_back()  # many files are no flood: each of them was copied
-        return Permission(source=source, target=self._manager.find(target), max_size=decision.max_size or 0,
-                          flow=decision.flow)
+        return Permission(source=source, target=self._manager.find(asked.target), decision=decision)
 
     # --- how often ---------------------------------------------------------------------------------------------
     def _bucket(self, uuid: str) -> Bucket:

@@ -61,7 +61,7 @@ def cage_path(name: str) -> str:
     return CAGES_PATH + name.replace("-", "_2d")
 
 
-def _text(values: dict[str, str]) -> dict[str, Variant]:
+def text(values: dict[str, str]) -> dict[str, Variant]:
     return {key: Variant("s", value) for key, value in values.items()}
 
 
@@ -201,11 +201,11 @@ class CoreService:
     # --- commands --------------------------------------------------------------------------------------------
     async def _enter(self, call: Call, cage: Cage) -> Answer:
         wanted = options(call.arguments[-1], SessionOptions)
-        return _channel(await self._parts.sessions.enter(cage, call.arguments[1], wanted))
+        return channel(await self._parts.sessions.enter(cage, call.arguments[1], wanted))
 
     async def _run(self, call: Call, cage: Cage) -> Answer:
         wanted = options(call.arguments[-1], SessionOptions)
-        return _channel(await self._parts.sessions.run(cage, call.arguments[1], call.arguments[2], wanted))
+        return channel(await self._parts.sessions.run(cage, call.arguments[1], call.arguments[2], wanted))
 
     # --- showing ---------------------------------------------------------------------------------------------
     async def _list(self, call: Call, view: View) -> Answer:
@@ -219,7 +219,7 @@ class CoreService:
     def _summary_with(cage: Cage, insight: Insight) -> dict[str, Variant]:
         definition = cage.record.definition
         return {
-            **_text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
+            **text({"name": cage.name, "uuid": cage.uuid, "state": cage.state.value, "level": cage.level}),
             "compartments": Variant("as", sorted(definition.compartments)),
             "ephemeral": Variant("b", cage.record.ephemeral),
             "owner": Variant("u", cage.record.owner),
@@ -236,7 +236,7 @@ class CoreService:
         insight = await self._parts.manager.inspect(cage)
         walls, denials = await self._parts.manager.enforced(cage)
         return Answer(values=({
-            **self._summary_with(cage, insight), **_text(more),
+            **self._summary_with(cage, insight), **text(more),
             "applications": Variant("as", list(definition.apps.allow)),
             "unenforced": Variant("as", list(cage.unenforced)),
             "mediated": Variant("a{sx}", insight.mediated),
@@ -271,7 +271,7 @@ class CoreService:
     async def _list_remotes(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
         remotes = await self._parts.applications.remotes()
-        return Answer(values=([_text({"name": name, "url": url, "key": key}) for name, url, key in remotes],))
+        return Answer(values=([text({"name": name, "url": url, "key": key}) for name, url, key in remotes],))
 
     async def _install(self, call: Call, cage: Cage) -> Answer:
         wanted = options(call.arguments[-1], InstallOptions)
@@ -305,7 +305,7 @@ class CoreService:
         entries = [installed.get(name, {"application": name, "commit": "", "runtime": "", "remote": ""})
                    for name in cage.record.definition.apps.allow]
         keys = ("application", "commit", "runtime", "remote")
-        return Answer(values=([_text({key: entry[key] for key in keys}) for entry in entries],))
+        return Answer(values=([text({key: entry[key] for key in keys}) for entry in entries],))
 
     # --- policy and record -----------------------------------------------------------------------------------
     async def _check_policy(self, call: Call) -> Answer:
@@ -319,7 +319,7 @@ class CoreService:
         decision = self._parts.mediation.explain(source, service, argument, target)
         shown = {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
                  "flow": decision.flow.value if decision.flow else ""}
-        return Answer(values=(_text(shown),))
+        return Answer(values=(text(shown),))
 
     async def _reload(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
@@ -351,11 +351,11 @@ class CoreService:
             orphans=recovery.orphans if view.whole else (),
             strangers=await asyncio.to_thread(doctor.unknown_owners, owners),
             faults=(*recovery.faults, *self._parts.applications.faults) if view.whole else (), counted=view.whole)
-        shown = [_text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
+        shown = [text({"check": c.check, "state": c.state.value, "detail": c.detail, "help": c.help}) for c in checks]
         return Answer(values=(shown,))
 
 
-def _channel(started: Started) -> Answer:
+def channel(started: Started) -> Answer:
     return Answer(values=(0,), descriptors=(started.channel,))
 
 
@@ -367,55 +367,3 @@ def _properties(cage: Cage) -> dict[str, Variant]:
         "Ephemeral": Variant("b", cage.record.ephemeral), "Owner": Variant("u", cage.record.owner),
         "Autostart": Variant("b", cage.enabled),
     }
-
-
-class MediationService:
-    """org.cageruntime.Core1.Mediation, for the core halves of mediators alone."""
-
-    INTERFACE = "org.cageruntime.Core1.Mediation"
-
-    def __init__(self, parts: Parts, standing: Callable[[], list[tuple[str, str, str]]]) -> None:
-        self._parts, self._standing = parts, standing
-        self._listening: dict[str, str] = {}
-        """The connection of each mediator's core half that has asked for the gateways."""
-        handlers: dict[str, Handler] = {
-            "Gateways": self._gateways, "Decide": self._decide, "Deliver": self._deliver, "Record": self._record,
-            "RecordMalformed": self._record_malformed,
-        }
-        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
-
-    def up(self, name: str, uuid: str, address: str) -> None:
-        self._tell("GatewayUp", "sss", (name, uuid, address))
-
-    def down(self, uuid: str) -> None:
-        self._tell("GatewayDown", "s", (uuid,))
-
-    def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
-        for connection in self._listening.values():
-            self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
-
-    async def _gateways(self, call: Call) -> Answer:
-        self._listening[await self._parts.authorization.mediator(call.sender)] = call.sender
-        return Answer(values=([list(entry) for entry in self._standing()],))
-
-    async def _decide(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
-        permission = self._parts.mediation.decide(mediator, *call.arguments)
-        return Answer(values=(permission.target.uuid, permission.source.name, permission.max_size,
-                              permission.flow.value))
-
-    async def _deliver(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
-        target, arguments, index = call.arguments
-        descriptor = call.descriptors[index]
-        return _channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
-
-    async def _record(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.note(mediator, *call.arguments)
-        return Answer()
-
-    async def _record_malformed(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
-        self._parts.mediation.malformed(mediator, *call.arguments)
-        return Answer()

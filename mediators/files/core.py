@@ -38,7 +38,7 @@ from cage_runtime.text import escape
 from mediators import session, wire
 from mediators.files import protocol
 from mediators.files.stage import Staged, Stager
-from mediators.wire import Caged, Decided, Gateway
+from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
 
@@ -51,7 +51,7 @@ class Transfer:
     request: str
     target_name: str
     name: str
-    decided: Decided
+    permission: Permission
     details: dict[str, str]
     """What the record says of it."""
     places: contextlib.ExitStack
@@ -93,12 +93,12 @@ class FilesCore:
         descriptor = wire.only_descriptor(call, 2)
         name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
         request = wire.new_request()
-        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, request)
-        pair = source.uuid, decided.target
+        permission = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, request)
+        pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
-            transfer = Transfer(source=source, request=request, target_name=target, name=name, decided=decided,
+            transfer = Transfer(source=source, request=request, target_name=target, name=name, permission=permission,
                                 details={"name": name, "request": request}, places=places)
             return Answer(values=(await self._transfer(transfer, descriptor),))
 
@@ -127,7 +127,7 @@ class FilesCore:
                 staged.discard()
         except (CageError, OSError) as error:
             await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
-            if not transfer.in_target or transfer.decided.flow is Flow.LEVEL:
+            if not transfer.in_target or transfer.permission.flow is Flow.LEVEL:
                 raise
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
                                  "stopped or full; the core's audit log says why") from error
@@ -137,28 +137,26 @@ class FilesCore:
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
         await self._record_outcome(transfer, f"arrived as {arrived}")
-        return arrived if transfer.decided.flow is Flow.LEVEL else _inbox_path(transfer, "")
+        return arrived if transfer.permission.flow is Flow.LEVEL else _inbox_path(transfer, "")
 
     async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
         try:
-            return await self._stager.stage(descriptor, transfer.source.uuid, transfer.decided.max_size)
+            return await self._stager.stage(descriptor, transfer.source.uuid, transfer.permission.max_size)
         except (TransferFailed, PolicyRefused) as error:
             raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
-        source, target = transfer.source, transfer.target_name
-        decided = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, transfer.request, again=True)
-        if decided.target != transfer.decided.target:
-            raise TransferFailed(f'"{target}" is not the cage that it was when the transfer began; send it again')
-        if 0 < decided.max_size < staged.size:
-            raise PolicyRefused(f'"{escape(transfer.name)}" is larger than the policy lets through by now')
-        transfer.decided, transfer.in_target = decided, True
+        what = What(size=staged.size, files=1, sha256=staged.sha256, lines=(transfer.name,))
+        permission = await self._caged.confirm(transfer.permission, what)
+        target = permission.target
+        transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         delivery = protocol.Delivery(
-            source=decided.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
+            source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
         )
         passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(decided.target, delivery.arguments(), staged.descriptor, DELIVERY_SECONDS)
+        channel = await self._caged.deliver(
+            permission.target_uuid, delivery.arguments(), staged.descriptor, DELIVERY_SECONDS)
         ended = await session.run_to_end(
             channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size))
         if ended.status:
@@ -174,7 +172,7 @@ class FilesCore:
 
     async def _record(self, transfer: Transfer, outcome: str) -> None:
         details = transfer.details | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.decided.target, protocol.SERVICE, details)
+        await self._caged.record(transfer.source, transfer.permission.target_uuid, protocol.SERVICE, details)
 
     async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
@@ -187,7 +185,7 @@ class FilesCore:
 
 def _inbox_path(transfer: Transfer, name: str) -> str:
     """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
-    return f"Inbox/{transfer.decided.source_name}/{name}"
+    return f"Inbox/{transfer.permission.source_name}/{name}"
 
 
 def run(arguments: list[str]) -> int:

@@ -242,6 +242,10 @@ def test_a_job_is_cancelled_by_another_library(core: Core, apps: FakeApps, libra
         life.refused(client, "org.cageruntime.Error.Failed", "Wait", interface=JOB, path=job)
 
 
+PERMITTED = {"action": "allow", "target": "vault", "target-uuid": "", "source-name": "work", "flow": "level",
+             "max-size": 7 << 20, "max-files": 0, "choices": []}
+
+
 # --- what a mediator may ---------------------------------------------------------------------------------------------
 def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediator: DbusNext) -> None:
     for name in ("work", "vault"):
@@ -257,12 +261,16 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
     assert (name, uuid, address) == ("work", work, f"unix:path={core.top}/run/gateways/{work}/bus")
     for client in (mediator, busctl):
         assert client.call("Gateways", interface=MEDIATION) == [["work", work, address]]
-        decided = client.call("Decide", work, "files.Send", "", "vault", False, "1" * 32, interface=MEDIATION)
-        assert decided == [vault, "work", 7 << 20, "level"]
+        asked = (work, "files.Send", "", "vault", "1" * 32)
+        for permission in (client.call("Decide", *asked, interface=MEDIATION),
+                           client.call("Confirm", *asked, {"size": ("t", 7 << 20)}, interface=MEDIATION)):
+            assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
+        client.call("Withdraw", "1" * 32, interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
         client.call("RecordMalformed", work, "work", "files.Send", "too short", interface=MEDIATION)
-        life.refused(client, "org.cageruntime.Error.PolicyRefused", "Decide", work, "files.Send", "", "nobody", True,
-                     "1" * 32, interface=MEDIATION)
+        refused = ("org.cageruntime.Error.PolicyRefused",)
+        life.refused(client, *refused, "Decide", work, "files.Send", "", "nobody", "1" * 32, interface=MEDIATION)
+        life.refused(client, *refused, "Confirm", *asked, {"size": ("t", (7 << 20) + 1)}, interface=MEDIATION)
         for interface, member in methods(MEDIATION):
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)

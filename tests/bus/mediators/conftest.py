@@ -19,7 +19,7 @@ from typing import Any
 
 import pytest
 
-from cage_runtime.bus import Answer, Bus, Call, Handler, Service, described
+from cage_runtime.bus import Answer, Bus, Call, Handler, Service, Variant, described
 from cage_runtime.errors import PolicyRefused, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
@@ -124,7 +124,10 @@ class StandInCaged:
         """Where it is there, the targets keep what they are given to read, in here."""
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
-        self.before_second: Callable[[], None] = lambda: None
+        self.before_confirmed: Callable[[], None] = lambda: None
+        self.told: list[dict[str, Any]] = []
+        """What each request turned out to be."""
+        self.withdrawn: list[str] = []
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -134,8 +137,9 @@ class StandInCaged:
         return caged
 
     def _serve(self) -> None:
-        handlers = {"Gateways": self._gateways, "Decide": self._decide, "Deliver": self._deliver,
-                    "Record": self._record, "RecordMalformed": self._record_malformed}
+        handlers = {"Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
+                    "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+                    "RecordMalformed": self._record_malformed}
         interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
         mortal = {member: self._mortal(member, handler) for member, handler in handlers.items()}
         self.bus.serve(CORE_PATH, Service(interface=interface, handlers=mortal))
@@ -172,13 +176,39 @@ class StandInCaged:
         return Answer(values=(self.gateways,))
 
     async def _decide(self, call: Call) -> Answer:
-        source, _service, _argument, target, _again, _request = call.arguments
+        source, _service, _argument, target, _request = call.arguments
         self.asked.append(call.arguments)
-        if len(self.asked) == 2:
-            self.before_second()
+        return self._permission(source, target)
+
+    async def _confirm(self, call: Call) -> Answer:
+        source, service, argument, target, request, what = call.arguments
+        told = {key: variant.value for key, variant in what.items()}
+        self.asked.append([source, service, argument, target, request])
+        self.told.append(told)
+        self.before_confirmed()
+        permission = self._permission(source, target)
+        if told["target-uuid"] != self.allowed[source, target]:
+            raise PolicyRefused(f'"{target}" is not the cage that it was')
+        if 0 < self.max_size < told["size"]:
+            raise PolicyRefused("it is larger than the policy lets through by now")
+        return permission
+
+    async def _withdraw(self, call: Call) -> Answer:
+        self.withdrawn.append(call.arguments[0])
+        return Answer()
+
+    def _permission(self, source: str, target: str) -> Answer:
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
-        return Answer(values=(self.allowed[source, target], self.names[source], self.max_size, self.flow.value))
+        words = {"action": "allow", "target": target, "target-uuid": self.allowed[source, target],
+                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "", "log": "",
+                 "user": ""}
+        return Answer(values=({
+            **{key: Variant("s", value) for key, value in words.items()},
+            **{key: Variant("b", False) for key in ("two-way", "one-way", "notify", "autostart")},
+            "max-size": Variant("t", self.max_size), "max-files": Variant("u", 0), "types": Variant("as", []),
+            "choices": Variant("as", []),
+        },))
 
     async def _deliver(self, call: Call) -> Answer:
         target, arguments, index = call.arguments

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import os
 import re
 import subprocess
@@ -40,11 +41,13 @@ def test_a_file_arrives_and_is_recorded(play: Play) -> None:
     play(test)
 
 
-def test_the_second_decision_says_that_it_is_one(play: Play) -> None:
+def test_what_is_confirmed_is_what_was_decided_and_what_it_turned_out_to_be(play: Play) -> None:
     async def test(world: World) -> None:
         await world.send("work", "vault")
-        asked = [arguments[:-1] for arguments in world.caged.asked]
-        assert asked == [[WORK, "files.Send", "", "vault", again] for again in (False, True)]
+        assert [arguments[:-1] for arguments in world.caged.asked] == [[WORK, "files.Send", "", "vault"]] * 2
+        assert world.caged.told == [{
+            "target-uuid": VAULT, "size": len(CONTENT), "files": 1, "types": [], "lines": ["figures.txt"],
+            "sha256": hashlib.sha256(CONTENT).hexdigest()}]
 
     play(test)
 
@@ -159,7 +162,7 @@ def test_a_permission_withdrawn_while_it_was_staged_stops_the_transfer(play: Pla
     """M18."""
 
     async def test(world: World) -> None:
-        world.caged.before_second = world.caged.allowed.clear
+        world.caged.before_confirmed = world.caged.allowed.clear
         with pytest.raises(PolicyRefused):
             await world.send("work", "vault")
         assert "no rule allows" in (await world.recorded())["outcome"]
@@ -175,7 +178,7 @@ def test_a_bound_of_the_rule_holds_before_and_after_staging(play: Play) -> None:
             await world.send("work", "vault")
         world.caged.max_size = len(CONTENT)
         world.caged.asked.clear()
-        world.caged.before_second = lambda: setattr(world.caged, "max_size", 1)
+        world.caged.before_confirmed = lambda: setattr(world.caged, "max_size", 1)
         with pytest.raises(PolicyRefused, match="larger than the policy lets through by now"):
             await world.send("work", "vault")
         assert world.arrived() == []
@@ -190,8 +193,8 @@ def test_a_target_replaced_while_it_was_staged_gets_nothing(play: Play) -> None:
         def replace() -> None:
             world.caged.allowed[WORK, "vault"] = "33333333-vault"
 
-        world.caged.before_second = replace
-        with pytest.raises(TransferFailed, match='"vault" is not the cage that it was'):
+        world.caged.before_confirmed = replace
+        with pytest.raises(PolicyRefused, match='"vault" is not the cage that it was'):
             await world.send("work", "vault")
         assert world.arrived() == []
 
@@ -262,8 +265,8 @@ def test_they_fail_closed_where_it_does_not_come_back(play: Play, monkeypatch: p
 
 
 @pytest.mark.parametrize("killed_at", [
-    ["Decide"], ["Decide", "Decide"], ["Deliver"], ["Deliver", "Deliver"], ["Record"], ["Record", "Record"],
-    ["Decide", "Deliver", "Record"],
+    ["Decide"], ["Confirm"], ["Decide", "Confirm"], ["Deliver"], ["Deliver", "Deliver"], ["Record"],
+    ["Record", "Record"], ["Decide", "Confirm", "Deliver", "Record"],
 ], ids=" ".join)
 def test_a_caged_that_is_killed_at_it_is_asked_again(play: Play, killed_at: list[str]) -> None:
     """One file arrives, once; a half that was started for nobody ends, and leaves nothing."""

@@ -54,7 +54,7 @@ def full_chain(world: World) -> None:
 
 
 def gone(world: World) -> None:
-    world.caged.before_second = lambda: world.caged.names.pop(VAULT) and None
+    world.caged.before_confirmed = lambda: world.caged.names.pop(VAULT) and None
 
 
 FAULTS = {
@@ -87,7 +87,7 @@ def test_what_the_source_has_done_itself_it_hears(play: Play) -> None:
         with pytest.raises(TransferFailed, match="is a directory; send its files one by one"):
             await world.send("work", "vault", descriptor=os.open("/", os.O_RDONLY))
         world.caged.asked.clear()
-        world.caged.before_second = world.caged.allowed.clear
+        world.caged.before_confirmed = world.caged.allowed.clear
         with pytest.raises(PolicyRefused, match="no rule allows"):
             await world.send("work", "vault")
 

@@ -15,17 +15,19 @@ from cage_runtime.config import Definition, Paths
 from cage_runtime.daemon import mediation
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.daemon.mediation import Mediation, Permission
-from cage_runtime.daemon.service import MediationService, Parts
+from cage_runtime.daemon.mediation import Asked, Mediation, Permission
+from cage_runtime.daemon.mediation_service import MediationService
+from cage_runtime.daemon.service import Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
+from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import parse
 
 LEVELS = Levels(names=("public", "secret"))
-RULES = b"files.Send * work vault allow\nfiles.Send * work peer allow\n"
+RULES = b"files.Send * work vault allow\nfiles.Send * work peer allow max-size=1000\n"
 REQUEST = "0123456789abcdef" * 2
 OFTEN = "this cage asks too often; try again in a moment"
 
@@ -33,6 +35,11 @@ OFTEN = "this cage asks too often; try again in a moment"
 def cage(name: str, level: str) -> Cage:
     record = Record(name=name, uuid=f"uuid-{name}", created=now(), owner=0, definition=Definition(level=level))
     return Cage(record=record, label=LEVELS.label(level), state=CageState.RUNNING)
+
+
+def asked(target: str, source: str = "work", request: str = REQUEST) -> Asked:
+    return Asked(mediator="files", source=f"uuid-{source}", service="files.Send", argument="", target=target,
+                 request=request)
 
 
 class World:
@@ -68,8 +75,11 @@ class World:
     def by_uuid(self, uuid: str) -> Cage | None:
         return next((cage for cage in self.known.values() if cage.uuid == uuid), None)
 
-    def decide(self, target: str, source: str = "work", *, again: bool = False) -> Permission:
-        return self.mediation.decide("files", f"uuid-{source}", "files.Send", "", target, again, REQUEST)
+    def decide(self, target: str, source: str = "work", request: str = REQUEST) -> Permission:
+        return self.mediation.decide(asked(target, source, request))
+
+    def confirm(self, target: str, **what: Any) -> Permission:
+        return asyncio.run(self.mediation.confirm(asked(target), What(**what)))
 
     def refused(self, target: str, source: str = "work") -> str:
         with pytest.raises(PolicyRefused) as refusal:
@@ -90,13 +100,13 @@ def world(monkeypatch: pytest.MonkeyPatch) -> World:
 
 
 def test_a_permission_says_which_way_the_data_goes(world: World) -> None:
-    assert world.decide("vault").flow is Flow.UP
-    assert world.decide("peer").flow is Flow.LEVEL
+    assert world.decide("vault").decision.flow is Flow.UP
+    assert world.decide("peer").decision.flow is Flow.LEVEL
 
 
 def test_the_second_decision_of_a_request_is_recorded_as_one(world: World) -> None:
     world.decide("vault")
-    world.decide("vault", again=True)
+    world.confirm("vault", files=1)
     first, second = (fields for _, fields in world.recorded)
     assert "when" not in first
     assert second == first | {"when": "at delivery"}
@@ -111,8 +121,27 @@ def test_decisions_are_recorded_with_the_request_and_the_mediator_they_are_of(wo
 @pytest.mark.parametrize("request_id", ["", "0" * 31, "0" * 33, "A" * 32, "0" * 31 + "\n", "0" * 32 + "\n"])
 def test_what_is_no_id_of_a_request_is_refused_before_anything(world: World, request_id: str) -> None:
     with pytest.raises(UsageError, match="32 hexadecimal digits"):
-        world.mediation.decide("files", "uuid-work", "files.Send", "", "vault", False, request_id)
+        world.decide("vault", request=request_id)
     assert world.recorded == []
+
+
+@pytest.mark.parametrize(("what", "says"), [
+    ({"size": 1001}, "1001 bytes are more than the 1000 that the policy lets through at once"),
+    ({"target_uuid": "uuid-of-before"}, '"peer" is not the cage that it was when this was asked for; ask for it again'),
+])
+def test_what_it_turned_out_to_be_is_held_against_the_permission(world: World, what: dict[str, Any], says: str) -> None:
+    """M17, where it is of an instance that has gone."""
+    assert world.confirm("peer", size=1000, target_uuid="uuid-peer").decision.max_size == 1000
+    with pytest.raises(PolicyRefused) as refused:
+        world.confirm("peer", **what)
+    assert refused.value.sentence == says
+
+
+def test_what_is_only_confirmed_is_asked_for_too_often_all_the_same(world: World) -> None:
+    for _ in range(DECISIONS_BURST):
+        world.decide("vault")
+        world.confirm("vault", size=1)
+    assert world.refused("vault") == OFTEN
 
 
 # --- how often ---------------------------------------------------------------------------------------------------
@@ -133,7 +162,7 @@ def test_a_cage_that_asks_too_often_is_refused_without_a_record_of_each(world: W
 def test_one_cage_is_not_kept_from_asking_by_another(world: World) -> None:
     while world.refused("nobody", "vault") != OFTEN:
         continue
-    assert world.decide("vault").target.name == "vault"
+    assert world.decide("vault").target is world.known["vault"]
 
 
 def test_it_may_ask_again_in_a_moment(world: World) -> None:
@@ -152,7 +181,7 @@ def test_many_files_are_not_too_many(world: World) -> None:
     """Each of them is delivered, which takes whoever sends it longer than it takes to decide."""
     for _ in range(10 * DECISIONS_BURST):
         world.decide("vault")
-        world.decide("vault", again=True)
+        world.confirm("vault", files=1)
 
 
 def test_what_was_refused_together_is_recorded_once_the_chain_takes_it(world: World) -> None:

@@ -1,0 +1,92 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""caged on the system bus for the core halves of mediators: org.cageruntime.Core1.Mediation, as its XML has it."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+from dbus_fast import Variant
+
+from cage_runtime.bus import Answer, Call, Handler, Service, described
+from cage_runtime.daemon.mediation import Asked, Permission
+from cage_runtime.daemon.service import RESOURCE, Parts, channel, options, text
+from cage_runtime.daemon.what import What
+from cage_runtime.model import CORE_PATH
+
+
+class MediationService:
+    """org.cageruntime.Core1.Mediation, for the core halves of mediators alone."""
+
+    INTERFACE = "org.cageruntime.Core1.Mediation"
+
+    def __init__(self, parts: Parts, standing: Callable[[], list[tuple[str, str, str]]]) -> None:
+        self._parts, self._standing = parts, standing
+        self._listening: dict[str, str] = {}
+        """The connection of each mediator's core half that has asked for the gateways."""
+        handlers: dict[str, Handler] = {
+            "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
+            "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+            "RecordMalformed": self._record_malformed,
+        }
+        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
+
+    def up(self, name: str, uuid: str, address: str) -> None:
+        self._tell("GatewayUp", "sss", (name, uuid, address))
+
+    def down(self, uuid: str) -> None:
+        self._tell("GatewayDown", "s", (uuid,))
+
+    def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
+        for connection in self._listening.values():
+            self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
+
+    async def _gateways(self, call: Call) -> Answer:
+        self._listening[await self._parts.authorization.mediator(call.sender)] = call.sender
+        return Answer(values=([list(entry) for entry in self._standing()],))
+
+    async def _asked(self, call: Call) -> Asked:
+        """The request that the first five arguments say."""
+        source, service, argument, target, request = call.arguments[:5]
+        return Asked(mediator=await self._parts.authorization.mediator(call.sender), source=source, service=service,
+                     argument=argument, target=target, request=request)
+
+    async def _decide(self, call: Call) -> Answer:
+        return _permission(self._parts.mediation.decide(await self._asked(call)))
+
+    async def _confirm(self, call: Call) -> Answer:
+        asked, what = await self._asked(call), options(call.arguments[5], What)
+        return _permission(await self._parts.mediation.confirm(asked, what))
+
+    async def _withdraw(self, call: Call) -> Answer:
+        await self._parts.authorization.mediator(call.sender)
+        return Answer()
+
+    async def _deliver(self, call: Call) -> Answer:
+        mediator = await self._parts.authorization.mediator(call.sender)
+        target, arguments, index = call.arguments
+        descriptor = call.descriptors[index]
+        return channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
+
+    async def _record(self, call: Call) -> Answer:
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.note(mediator, *call.arguments)
+        return Answer()
+
+    async def _record_malformed(self, call: Call) -> Answer:
+        mediator = await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.malformed(mediator, *call.arguments)
+        return Answer()
+
+
+def _permission(permission: Permission) -> Answer:
+    decision, target = permission.decision, permission.target
+    words = {
+        "action": decision.action.value, "target": target.name if target else "",
+        "target-uuid": target.uuid if target else "", "source-name": permission.source.name,
+        "flow": decision.flow.value if decision.flow else "", "transform": "", "require": "", "log": "", "user": "",
+    }
+    return Answer(values=({
+        **text(words), "two-way": Variant("b", False), "one-way": Variant("b", False),
+        "max-size": Variant("t", decision.max_size or 0), "max-files": Variant("u", 0), "types": Variant("as", []),
+        "notify": Variant("b", False), "autostart": Variant("b", False), "choices": Variant("as", []),
+    },))
