@@ -1,0 +1,105 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""Effective access, cell by cell: what each cage may ask of each, as the engine decides it.
+
+Services that no rule tells apart are one cell: of a service every argument that no rule names, and every service that
+no rule names, under names that no rule has.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from typing import Protocol
+
+from cage_runtime.model import Action, Decision, Instance, Levels, Request
+from cage_runtime.policy.engine import mismatch
+from cage_runtime.policy.rule import Rule, Source, Target
+from cage_runtime.policy.witness import CORE, DEFAULT, Case, Words, needs
+
+Find = Callable[[str], Instance | None]
+_Pair = tuple[Source, Target]
+
+
+class Engine(Protocol):
+    """What decides; the proofs take nothing of it for granted but that its rules are these."""
+
+    @property
+    def rules(self) -> tuple[Rule, ...]: ...
+
+    def decide(self, request: Request, find: Find, levels: Levels, now: float, *, chosen: str | None = None,
+               cages: Callable[[], Iterable[Instance]] = tuple) -> Decision: ...
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Host:
+    """What a policy is asked about: the levels and the services there are, and the time."""
+
+    levels: Levels
+    now: float
+    """Seconds of the epoch, for `until=`."""
+    services: frozenset[str] = frozenset()
+    """By their names; a family by its own, as `call.*`."""
+
+    def words(self, rules: Iterable[Rule]) -> Words:
+        return Words.of(rules, self.levels, sorted(self.services))
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Cell:
+    """One request and what is decided of it."""
+
+    case: Case
+    decision: Decision
+
+
+def decided(engine: Engine, case: Case, host: Host, chosen: str | None = None) -> Decision:
+    return engine.decide(case.request, case.find, host.levels, host.now, chosen=chosen, cages=case.all)
+
+
+def answers(engine: Engine, case: Case, host: Host) -> Iterator[Decision]:
+    """What may come of a request: the decision, or where a person chooses, that for each choice."""
+    decision = decided(engine, case, host)
+    if not (decision.action is Action.ASK and decision.choices):
+        yield decision
+        return
+    for choice in decision.choices:
+        yield decided(engine, case, host, choice)
+
+
+class Services:
+    """The services that some rules tell apart between two cages."""
+
+    def __init__(self, rules: Iterable[Rule], words: Words) -> None:
+        self._words = words
+        self._of: dict[tuple[str | None, str | None], dict[_Pair, tuple[Rule, set[tuple[str, str]]]]] = {}
+        """By the names in the two columns, so that of thousands of rules for named cages few are looked at."""
+        for rule in rules:
+            bucket = self._of.setdefault((needs(rule.source).name, needs(rule.target).name), {})
+            pair = rule.source, rule.target
+            if pair not in bucket:
+                bucket[pair] = Rule(service=None, source=pair[0], target=pair[1], action=Action.DENY, place=""), set()
+            if rule.service:
+                bucket[pair][1].add((rule.service.name, rule.service.argument or words.argument))
+
+    def between(self, source: Instance, name: str, target: Instance | None) -> list[tuple[str, str]]:
+        """Service and argument, one of each kind; `name` is what is asked for and `target` the cage that has it."""
+        words = self._words
+        found = {(service, words.argument) for service in (words.service, *words.services)}
+        asked = Request(service=words.service, argument=words.argument, source=source, target_name=name)
+        for key in ((source.name, name), (source.name, None), (None, name), (None, None)):
+            for rule, services in self._of.get(key, {}).values():
+                if services and not services <= found and not mismatch(rule, asked, target):
+                    found |= services
+        return sorted(found | {(service, words.argument) for service, _ in found})
+
+
+def cells(engine: Engine, world: Mapping[str, Instance], host: Host, services: Services) -> Iterator[Cell]:
+    """What every cage of `world` may ask of every other, of the core, and of nobody by name."""
+    for source in world.values():
+        for name in (*world, CORE, DEFAULT):
+            if name == source.name:
+                continue
+            for service, argument in services.between(source, name, world.get(name)):
+                request = Request(service=service, argument=argument, source=source, target_name=name)
+                case = Case(request=request, world=world)
+                yield Cell(case=case, decision=decided(engine, case, host))
