@@ -134,13 +134,18 @@ class Users(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tru
     """[users] of caged.conf: the system users that the processes run as."""
 
     caged: str = "caged"
-    files: str = "cage-files"
+    mediators: str = "cage-*"
+    """The user of each mediator's core half; * stands for the mediator's name."""
     apps: str = "cage-apps"
     syscalls: str = "cage-syscalls"
     gateways: str = "cage-gateways"
     """The group of those who may reach the gateways on the host: caged and the core halves."""
     watch: str = "cage-watch"
     """The group of those who may see all cages and the record, and change nothing."""
+
+    def mediator(self, name: str) -> str:
+        """The user of the core half of the mediator `name`."""
+        return self.mediators.replace("*", name)
 
 
 class Ids(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -90,6 +90,18 @@ class NoSuchCage(CageError):
     bus_name = "NoSuchCage"
 
 
+class NoSuchPrompt(CageError):
+    """The question is not open any more, or not the caller's to answer."""
+
+    bus_name = "NoSuchPrompt"
+
+
+class NoSuchGrant(CageError):
+    """The standing answer is not there any more, or not the caller's to revoke."""
+
+    bus_name = "NoSuchGrant"
+
+
 class WrongState(CageError):
     """The cage is not in a state in which this can be done, for example `enter` of a stopped cage."""
 

@@ -15,6 +15,7 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cage_runtime import manifest
 from cage_runtime.config import RuntimeConfig, uid_of
 from cage_runtime.errors import HostUnsupported
 
@@ -48,7 +49,9 @@ def of_state(config: RuntimeConfig, *names: str) -> list[Owned]:
     state, users = Path(config.paths.state), config.users
     folders = [Owned(path=Path(state, name), uid=uid_of(user), mode=mode) for name, user, mode in (
         ("", "root", 0o755), ("cages", users.caged, 0o700), ("audit", users.caged, 0o700),
-        ("flatpak", users.apps, 0o755), ("storage", "root", 0o700), ("staging", users.files, 0o700),
+        ("flatpak", users.apps, 0o755), ("storage", "root", 0o700),
+        *((mediator.folder, users.mediator(mediator.name), 0o700)
+          for mediator in manifest.load(config.paths) if mediator.folder),
     ) if name in names or not names]
     if "exports" in names or not names:
         folders.append(Owned(path=state / "exports", uid=0, mode=0o711, earlier=uid_of(users.caged)))

@@ -20,6 +20,12 @@ CAGES_MAX = 1000
 """Cages that may be defined on one host; the pool of id ranges holds 4 094."""
 CAGES_PER_PERSON = 64
 """Those of them that are one person's; root's may be all."""
+DISPOSABLES_PER_CAGE = 4
+"""Disposable cages that one cage may have at once."""
+DISPOSABLES_PER_PERSON = 16
+"""Those of one person's cages together, root's too."""
+DISPOSABLE_SECONDS = 30.0
+"""A disposable cage in which nothing has been started for so long after its birth ends."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -125,6 +131,28 @@ QUESTION_SECONDS = 180.0
 """Time in which a person has to answer one."""
 AUTHORISATION_SECONDS = 25.0
 """Time in which polkit has to answer by itself."""
+PROMPTS_PER_CAGE = 4
+"""Questions about one cage's requests that are open at once (M14); one more is a refusal."""
+PROMPTS_PER_PERSON = 32
+"""Those about all cages of one person."""
+PROMPTS_MAX = 1024
+"""Those of all persons."""
+WAITING_PER_CAGE = 256
+"""Requests of one cage that wait for a person's answer; equal ones wait for the same."""
+PROMPT_SECONDS = 180.0
+"""How long a question is open."""
+ANSWER_SECONDS = 60.0
+"""How long an answer that was given once waits for the request that it is for."""
+GRANTS_PER_CAGE = 64
+"""Standing answers to one cage's requests."""
+GRANT_SECONDS_MAX = 24 * 3600
+"""The longest time that a person may have an answer stand; longer than that is a rule's to say."""
+AGENTS_PER_PERSON = 8
+"""Programs of one person that are told of questions."""
+AGENTS_MAX = 256
+"""Those of all persons."""
+LIMITS_MAX = 16 * CAGES_MAX
+"""Pairs of a cage and a rule's limit= whose use is counted at once."""
 WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200
@@ -135,6 +163,16 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
+MEDIATORS_MAX = 32
+"""Mediators of one host."""
+MEDIATOR_NAME_MAX = 20
+"""Characters in a mediator's name, which its user's has too."""
+MEDIATOR_METHODS_MAX = 16
+"""Methods of a mediator that a cage may call."""
+MEDIATOR_SERVICES_MAX = 16
+"""Services, by policy's word, of one mediator."""
+MEDIATOR_DESCRIPTORS_MAX = 4
+"""Descriptors in one message between the halves of a mediator, and between a core half and caged."""
 DEFAULT_TASKS = 4096
 """Processes and threads of a cage whose definition says nothing; enforced where the host can."""
 DEFAULT_TMP_BYTES = 256 * 1024**2
@@ -163,6 +201,9 @@ APPLICATION_PATTERN = r"^[A-Za-z_][A-Za-z0-9_-]*(\.[A-Za-z_][A-Za-z0-9_-]*){2,}\
 """An application's id."""
 _NAME = re.compile(r"[a-z][a-z0-9-]*\Z")
 RESERVED_NAMES = frozenset({"core", "host", "all"})
+DISPOSABLE_PREFIX = "disp-"
+"""Before a number it is the name of a disposable cage, which the core gives and nobody else."""
+_DISPOSABLE_NAME = re.compile(rf"{DISPOSABLE_PREFIX}[0-9]+\Z")
 
 
 def check_cage_name(untrusted_name: str) -> str:
@@ -177,6 +218,14 @@ def check_cage_name(untrusted_name: str) -> str:
     if untrusted_name in RESERVED_NAMES:
         raise InvalidName(f'"{untrusted_name}" is reserved and cannot be a cage\'s name; choose another')
     return untrusted_name
+
+
+def check_new_name(untrusted_name: str) -> str:
+    """As `check_cage_name`, for a cage that a person makes: the names of disposable cages are the core's."""
+    name = check_cage_name(untrusted_name)
+    if _DISPOSABLE_NAME.match(name):
+        raise InvalidName(f'"{name}" is a name that the core gives to disposable cages; choose another')
+    return name
 
 
 SIZE_PATTERN = r"^(?=[0-9]*[1-9])(?:[0-9]{1,12}[KM]?|[0-9]{1,9}G|[0-9]{1,6}T)\Z"
@@ -292,6 +341,53 @@ class Request:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
+class ServiceKind:
+    """What the manifest of its mediator says of a service."""
+
+    one_way: bool
+    """Nothing comes back but whether it was accepted."""
+    parameters: frozenset[str]
+    """Those of `max-size max-files types transform require user` that it keeps."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Limit:
+    """`limit=N/s|min|h`: so many uses in so many seconds."""
+
+    count: int
+    seconds: float
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Parameters:
+    """What a rule adds to its action."""
+
+    declassify: bool = False
+    """Data may leave the label downwards or sideways."""
+    max_size: int | None = None
+    """Bytes in one transfer."""
+    max_files: int | None = None
+    types: tuple[str, ...] = ()
+    """MIME types, with * for any subtype; empty for any."""
+    limit: Limit | None = None
+    stands: int | None = None
+    """`for=`, in seconds: how long an answer stands where a person does not say, and the longest that it may."""
+    until: float | None = None
+    """Seconds of the epoch."""
+    one_way: bool = False
+    """`direction=one-way`."""
+    transform: str = ""
+    require: str = ""
+    log: str = ""
+    """no, meta or digest; empty where the rule says nothing."""
+    user: str = ""
+    notify: bool = False
+    autostart: bool = False
+    target: str = ""
+    default_target: str = ""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
 class Decision:
     """The answer: `rule` is FILE:LINE of the rule that decided, empty where none matched; `reason` one clause."""
 
@@ -300,5 +396,19 @@ class Decision:
     reason: str
     flow: Flow | None = None
     """None where the target is not a cage of this host."""
-    max_size: int | None = None
-    """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+    target: str = ""
+    """The name after redirects; "@core"; "@disposable:TEMPLATE"; empty where a person has to choose it."""
+    parameters: Parameters = field(default_factory=Parameters)
+    """Those in force."""
+    choices: tuple[str, ...] = ()
+    """Where a person is asked: the targets that may be chosen, each evaluated."""
+    default_target: str = ""
+    """The one of them that the rule preselects."""
+    two_way: bool = False
+    rule_text: str = ""
+    """The rule, whole; empty where none matched."""
+
+    @property
+    def max_size(self) -> int | None:
+        """Bytes that the rule lets one transfer have; None where it sets no bound of its own."""
+        return self.parameters.max_size

@@ -25,6 +25,7 @@ from cage_runtime.errors import (
     UnknownProperty,
     WrongSignature,
 )
+from cage_runtime.model import MEDIATOR_DESCRIPTORS_MAX
 
 INTROSPECTION_TYPE = '<!DOCTYPE node PUBLIC "-//freedesktop//DTD D-BUS Object Introspection 1.0//EN"\n' \
     '"http://www.freedesktop.org/standards/dbus/1.0/introspect.dtd">\n'
@@ -77,16 +78,16 @@ class Service:
         return "".join(a.attrib["type"] for a in arguments if a.attrib["direction"] == direction)
 
 
-def described(resource: str, interface: str) -> ET.Element:
-    """The description of `interface` in the XML file `resource` of cage_runtime.resources."""
-    found = _description(resource).find(f"interface[@name='{interface}']")
+def described(resource: str, interface: str, *, of: str = "cage_runtime.resources") -> ET.Element:
+    """The description of `interface` in the XML file `resource` of the package `of`."""
+    found = _description(resource, of).find(f"interface[@name='{interface}']")
     if found is None:
         raise KeyError(interface)
     return found
 
 
-def _description(resource: str) -> ET.Element:
-    text = resources.files("cage_runtime.resources").joinpath(resource).read_text(encoding="utf-8")
+def _description(resource: str, of: str = "cage_runtime.resources") -> ET.Element:
+    text = resources.files(of).joinpath(resource).read_text(encoding="utf-8")
     return ET.fromstring(text)  # noqa: S314 - our own file
 
 
@@ -131,7 +132,7 @@ class Objects:
             if handler is None:
                 continue
             expected = service.signature(call.member, "in")
-            if signature != expected or len(call.descriptors) != expected.count("h"):
+            if signature != expected or not _may_come(len(call.descriptors), expected):
                 raise WrongSignature(f'{call.member} takes the signature "{expected}", not "{signature}"')
             return service, handler
         raise UnknownMethod(f"{call.path} has no method {_named(interface, call.member)}")
@@ -229,6 +230,13 @@ class _View:
 
 def _below(path: str) -> str:
     return path.rstrip("/") + "/"
+
+
+def _may_come(descriptors: int, signature: str) -> bool:
+    """Whether so many can be what the arguments of a member refer to."""
+    if "ah" in signature:
+        return descriptors <= MEDIATOR_DESCRIPTORS_MAX
+    return descriptors == signature.count("h")
 
 
 def _named(interface: str | None, member: str) -> str:

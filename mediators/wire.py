@@ -10,11 +10,12 @@ from __future__ import annotations
 import asyncio
 import logging
 import os
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, Variant
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, Variant, described
 from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
 from cage_runtime.model import (
     CAGES_MAX,
@@ -122,6 +123,21 @@ class Permission:
             transform=has["transform"], require=has["require"], log=has["log"], user=has["user"],
             notify=has["notify"], autostart=has["autostart"], choices=tuple(has["choices"]),
         )
+
+
+def bus_name(mediator: str) -> str:
+    """The name of a mediator's halves on their buses, and that of its interface."""
+    return f"org.cageruntime.{mediator.capitalize()}1"
+
+
+def path(mediator: str) -> str:
+    """The one object of a mediator's halves."""
+    return f"/org/cageruntime/{mediator.capitalize()}1"
+
+
+def interface(mediator: str) -> ET.Element:
+    """What mediators/NAME/interface.xml describes."""
+    return described("interface.xml", bus_name(mediator), of=f"mediators.{mediator}")
 
 
 def new_request() -> str:
@@ -247,12 +263,21 @@ class Caged:
         for again in self._waiting.values():
             again.set()
 
-    async def deliver(self, target: str, arguments: list[str], descriptor: int, seconds: float) -> int:
-        """Start the delivery half in the instance `target`; returns its channel, which the caller owns."""
-        answer = await self._ask("Deliver", "sash", (target, arguments, 0), (descriptor,), seconds)
+    async def deliver(self, target: str, arguments: list[str], descriptors: Sequence[int], request: str,
+                      seconds: float) -> int:
+        """Start the delivery half in the instance `target` with the one of `descriptors` as its standard input, for a
+        `request` that was decided; returns its channel, which the caller owns."""
+        told = (target, arguments, list(range(len(descriptors))), request)
+        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
+
+    async def dispose(self, source: str, template: str, request: str) -> tuple[str, str]:
+        """(name, uuid) of a new disposable cage for a permitted request of the instance `source`; RuntimeFailure where
+        there are as many as there may be."""
+        name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
+        return str(name), str(uuid)
 
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))

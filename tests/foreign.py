@@ -25,7 +25,8 @@ from dbus_next.auth import AuthExternal
 from dbus_next.introspection import Node
 from dbus_next.signature import SignatureTree
 
-RESOURCES = Path(__file__).parents[1] / "cage_runtime/resources"
+TOP = Path(__file__).parents[1]
+RESOURCES = TOP / "cage_runtime/resources"
 CORE, PATH = "org.cageruntime.Core1", "/org/cageruntime/Core1"
 MANAGER, CAGE, JOB, MEDIATION = (f"{CORE}.{name}" for name in ("Manager", "Cage", "Job", "Mediation"))
 STANDARD = "org.freedesktop.DBus"
@@ -49,8 +50,9 @@ def description(resource: str) -> list[ET.Element]:
 
 
 INTERFACES = {each.attrib["name"]: each
-              for resource in (CORE, STANDARD, "org.cageruntime.Apps1", "org.cageruntime.Files1")
-              for each in description(resource)}
+              for resource in (CORE, STANDARD, "org.cageruntime.Apps1") for each in description(resource)}
+INTERFACES |= {each.attrib["name"]: each for file in (TOP / "mediators").glob("*/interface.xml")
+               for each in ET.parse(file).getroot().findall("interface")}
 
 
 def methods(*interfaces: str) -> set[Method]:

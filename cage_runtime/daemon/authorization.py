@@ -10,7 +10,7 @@ from __future__ import annotations
 import asyncio
 import grp
 import pwd
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
@@ -18,10 +18,9 @@ from cage_runtime.bus import Bus, Call
 from cage_runtime.config import Users, uid_of
 from cage_runtime.daemon.polkit import Polkit, Question, Verdict
 from cage_runtime.daemon.rights import RIGHTS, Does, Right
-from cage_runtime.errors import AuthenticationNeeded, NobodyAnswers, NotAuthorized
+from cage_runtime.errors import AuthenticationNeeded, HostUnsupported, NobodyAnswers, NotAuthorized
 from cage_runtime.model import CALLS_AT_ONCE, CALLS_PER_PERSON, ROOT_UID
 
-MEDIATORS = ("files",)
 ADMINISTRATOR = ROOT_UID
 """Root, and nobody else; tests that are not root put themselves here."""
 
@@ -46,11 +45,12 @@ class Caller:
 
 
 class Authorization:
-    def __init__(self, bus: Bus, users: Users) -> None:
+    def __init__(self, bus: Bus, users: Users, mediators: Iterable[str]) -> None:
+        """`mediators` are the names of those that there are."""
         self._bus, self._polkit, self._watch = bus, Polkit(bus), users.watch
         self._asking: WeakValueDictionary[int, asyncio.Lock] = WeakValueDictionary()
         """Persons who are just being looked for in a group."""
-        self._mediators = {uid_of(getattr(users, name)): name for name in MEDIATORS}
+        self._mediators = _by_uid(users, mediators)
         bus.share_by(self.share)
 
     def share(self, uid: int) -> int:
@@ -145,6 +145,18 @@ class Authorization:
         if name is None:
             raise NotAuthorized(f"uid {uid} is not a mediator's")
         return name
+
+
+def _by_uid(users: Users, mediators: Iterable[str]) -> dict[int, str]:
+    """Whose uid it is; HostUnsupported where it is two mediators', of which neither would be known from the other."""
+    found: dict[int, str] = {}
+    for name in mediators:
+        user = users.mediator(name)
+        other = found.setdefault(uid_of(user), name)
+        if other != name:
+            raise HostUnsupported(f"the mediators {other} and {name} have one user, {user}: name one for each in "
+                                  "caged.conf")
+    return found
 
 
 def is_member(uid: int, group: str) -> bool:

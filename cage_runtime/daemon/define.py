@@ -73,7 +73,7 @@ def _base(options: CreateOptions, paths: Paths) -> Definition:
         raise UsageError("a cage is made from a template or from a file, not from both")
     if options.definition is not None:
         return parse_definition(options.definition, escape(options.definition_file, limit=200))
-    template = _template(options.template or "default", paths)
+    template = template_file(options.template or "default", paths)
     if template is not None:
         return parse_definition(read_text(template), str(template))
     if options.template is not None:
@@ -82,7 +82,8 @@ def _base(options: CreateOptions, paths: Paths) -> Definition:
     return Definition()
 
 
-def _template(untrusted_name: str, paths: Paths) -> Path | None:
+def template_file(untrusted_name: str, paths: Paths) -> Path | None:
+    """Where the template of that name is; None where there is none."""
     try:
         return masked_file(paths, f"templates.d/{check_cage_name(untrusted_name)}.toml")
     except InvalidName:

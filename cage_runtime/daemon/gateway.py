@@ -13,11 +13,14 @@ import logging
 import os
 import socket
 from collections import deque
-from collections.abc import Awaitable, Callable, Coroutine
+from collections.abc import Awaitable, Callable, Coroutine, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
+from cage_runtime import generate
+from cage_runtime.config import Users
 from cage_runtime.errors import CageError
+from cage_runtime.manifest import Mediator
 
 LOG = logging.getLogger(__name__)
 STARTS, START_SECONDS = 5, 60.0
@@ -152,8 +155,9 @@ def _log(name: str, task: asyncio.Task[object]) -> None:
         LOG.error("%s may not reach its gateway: %s", name, error.sentence)
 
 
-def write_configuration(template: Path, files_user: str, rendered: Path) -> None:
+def write_configuration(template: Path, rendered: Path, mediators: Sequence[Mediator], users: Users) -> None:
     """What every gateway's bus reads at its start; whole at every moment, because one may just be starting."""
     fresh = rendered.with_suffix(".new")
-    fresh.write_text(template.read_text(encoding="utf-8").replace("@FILES_USER@", files_user), encoding="utf-8")
+    text = generate.gateway_bus(template.read_text(encoding="utf-8"), mediators, users.mediator)
+    fresh.write_text(text, encoding="utf-8")
     fresh.rename(rendered)

@@ -12,7 +12,7 @@ import sys
 from contextlib import closing
 from pathlib import Path
 
-from cage_runtime import folders, log, watchdog
+from cage_runtime import folders, log, manifest, watchdog
 from cage_runtime.arguments import Parser
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
@@ -56,7 +56,8 @@ class Daemon:
         self._mediators: MediationService | None = None
         self._spawner = SpawnerClient(run / "spawner.sock", self._happened, self._look)
         own = run / "caged"
-        write_configuration(Path(paths.shipped, "gateway", "bus.conf.in"), config.users.files, own / "gateway.conf")
+        mediators = manifest.load(paths)
+        write_configuration(Path(paths.shipped, "gateway/bus.conf.in"), own / "gateway.conf", mediators, config.users)
         self._gateways = gateways = Gateways(run / "gateways", self._start_gateway, self._gateway_up,
                                              self._gateway_down, admit=self._admit_gateway)
         registry, lives = Registry(Path(paths.state, "cages"), own / "cages"), Lives(own / "running")
@@ -67,8 +68,8 @@ class Daemon:
         self._recovery = Recovery(self._manager, registry, gateways, lives)
         self._denials = Denials(self._manager, own / "denials")
         self._autostart = Autostart(self._manager, own / "autostart.json")
-        sessions = Sessions(self._manager)
-        authorization = Authorization(bus, config.users)
+        sessions = Sessions(self._manager, {mediator.name: mediator.delivery for mediator in mediators})
+        authorization = Authorization(bus, config.users, [mediator.name for mediator in mediators])
         self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")), self._welcome)
         self._applications = Applications(bus, self._manager, self._exports)
         parts = Parts(

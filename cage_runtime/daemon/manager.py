@@ -48,6 +48,7 @@ from cage_runtime.model import (
     CAGES_MAX,
     CAGES_PER_PERSON,
     DEFAULT_TASKS,
+    DISPOSABLE_SECONDS,
     REPEATS_MAX,
     ROOT_UID,
     STOP_SECONDS,
@@ -72,6 +73,8 @@ class Manager:
         self.chain = chain
         self._paths, self._registry, self._gateways, self._changed = paths, registry, gateways, changed
         self._lives = lives
+        self.over: Callable[[Cage], None] = lambda _cage: None
+        """Called of a disposable cage that does not run any more, perhaps again: it is to be destroyed."""
         self.started: Callable[[Cage], Awaitable[None]] | None = None
         """Called under the lock of a cage that has just started or been adopted from nothing."""
         self._cages: dict[str, Cage] = {}
@@ -96,6 +99,10 @@ class Manager:
         if cage is None:
             raise no_such_cage(untrusted_name)
         return cage
+
+    def is_taken(self, name: str) -> bool:
+        """Whether there is a cage of that name, or is about to be."""
+        return name in self._cages or name in self._coming
 
     def by_uuid(self, uuid: str) -> Cage | None:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
@@ -141,6 +148,8 @@ class Manager:
         self._gateways.close(cage.uuid)
         if cage.state is not CageState.FAILED:
             self.set_state(cage, CageState.STOPPED)
+        if cage.record.disposable:
+            self.over(cage)
 
     def on_ended(self, uuid: str) -> None:
         """The spawner says that a cage ended by itself."""
@@ -176,13 +185,16 @@ class Manager:
         check_required(definition, self.lacking)
         return definition
 
-    async def create(self, untrusted_name: str, definition: Definition, *, owner: int, start: bool) -> Cage:
-        """Give the cage storage and start it; after an error nothing of it is there."""
+    async def create(self, untrusted_name: str, definition: Definition, *, owner: int, start: bool,
+                     caller: str = "") -> Cage:
+        """Give the cage storage and start it; after an error nothing of it is there.  `caller` is the uuid of the cage
+        that a disposable one is for."""
         name = check_cage_name(untrusted_name)
-        if name in self._cages or name in self._coming:
+        if self.is_taken(name):
             raise NameTaken(f'there is a cage "{name}" already; choose another name, or cagectl destroy {name}')
         self._check_room(owner)
-        record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition)
+        record = Record(name=name, uuid=uuids.uuid4().hex, created=now(), owner=owner, definition=definition,
+                        caller=caller)
         self._coming[name] = owner
         self.in_hand.add(record.uuid)
         try:
@@ -213,7 +225,8 @@ class Manager:
             raise
         cage = self.admit(record)
         try:
-            self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level})
+            caller = {"caller": record.caller} if record.disposable else {}
+            self.record(Kind.CAGE_CREATED, cage, {"level": record.definition.level, **caller})
             if start:
                 async with cage.lock:
                     await self._start(cage)
@@ -272,6 +285,7 @@ class Manager:
                 compartments=list(definition.compartments), exec_home=definition.session.exec_home, limits=limits,
                 processes=definition.limits.tasks or DEFAULT_TASKS, home_bytes=home_bytes, home_files=home_files,
                 private=cage.private, require=[Wall(name) for name in definition.require],
+                disposable=DISPOSABLE_SECONDS if cage.record.disposable else 0.0,
             )
             born = await self._once(birth, spec.Stop(id=self.spawner.number(), uuid=cage.uuid, seconds=0))
             born_here = True
@@ -327,12 +341,12 @@ class Manager:
             await self.spawner.ask(spec.Freeze(id=self.spawner.number(), uuid=cage.uuid, frozen=frozen))
             self.set_state(cage, wanted)
 
-    async def destroy(self, cage: Cage) -> None:
-        """Stop the cage and delete all of it."""
+    async def destroy(self, cage: Cage, why: str = "") -> None:
+        """Stop the cage and delete all of it; `why` where nobody has asked for it."""
         async with self.held(cage):
             self.in_hand.add(cage.uuid)
             try:
-                self.record(Kind.CAGE_DESTROYED, cage)
+                self.record(Kind.CAGE_DESTROYED, cage, {"why": why} if why else {})
                 await self._condemn(cage)
                 await self._unmake(cage)
             finally:

@@ -11,12 +11,13 @@ import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Paths
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.disposables import Disposables
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.rate import DECISIONS, Bucket
 from cage_runtime.daemon.sessions import Sessions, Started
@@ -79,11 +80,17 @@ def _later(seconds: float, what: Callable[[], None]) -> None:
     asyncio.get_running_loop().call_later(seconds, what)
 
 
+def _check_request(untrusted_id: str) -> None:
+    if not _REQUEST_ID.match(untrusted_id):
+        raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
+
+
 class Mediation:
     def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, *,
                  clock: Callable[[], float] = time.monotonic,
                  later: Callable[[float, Callable[[], None]], None] = _later) -> None:
         self._manager, self._sessions, self._paths = manager, sessions, paths
+        self._disposables = Disposables(manager, paths)
         self._clock, self._later = clock, later
         self._buckets: dict[str, Bucket] = {}
         self.policy: Policy = load_or_refuse(paths, manager.levels)
@@ -150,8 +157,7 @@ class Mediation:
         return permission
 
     def _source(self, asked: Asked) -> Cage:
-        if not _REQUEST_ID.match(asked.request):
-            raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
+        _check_request(asked.request)
         return self._running(asked.source)
 
     def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
@@ -201,12 +207,21 @@ class Mediation:
             raise NoSuchCage("the cage that asks does not run any more")
         return cage
 
-    async def deliver(self, target_uuid: str, mediator: str, arguments: list[str], descriptor: int) -> Started:
+    async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
+                      request_id: str) -> Started:
         """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        _check_request(request_id)
         cage = self._manager.by_uuid(target_uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
-        return await self._sessions.deliver(cage, mediator, arguments, descriptor)
+        return await self._sessions.deliver(cage, mediator, arguments, descriptors)
+
+    async def dispose(self, mediator: str, source_uuid: str, untrusted_template: str, request_id: str) -> Cage:
+        """A new disposable cage for a permitted request of the instance; RuntimeFailure where there can be none."""
+        _check_request(request_id)
+        source = self._running(source_uuid)
+        LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
+        return await self._disposables.make(source, untrusted_template)
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:

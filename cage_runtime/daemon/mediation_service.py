@@ -11,6 +11,7 @@ from cage_runtime.bus import Answer, Call, Handler, Service, described
 from cage_runtime.daemon.mediation import Asked, Permission
 from cage_runtime.daemon.service import RESOURCE, Parts, channel, options, text
 from cage_runtime.daemon.what import What
+from cage_runtime.errors import UsageError
 from cage_runtime.model import CORE_PATH
 
 
@@ -25,7 +26,7 @@ class MediationService:
         """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-            "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+            "Withdraw": self._withdraw, "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
@@ -63,9 +64,16 @@ class MediationService:
 
     async def _deliver(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
-        target, arguments, index = call.arguments
-        descriptor = call.descriptors[index]
-        return channel(await self._parts.mediation.deliver(target, mediator, arguments, descriptor))
+        target, arguments, indices, request = call.arguments
+        if list(indices) != list(range(len(call.descriptors))):
+            raise UsageError("Deliver takes each of its descriptors once, and in their order")
+        return channel(await self._parts.mediation.deliver(mediator, target, arguments, call.descriptors, request))
+
+    async def _dispose(self, call: Call) -> Answer:
+        mediator = await self._parts.authorization.mediator(call.sender)
+        source, template, request = call.arguments
+        cage = await self._parts.mediation.dispose(mediator, source, template, request)
+        return Answer(values=(cage.name, cage.uuid))
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)

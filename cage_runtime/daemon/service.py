@@ -29,7 +29,7 @@ from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import CageError, UsageError
-from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_cage_name
+from cage_runtime.model import AUDIT_TAIL_MAX, CORE_PATH, check_new_name
 from cage_runtime.policy.engine import NO_POLICY
 from cage_runtime.spawner.spec import Insight
 
@@ -147,7 +147,7 @@ class CoreService:
 
     # --- lives -----------------------------------------------------------------------------------------------
     async def _create(self, call: Call) -> Answer:
-        wanted, name = options(call.arguments[1], CreateOptions), check_cage_name(call.arguments[0])
+        wanted, name = options(call.arguments[1], CreateOptions), check_new_name(call.arguments[0])
         try:
             definition = self._parts.manager.define(wanted)
         except CageError:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import socket
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -17,6 +18,7 @@ from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.spawner import SpawnerEnded
 from cage_runtime.errors import NoSuchApplication, UsageError
+from cage_runtime.manifest import Delivery
 from cage_runtime.model import ARGUMENT_MAX, ARGV_BYTES_MAX, ARGV_MAX, DIRECTORY_BYTES_MAX, REPEATS_MAX, CageState
 from cage_runtime.spawner import spec
 from cage_runtime.text import escape
@@ -56,8 +58,9 @@ class Started:
 
 
 class Sessions:
-    def __init__(self, manager: Manager) -> None:
-        self._manager = manager
+    def __init__(self, manager: Manager, deliveries: Mapping[str, Delivery]) -> None:
+        """`deliveries`: as what the delivery half of each mediator runs."""
+        self._manager, self._deliveries = manager, deliveries
 
     async def enter(self, cage: Cage, command: list[str], options: SessionOptions) -> Started:
         """`command`, or a login shell where it is empty, as the cage's user or, with `root`, its uid 0."""
@@ -89,19 +92,24 @@ class Sessions:
             cwd=check_directory(options.cwd), terminal=options.terminal(), detached=options.detach,
         )
 
-    async def deliver(self, cage: Cage, mediator: str, arguments: list[str], descriptor: int) -> Started:
-        """The delivery half of `mediator` in the cage, with `descriptor` as its standard input."""
+    async def deliver(self, cage: Cage, mediator: str, arguments: list[str], descriptors: Sequence[int]) -> Started:
+        """The delivery half of `mediator` in the cage, with the one of `descriptors` as its standard input."""
         cage.require(CageState.RUNNING)
+        profile = self._deliveries.get(mediator, Delivery.NONE)
+        if profile is Delivery.NONE:
+            raise UsageError(f"the mediator {mediator} has no delivery half, as its manifest says")
+        if len(descriptors) != 1:
+            raise UsageError("a delivery half takes one descriptor, its standard input")
         argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
         request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True,
-                             profile="delivery")
+                             profile="delivery" if profile is Delivery.DELIVERY else "session")
         for _ in range(REPEATS_MAX):
             # One that was cut off may have been started all the same, and ends by itself: nobody has the other end of
             # its channel, which alone lets it finish.  A command of `enter` would have begun: it is not started twice.
             with contextlib.suppress(SpawnerEnded):
-                return await self._request(request, descriptor)
+                return await self._request(request, *descriptors)
             request = msgspec.structs.replace(request, id=self._manager.spawner.number())
-        return await self._request(request, descriptor)
+        return await self._request(request, *descriptors)
 
     async def _request(self, request: spec.Spawn, *descriptors: int) -> Started:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)

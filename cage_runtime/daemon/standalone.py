@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import BinaryIO
 
-from cage_runtime import folders
+from cage_runtime import folders, manifest
 from cage_runtime.bus import Bus
 from cage_runtime.config import RuntimeConfig, gid_of, uid_of
 from cage_runtime.confine import bound_supervisor
@@ -43,6 +43,11 @@ class Child:
     user: str | None = None
     """None for root."""
 
+    @property
+    def name(self) -> str:
+        """What people call it."""
+        return " ".join((self.program, *self.arguments))
+
 
 def children(config: RuntimeConfig) -> list[Child]:
     """The spawner first: it makes the directories of the others."""
@@ -51,7 +56,8 @@ def children(config: RuntimeConfig) -> list[Child]:
         Child(program="cage-spawner"),
         Child(program="cage-apps", user=users.apps),
         Child(program="caged", user=users.caged),
-        Child(program="cage-mediator", arguments=("files",), user=users.files),
+        *(Child(program="cage-mediator", arguments=(mediator.name,), user=users.mediator(mediator.name))
+          for mediator in manifest.load(config.paths)),
     ]
 
 
@@ -84,11 +90,11 @@ class Supervisor:
                 process = await asyncio.create_subprocess_exec(
                     *self._command(child), env=environment, stdin=asyncio.subprocess.DEVNULL)
             except OSError as error:
-                LOG.warning("%s could not be started and is tried again: %s", child.program, error)
+                LOG.warning("%s could not be started and is tried again: %s", child.name, error)
             else:
                 self._running[child] = process
                 status = await process.wait()
-                LOG.warning("%s ended with status %d and is started again", child.program, status)
+                LOG.warning("%s ended with status %d and is started again", child.name, status)
             pause = 0.1 if loop.time() - began > SETTLED_SECONDS else min(pause * 2, RESTART_SECONDS_MAX)
             await asyncio.sleep(pause)
 
@@ -180,7 +186,7 @@ async def _bring_up(supervisor: Supervisor, config: RuntimeConfig, held: context
         readiness = {child: held.enter_context(Readiness(directory, child)) for child in group}
         loop = asyncio.get_running_loop()
         tasks += [loop.create_task(supervisor.keep(child, ready.address)) for child, ready in readiness.items()]
-        late = await _wait({child.program: ready.said for child, ready in readiness.items()}, told)
+        late = await _wait({child.name: ready.said for child, ready in readiness.items()}, told)
         if late:
             names = ", ".join(late)
             raise RuntimeFailure(f"not ready after {READY_SECONDS:.0f} s: {names}; their messages are above")

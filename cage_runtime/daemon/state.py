@@ -29,6 +29,7 @@ class _InstanceFile(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fi
     uuid: str
     created: str
     owner: int
+    caller: str = ""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,10 +44,16 @@ class Record:
     """The uid of the person on the host whose cage it is."""
     definition: Definition
     fault: str = ""
+    caller: str = ""
+    """Of a disposable cage, the uuid of the cage that it was made for; empty of any other."""
 
     @property
     def ephemeral(self) -> bool:
         return self.definition.session.ephemeral
+
+    @property
+    def disposable(self) -> bool:
+        return bool(self.caller)
 
 
 def now() -> str:
@@ -89,7 +96,8 @@ class Registry:
         fresh = parent / (_NEW + record.uuid)
         fresh.mkdir(mode=0o700)
         durable = not record.ephemeral
-        instance = _InstanceFile(uuid=record.uuid, created=record.created, owner=record.owner)
+        instance = _InstanceFile(uuid=record.uuid, created=record.created, owner=record.owner,
+                                 caller=record.caller)
         try:
             _write(fresh / "instance.json", msgspec.json.encode(instance), durable=durable)
             _write(fresh / "cage.toml", render_definition(record.definition).encode(), durable=durable)
@@ -155,7 +163,7 @@ def _read(directory: Path, *, ephemeral: bool) -> Record:
         fault = str(error)
     session = msgspec.structs.replace(definition.session, ephemeral=ephemeral)
     return Record(name=name, uuid=instance.uuid, created=instance.created, owner=instance.owner,
-                  definition=msgspec.structs.replace(definition, session=session), fault=fault)
+                  definition=msgspec.structs.replace(definition, session=session), fault=fault, caller=instance.caller)
 
 
 def _write(path: Path, content: bytes, *, durable: bool) -> None:

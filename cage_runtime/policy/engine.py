@@ -25,6 +25,7 @@ _Index = dict[_ServiceKey, dict[_PairKey, int]]
 NO_RULE = "no rule matches it, and only a rule that allows it would change that"
 DENIED = "the rule denies it, and only an allowing rule before that one would change it"
 ALLOWED = "the rule allows it"
+ASKS = "the rule has a person asked"
 TO_ITSELF = "a cage and its target must be two different cages"
 NO_SUCH_CAGE = "there is no cage of that name"
 NOT_REACHABLE = "no cage of that name can be reached from here"
@@ -72,9 +73,12 @@ class Policy:
             return _deny("", f'the target "{target.name}" is not the one that was asked for', flow)
         needs_declassify = _needs_declassify(request.source, target)
         verdict = _verdict(self._first(request, target), flow, needs_declassify)
-        if target is None and verdict.action is Action.ALLOW:
+        if verdict.action is not Action.DENY:
+            choices = (request.target_name,) if verdict.action is Action.ASK else ()
+            verdict = replace(verdict, target=request.target_name, choices=choices)
+        if target is None and verdict.action is not Action.DENY:
             return _deny(verdict.rule, NO_SUCH_CAGE, None)
-        if verdict.action is not Action.ALLOW and target and target.owner != request.source.owner:
+        if verdict.action is Action.DENY and target and target.owner != request.source.owner:
             return self._across(request, target, verdict)
         return verdict
 
@@ -92,7 +96,7 @@ class Policy:
         if _to_itself(request, None):
             return _deny("", TO_ITSELF, None)
         verdict = _verdict(self._first(request, None), None, NEEDS_DECLASSIFY)
-        return _deny("", NOT_REACHABLE, None) if verdict.action is Action.ALLOW else verdict
+        return verdict if verdict.action is Action.DENY else _deny("", NOT_REACHABLE, None)
 
     def _first(self, request: Request, target: Instance | None) -> Rule | None:
         """The first rule that matches.  The work does not grow with the rules: each token that can stand for the
@@ -150,7 +154,7 @@ def mismatch(rule: Rule, request: Request, target: Instance | None) -> str:
 
 def _is_narrow(rule: Rule) -> bool:
     """Whether the rule is about cages of one person alone."""
-    return rule.action is Action.ALLOW and not isinstance(rule.target, Named)
+    return rule.action is not Action.DENY and not isinstance(rule.target, Named)
 
 
 def _stands_for(token: Anyone | Named | AtLevel, name: str, label: Label | None) -> bool:
@@ -171,13 +175,13 @@ def _verdict(rule: Rule | None, flow: Flow | None, needs_declassify: str) -> Dec
     """The decision by the rule that matched; without a known target the flow counts as incomparable."""
     if rule is None:
         return _deny("", NO_RULE, flow)
-    if rule.action is not Action.ALLOW:
+    if rule.action is Action.DENY:
         return _deny(rule.place, DENIED, flow)
     if flow not in (Flow.UP, Flow.LEVEL) and not rule.parameters.declassify:
         return _deny(rule.place, needs_declassify, flow)
-    return Decision(
-        action=Action.ALLOW, rule=rule.place, reason=ALLOWED, flow=flow, max_size=rule.parameters.max_size
-    )
+    reason = ALLOWED if rule.action is Action.ALLOW else ASKS
+    return Decision(action=rule.action, rule=rule.place, reason=reason, flow=flow, parameters=rule.parameters,
+                    rule_text=str(rule))
 
 
 def _deny(place: str, reason: str, flow: Flow | None) -> Decision:

@@ -9,11 +9,18 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Iterator
-from typing import Literal
 
 from cage_runtime.errors import CageError, PolicySyntaxError
-from cage_runtime.model import POLICY_BYTES_MAX, POLICY_LINE_MAX, Action, Levels, check_cage_name, parse_size
-from cage_runtime.policy.rule import ANY, Anyone, AtLevel, Named, Parameters, Relation, Rule, Service, Source, Target
+from cage_runtime.model import (
+    POLICY_BYTES_MAX,
+    POLICY_LINE_MAX,
+    Action,
+    Levels,
+    Parameters,
+    check_cage_name,
+    parse_size,
+)
+from cage_runtime.policy.rule import ANY, Anyone, AtLevel, Named, Relation, Rule, Service, Source, Target
 from cage_runtime.text import escape
 
 _SERVICE = re.compile(r"(?=.{1,64}\Z)[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z][A-Za-z0-9-]*)+\Z")
@@ -137,14 +144,11 @@ def _at_level(untrusted_token: str, levels: Levels) -> AtLevel:
         raise _Fault(error.sentence) from None
 
 
-def _action(untrusted_action: str) -> Literal[Action.ALLOW, Action.DENY]:
-    if untrusted_action == Action.ALLOW:
-        return Action.ALLOW
-    if untrusted_action == Action.DENY:
-        return Action.DENY
-    if untrusted_action == Action.ASK:
-        raise _Fault('the action "ask" is not supported yet: write allow or deny')
-    raise _Fault(f'"{_shown(untrusted_action)}" is not an action: write allow or deny')
+def _action(untrusted_action: str) -> Action:
+    try:
+        return Action(untrusted_action)
+    except ValueError:
+        raise _Fault(f'"{_shown(untrusted_action)}" is not an action: write allow, ask or deny') from None
 
 
 def _parameters(untrusted_words: list[str], action: Action) -> Parameters:

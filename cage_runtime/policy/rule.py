@@ -5,11 +5,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from enum import StrEnum
-from typing import Literal
 
-from cage_runtime.model import Action
+from cage_runtime.model import Action, Parameters
 
 ANY = "*"
+NO_PARAMETERS = Parameters()
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -62,24 +62,14 @@ class Service:
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class Parameters:
-    """What an allowing rule adds to its action."""
-
-    declassify: bool = False
-    """Data may leave the label downwards or sideways."""
-    max_size: int | None = None
-    """Bytes in one transfer."""
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
 class Rule:
     """One line of policy.  `service` is None where the line says `*`, and then any argument is meant too."""
 
     service: Service | None
     source: Source
     target: Target
-    action: Literal[Action.ALLOW, Action.DENY]
-    parameters: Parameters = Parameters()
+    action: Action
+    parameters: Parameters = NO_PARAMETERS
     place: str
     """FILE:LINE, as it is shown to a person."""
 
@@ -90,4 +80,8 @@ class Rule:
             words.append("declassify")
         if self.parameters.max_size is not None:
             words.append(f"max-size={self.parameters.max_size}")
+        if self.parameters.stands is not None:
+            words.append(f"for={self.parameters.stands}s")
+        if self.parameters.limit is not None:
+            words.append(f"limit={self.parameters.limit.count}/{self.parameters.limit.seconds}")
         return " ".join(words)

@@ -48,7 +48,7 @@ FORGOTTEN_SECONDS = 5.0
 """What machined has to forget a cage that has ended; after that its next life begins all the same."""
 STOP_SECONDS = 15
 """From the SIGTERM of a scope's stop to its SIGKILL: cage-init gives its processes 5 of them (model.STOP_SECONDS)."""
-AFTER = ("cage-spawner.service", "caged.service", "cage-mediator@files.service")
+AFTER = ("cage-spawner.service", "caged.service", "cage-mediators.target")
 """A cage begins after these; when the host shuts down it ends before them, so that its end is carried out and recorded
 as any other.  No requirement: none of them takes cages along when it stops."""
 

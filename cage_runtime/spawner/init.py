@@ -93,8 +93,10 @@ class Init:
     """The event loop of PID 1."""
 
     def __init__(self, listener: socket.socket, filters: Filters, processes: int, walls: Walls, *,
-                 private: bool) -> None:
-        self._private = private
+                 private: bool, disposable: float = 0.0) -> None:
+        self._private, self._disposable = private, disposable
+        self._used = False
+        """Something has been started in it."""
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
@@ -137,6 +139,8 @@ class Init:
         self._loop.watch(self._signals, self._signalled)
         for bus in self._buses:
             self._await_first(bus)
+        if self._disposable:
+            self._loop.after(self._disposable, self._end_if_unused)
         while not (self._stopping and is_alone()):
             self._loop.turn()
 
@@ -221,11 +225,30 @@ class Init:
 
     def _signalled(self) -> None:
         """End the cage where a process outside of it sends the signal; whoever is in it has no say in that."""
-        if not from_outside(os.read(self._signals, SIGINFO_BYTES)) or self._stopping:
+        if from_outside(os.read(self._signals, SIGINFO_BYTES)):
+            self._end()
+
+    def _end(self) -> None:
+        """As a stop that nobody asked the spawner for."""
+        if self._stopping:
             return
         self._stop()
         # The spawner, which would see to that, may not run.
         self._loop.after(STOP_SECONDS, lambda: signal_all(signal.SIGKILL))
+
+    def _end_if_unused(self) -> None:
+        if not self._used:
+            self._end()
+
+    def _end_if_over(self) -> None:
+        """End a disposable cage with the last process that was started in it, or that is left of one.
+
+        What the buses have started is theirs and no reason to go on; what else there is has a child of ours above it.
+        """
+        if self._disposable and self._used and not self._stopping and not self._running:
+            buses = {bus.pid for bus in self._buses}
+            if not children() - buses:
+                self._end()
 
     # --- processes -------------------------------------------------------------------------------------------
     def _spawn(self, request: Spawn, descriptors: list[int]) -> Reply:
@@ -253,6 +276,7 @@ class Init:
         finally:
             streams.close_inner()
         self._running[forked.pid] = Running(channel=None, profile=command.profile)
+        self._used = True
         self._await(forked, lambda refusal: self._started(request, forked.pid, channel, streams, refusal))
         return Reply(id=request.id)
 
@@ -341,10 +365,11 @@ class Init:
             try:
                 pid, status = os.waitpid(-1, os.WNOHANG)
             except ChildProcessError:
-                return
+                break
             if pid == 0:
-                return
+                break
             self._ended(pid, os.waitstatus_to_exitcode(status))
+        self._end_if_over()
 
     def _ended(self, pid: int, code: int) -> None:
         if pid in self._starting:
@@ -466,6 +491,13 @@ def signal_all(number: signal.Signals) -> None:
         os.kill(-1, number)
     except ProcessLookupError:
         return
+
+
+def children() -> set[int]:
+    """The processes whose parent we are, or have become (proc(5), /proc/PID/task/TID/children); what has ended and is
+    not reaped yet is among them."""
+    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
+        return {int(pid) for pid in file.read().split()}
 
 
 def is_alone() -> bool:

@@ -201,7 +201,7 @@ class Newborn:
     def _listen(self) -> None:
         self.listener.listen(4)
         self.init = Init(self.listener, self.filters, self.request.processes, self.walls,
-                         private=self.request.private)
+                         private=self.request.private, disposable=self.request.disposable)
 
     def _seal(self) -> None:
         listener = _seal(self.filters.init, self.walls)

@@ -38,7 +38,8 @@ def _is_delivery(request: Spawn) -> bool:
     match request.argv:
         case [program, name, "--deliver", *_] if program == MEDIATOR and _MEDIATOR_NAME.match(name):
             alone = request.terminal is None and not request.detached
-            return _is_plain(request, profile="delivery") and request.own_input and alone
+            plain = any(_is_plain(request, profile=profile) for profile in ("delivery", "session"))
+            return plain and request.own_input and alone
     return False
 
 

@@ -88,6 +88,9 @@ class Birth(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     """Nothing is started in it but applications by `flatpak run` and deliveries, and its log is nobody's."""
     require: Annotated[list[Wall], msgspec.Meta(max_length=4)] = []
     """It is not born where one of these is not enforced."""
+    disposable: Annotated[float, msgspec.Meta(ge=0, le=3600)] = 0.0
+    """Where it is not 0 the cage ends by itself when nothing runs in it any more but its buses and what they have
+    started, and when nothing has been started in it in the first so many seconds."""
 
 
 class Expose(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag="expose"):

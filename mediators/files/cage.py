@@ -18,7 +18,7 @@ import sys
 from collections.abc import AsyncIterator, Iterator
 from weakref import WeakValueDictionary
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, Value, described
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, Value
 from cage_runtime.errors import NoSystemBus, RuntimeFailure, TransferFailed, UsageError
 from cage_runtime.model import TRANSFER_SECONDS, TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import wire
@@ -53,8 +53,7 @@ class FilesCage:
     async def run(self, bus: Bus) -> None:
         """Serve on the cage's `bus`; returns once it has been idle, raises RuntimeFailure when a bus ends."""
         await self._core.follow()
-        interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
-        bus.serve(protocol.PATH, Service(interface=interface, handlers={protocol.SEND: self._send}))
+        bus.serve(protocol.PATH, Service(interface=wire.interface("files"), handlers={protocol.SEND: self._send}))
         await bus.follow_callers()
         await bus.own(protocol.BUS_NAME)
         idle = asyncio.ensure_future(self._until_idle(bus))

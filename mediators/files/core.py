@@ -21,7 +21,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime import folders, log
-from cage_runtime.bus import Answer, Bus, Call, Service, described
+from cage_runtime.bus import Answer, Bus, Call, Service
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.confine import confine
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
@@ -73,7 +73,7 @@ class FilesCore:
     def __init__(self, *, caged: Caged, stager: Stager) -> None:
         self._caged, self._stager = caged, stager
         self._under_way: Counter[tuple[str, ...]] = Counter()
-        self._interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
+        self._interface = wire.interface("files")
 
     async def serve(self, gateway: Gateway, bus: Bus) -> None:
         send = functools.partial(self._send, gateway)
@@ -155,8 +155,8 @@ class FilesCore:
         )
         passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(
-            permission.target_uuid, delivery.arguments(), staged.descriptor, DELIVERY_SECONDS)
+        channel = await self._caged.deliver(permission.target_uuid, delivery.arguments(), (staged.descriptor,),
+                                            transfer.request, DELIVERY_SECONDS)
         ended = await session.run_to_end(
             channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size))
         if ended.status:

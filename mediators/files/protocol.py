@@ -16,7 +16,6 @@ from cage_runtime.text import escape
 
 BUS_NAME = INTERFACE = "org.cageruntime.Files1"
 PATH = "/org/cageruntime/Files1"
-DESCRIPTION = "org.cageruntime.Files1.xml"
 SEND = "Send"
 SEND_SIGNATURE = "ssha{sv}"
 SERVICE = "files.Send"

@@ -21,7 +21,7 @@ from typing import Any
 RUNTIME, CONFIG, *NAMES = sys.argv[1:]
 sys.path[:0] = [f"{RUNTIME}/lib", "/usr/lib/python3/dist-packages"]
 
-from cage_runtime import folders  # noqa: E402
+from cage_runtime import folders, manifest  # noqa: E402
 from cage_runtime.config import RuntimeConfig, load_runtime  # noqa: E402
 from cage_runtime.daemon.gateway import write_configuration  # noqa: E402
 from cage_runtime.errors import CageError, RuntimeFailure  # noqa: E402
@@ -160,7 +160,8 @@ class Whole:
     def open_gateway(self) -> None:
         """And ask its bus something: it has to be there and to read what it is given."""
         template = Path(self._config.paths.shipped, "gateway", "bus.conf.in")
-        write_configuration(template, self._config.users.files, self._run / "caged/gateway.conf")
+        mediators = manifest.load(self._config.paths)
+        write_configuration(template, self._run / "caged/gateway.conf", mediators, self._config.users)
         path = str(self._run / "gateway-of-the-test")
         with socket.socket(socket.AF_UNIX) as listener, socket.socket(socket.AF_UNIX) as client:
             listener.bind(path)

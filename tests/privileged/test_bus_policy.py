@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import os
 import pwd
 import subprocess
 import sys
@@ -44,10 +45,11 @@ with open_dbus_connection(sys.argv[1]) as connection:
 """Takes the user's id only once its modules are loaded: this tree may lie where that user cannot read.  Says the
 signal that it is told to by whatever call."""
 LISTENER = """
-import os, sys
+import os, pwd, sys
 from jeepney import HeaderFields, MatchRule, message_bus, new_method_call, DBusAddress, MessageType
 from jeepney.io.blocking import open_dbus_connection
-os.setgroups([]), os.setgid(int(sys.argv[2])), os.setuid(int(sys.argv[2]))
+person = pwd.getpwuid(int(sys.argv[2]))
+os.initgroups(person.pw_name, person.pw_gid), os.setgid(person.pw_gid), os.setuid(person.pw_uid)
 with open_dbus_connection(sys.argv[1]) as connection:
     connection.send_and_get_reply(message_bus.AddMatch(MatchRule(type="signal")))
     print(connection.unique_name, flush=True)
@@ -134,7 +136,7 @@ def arrives(bus: str, user: str, destination: str, member: str) -> bool:
         cwd="/",
         user=user,
         group=pwd.getpwnam(user).pw_gid,
-        extra_groups=[],
+        extra_groups=os.getgrouplist(user, pwd.getpwnam(user).pw_gid),
     )
     assert called.returncode == 0 or "org.freedesktop.DBus.Error.AccessDenied" in called.stderr, called.stderr
     return called.returncode == 0

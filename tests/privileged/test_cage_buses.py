@@ -20,7 +20,11 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime import generate, manifest
+from cage_runtime.config import Paths, Users
+
 TOP = Path(__file__).parents[2]
+MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
 BASE = 0x7123_0000
 """First uid of a range that no cage of this host has while the tests run."""
 FILES = "org.cageruntime.Files1"
@@ -71,7 +75,7 @@ async def send(call):
     return Answer(values=("here",))
 async def hold():
     bus = await Bus.connect(sys.argv[2])
-    interface = described("org.cageruntime.Files1.xml", "org.cageruntime.Files1")
+    interface = described("interface.xml", "org.cageruntime.Files1", of="mediators.files")
     bus.serve("/org/cageruntime/Files1", Service(interface=interface, handlers={"Send": send}))
     await bus.own("org.cageruntime.Files1")
     print("owned", flush=True)
@@ -159,7 +163,7 @@ def cage_bus(folder: Path) -> Iterator[Place]:
     passwd = folder / "passwd"
     passwd.write_text(PASSWD)
     place = Place(folder, ["unshare", "--mount", "sh", "-c", IN_A_CAGES_ETC, str(passwd)])
-    text = (TOP / "policies/cage-bus/bus.conf").read_text()
+    text = generate.cage_bus((TOP / "policies/cage-bus/bus.conf.in").read_text(), MEDIATORS)
     place.start(text, uid=990, gid=990, owner=(990, 990), mode=0o666)
     place.hold(990, 990)
     yield place
@@ -192,7 +196,7 @@ def test_no_other_uid_connects_to_a_cages_bus(cage_bus: Place) -> None:
 def gateway(folder: Path) -> Iterator[Place]:
     caged, files = pwd.getpwnam("caged"), pwd.getpwnam("cage-files")
     place = Place(folder, [])
-    text = (TOP / "policies/gateway/bus.conf.in").read_text().replace("@FILES_USER@", "cage-files")
+    text = generate.gateway_bus((TOP / "policies/gateway/bus.conf.in").read_text(), MEDIATORS, Users().mediator)
     place.start(text, uid=caged.pw_uid, gid=caged.pw_gid, owner=(caged.pw_uid, caged.pw_gid), mode=0o666)
     place.hold(files.pw_uid, files.pw_gid)
     place.behind(BASE + 990)

@@ -87,12 +87,12 @@ class Spawner:
 
 
 class Cage:
-    def __init__(self, spawner: Spawner) -> None:
+    def __init__(self, spawner: Spawner, disposable: float = 0.0) -> None:
         self.spawner, self.uuid = spawner, uuids.uuid4().hex
         self._done(MakeStorage(id=0, uuid=self.uuid, ephemeral=True))
         self._done(Birth(
             id=0, uuid=self.uuid, name="tough", level="public", compartments=[], exec_home=False, limits=Limits(),
-            processes=256, home_bytes=1 << 22, home_files=256,
+            processes=256, home_bytes=1 << 22, home_files=256, disposable=disposable,
         ))
 
     def _done(self, request: AnyRequest) -> None:
@@ -381,6 +381,76 @@ def test_an_answer_goes_to_whoever_asked_and_an_end_to_everybody(spawner: Spawne
     assert received is not None
     assert decode_reply(received[0]) == Ended(uuid=cage.uuid)
     assert spawner.ask(Remove(id=0, uuid=cage.uuid)).fault is None
+
+
+def wait_ended(cage: Cage) -> None:
+    """Until the spawner says that the cage has ended by itself, and nothing of it is left."""
+    cage.spawner.connection.settimeout(SECONDS)
+    received = wire.receive(cage.spawner.connection)
+    assert received is not None
+    ended = decode_reply(received[0])
+    assert isinstance(ended, Ended)
+    assert ended.uuid == cage.uuid
+    assert cage.spawner.ask(Remove(id=0, uuid=cage.uuid)).fault is None
+    assert [pid for pid in processes() if _is_of(pid, cage.uuid)] == []
+
+
+def is_running(cage: Cage) -> bool:
+    standings = cage.spawner.ask(Standing(id=0)).standings
+    return standings is not None and cage.uuid in standings.running
+
+
+def test_a_disposable_cage_ends_with_its_last_command(spawner: Spawner) -> None:
+    cage = Cage(spawner, 600.0)
+    first, last = cage.spawn("sleep", "1001"), cage.spawn("sleep", "1002")
+    for channel in (first, last):
+        assert event(channel)["event"] == "started"
+    first.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
+    assert event(first) == {"event": "exit", "status": 137}
+    assert is_running(cage)
+    last.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
+    assert event(last) == {"event": "exit", "status": 137}
+    wait_ended(cage)
+    first.close()
+    last.close()
+
+
+def test_what_a_command_left_behind_keeps_a_disposable_cage_and_its_bus_does_not(spawner: Spawner) -> None:
+    cage = Cage(spawner, 600.0)
+    script = ("dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.GetId >/dev/null"
+              " && setsid --fork sleep 4711 && exit 0")
+    with cage.spawn("sh", "-c", script) as channel:
+        assert [event(channel)["event"], event(channel)] == ["started", {"event": "exit", "status": 0}]
+    assert is_running(cage)
+    left = cage.pid_of("sleep", "4711")
+    assert any("dbus-daemon" in arguments_of(pid)[0] for pid in processes() if _is_of(pid, cage.uuid)
+               and arguments_of(pid))
+    os.kill(left, signal.SIGKILL)
+    wait_ended(cage)
+
+
+@pytest.mark.parametrize("argv", [("/nonexistent",), ("true",)])
+def test_a_disposable_cage_ends_with_a_command_that_did_not_last(spawner: Spawner, argv: tuple[str, ...]) -> None:
+    cage = Cage(spawner, 600.0)
+    with cage.spawn(*argv) as channel:
+        assert event(channel)["event"] in ("started", "refused")
+    wait_ended(cage)
+
+
+def test_a_disposable_cage_in_which_nothing_is_started_ends(spawner: Spawner) -> None:
+    wait_ended(Cage(spawner, 0.3))
+
+
+def test_one_that_is_used_outlives_the_time_in_which_it_had_to_be(spawner: Spawner) -> None:
+    cage = Cage(spawner, 0.5)
+    with cage.spawn("sh", "-c", "sleep 1; echo; exec cat") as channel:
+        received = wire.receive(channel)
+        assert received is not None
+        output = received[1][1]
+        os.read(output, 1)  # after the time
+        assert is_running(cage)
+        wire.close_all(received[1])
+    wait_ended(cage)
 
 
 def test_answers_wait_for_a_caged_that_does_not_read(spawner: Spawner) -> None:

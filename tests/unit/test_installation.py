@@ -11,12 +11,20 @@ from xml.etree import ElementTree as ET
 import msgspec
 import pytest
 
+from cage_runtime import generate, manifest
 from cage_runtime.config import Paths, Users
 
 TOP = Path(__file__).parents[2]
 UNITS = {path.name: path for path in (TOP / "systemd").glob("*.service")}
 PROGRAMS = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
-USERS = set(msgspec.structs.asdict(Users()).values())
+MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
+GENERATED = {
+    "cage-runtime.sysusers.conf": generate.sysusers(mediator.name for mediator in MEDIATORS),
+    "cage-runtime.tmpfiles.conf": generate.tmpfiles(MEDIATORS),
+}
+"""What scripts/stage adds to these files."""
+OF_MEDIATORS = {Users().mediator(mediator.name) for mediator in MEDIATORS}
+USERS = set(msgspec.structs.asdict(Users()).values()) - {Users().mediators} | OF_MEDIATORS
 
 
 def unit(name: str) -> configparser.ConfigParser:
@@ -28,7 +36,7 @@ def unit(name: str) -> configparser.ConfigParser:
 
 def declared(file: str) -> list[list[str]]:
     """The lines of a sysusers.d or tmpfiles.d file, as words."""
-    lines = (TOP / "systemd" / file).read_text().splitlines()
+    lines = ((TOP / "systemd" / file).read_text() + GENERATED[file]).splitlines()
     return [line.split() for line in lines if line and not line.startswith("#")]
 
 
@@ -66,10 +74,11 @@ def test_a_restart_of_one_process_is_a_restart_of_no_other() -> None:
 
 
 def test_what_runs_for_caged_runs_as_long_as_caged() -> None:
-    wanted = unit("caged.service")["Unit"]["Wants"].split()
-    files = {name.replace("@files", "@") for name in wanted}
-    assert files == UNITS.keys() - {"caged.service"} | {"cage-spawner.socket"}
-    assert {unit(name)["Unit"]["StopWhenUnneeded"] for name in files} == {"yes"}
+    """Mediators by way of their target, which scripts/stage lets each of them be wanted by."""
+    wanted = set(unit("caged.service")["Unit"]["Wants"].split())
+    assert wanted == UNITS.keys() - {"caged.service", "cage-mediator@.service"} | {
+        "cage-spawner.socket", "cage-mediators.target"}
+    assert {unit(name)["Unit"]["StopWhenUnneeded"] for name in wanted | {"cage-mediator@.service"}} == {"yes"}
 
 
 def test_the_spawner_s_socket_is_where_caged_connects_and_caged_s_alone() -> None:
@@ -93,7 +102,7 @@ def test_a_failed_process_comes_back(name: str) -> None:
 @pytest.mark.parametrize(
     ("name", "owner", "callers"),
     [
-        ("org.cageruntime.Core1", Users().caged, {None, "root", Users().files}),
+        ("org.cageruntime.Core1", Users().caged, {None, "root", Users().gateways}),
         ("org.cageruntime.Apps1", Users().apps, {Users().caged}),
     ],
 )
@@ -111,7 +120,6 @@ def test_the_bus_denies_by_default(name: str, owner: str, callers: set[str | Non
         assert set(rule.attrib) == {"send_destination", "send_interface", "send_member"}
     owners = {each.get("user") for each in policy.findall("policy") if each.find(f"allow[@own='{name}']") is not None}
     assert owners == {owner}
-    allowed = {
-        each.get("user") for each in policy.findall("policy") if each.find("allow[@send_destination]") is not None
-    }
+    named = [each for each in policy.findall("policy") if each.find("allow[@send_destination]") is not None]
+    allowed = {each.get("user") or each.get("group") for each in named if each.get("group") != Users().watch}
     assert allowed == callers

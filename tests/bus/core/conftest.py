@@ -50,7 +50,7 @@ shipped = "{shipped}"
 administrator = "{top}/etc"
 [users]
 caged = "{user}"
-files = "{user}"
+mediators = "{user}"
 apps = "{user}"
 gateways = "{group}"
 watch = "lp"

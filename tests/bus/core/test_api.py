@@ -266,6 +266,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
                            client.call("Confirm", *asked, {"size": ("t", 7 << 20)}, interface=MEDIATION)):
             assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
         client.call("Withdraw", "1" * 32, interface=MEDIATION)
+        name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
+        assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
+        life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
+                     interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
         client.call("RecordMalformed", work, "work", "files.Send", "too short", interface=MEDIATION)
         refused = ("org.cageruntime.Error.PolicyRefused",)
@@ -275,9 +279,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)
     with open(os.devnull, "rb") as nothing:
-        channel = mediator.call("Deliver", vault, ["report.txt"], nothing.fileno(), interface=MEDIATION)
+        given = ([nothing.fileno()], "1" * 32)
+        channel = mediator.call("Deliver", vault, ["report.txt"], *given, interface=MEDIATION)
         assert b"--deliver report.txt" in (mediator.output(channel) or b"")
-        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], nothing.fileno(),
+        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], *given,
                      interface=MEDIATION)
     assert mediator.succeeded == mediator.refused == methods(MEDIATION)
     assert busctl.succeeded == methods(MEDIATION) - {(MEDIATION, "Deliver")}, "busctl has no descriptor to send"

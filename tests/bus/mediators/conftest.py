@@ -19,7 +19,9 @@ from typing import Any
 
 import pytest
 
+from cage_runtime import generate, manifest
 from cage_runtime.bus import Answer, Bus, Call, Handler, Service, Variant, described
+from cage_runtime.config import Paths
 from cage_runtime.errors import PolicyRefused, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
@@ -88,7 +90,9 @@ def start_bus(tmp_path: Path) -> Iterator[StartBus]:
 
 @pytest.fixture
 def start_gateway(start_bus: StartBus) -> Callable[[str], Daemon]:
-    text = (TOP / "policies/gateway/bus.conf.in").read_text().replace("@FILES_USER@", getpass.getuser())
+    template = (TOP / "policies/gateway/bus.conf.in").read_text()
+    mediators = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
+    text = generate.gateway_bus(template, mediators, lambda _name: getpass.getuser())
     return lambda name: start_bus(f"gateway-{name}", text)
 
 
@@ -211,7 +215,7 @@ class StandInCaged:
         },))
 
     async def _deliver(self, call: Call) -> Answer:
-        target, arguments, index = call.arguments
+        target, arguments, (index,), _request = call.arguments
         self.delivering += 1
         if self.keeps is not None:
             self.keeps.append(os.dup(call.descriptors[index]))

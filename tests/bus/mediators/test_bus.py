@@ -21,8 +21,9 @@ import pytest
 from jeepney import HeaderFields, Message, MessageType
 from jeepney.low_level import Endianness, Header, MessageFlag
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
 from cage_runtime.errors import NotAuthorized, PolicyRefused, RuntimeFailure, UsageError
+from mediators import wire
 
 OURS = ":1.7"
 WHERE = ("org.example.There", "/there", "org.example.There")
@@ -289,7 +290,7 @@ PATH, FILES = "/org/cageruntime/Files1", "org.cageruntime.Files1"
 
 
 def serve(bus: Bus, handler: Callable[[Call], Coroutine[Any, Any, Answer]]) -> None:
-    bus.serve(PATH, Service(interface=described(f"{FILES}.xml", FILES), handlers={"Send": handler}))
+    bus.serve(PATH, Service(interface=wire.interface("files"), handlers={"Send": handler}))
 
 
 def send(far: FarEnd, descriptor: int, signature: str = "ssha{sv}") -> None:

@@ -14,12 +14,16 @@ from typing import Any
 
 import pytest
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
+from cage_runtime import generate, manifest
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
+from cage_runtime.config import Paths
 from cage_runtime.errors import CageError, CutOff, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
+from mediators import wire
 from mediators.files import protocol
 
 TOP = Path(__file__).parents[3]
+MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
 FILES = (protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE)
 HALF = """#!{python}
 import os, sys
@@ -45,7 +49,7 @@ class Cage:
         self.heard: list[tuple[list[Any], int]] = []
 
     async def serve(self) -> None:
-        interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
+        interface = wire.interface("files")
         self.core.serve(protocol.PATH, Service(interface=interface, handlers={"Send": self._send}))
         await self.core.own(protocol.BUS_NAME)
 
@@ -93,7 +97,8 @@ def play(tmp_path: Path, start_bus: Any, start_gateway: Any) -> Callable[..., No
         services = tmp_path / "services"
         services.mkdir()
         (services / "files.service").write_text(f"[D-BUS Service]\nName={FILES[0]}\nExec={half}\n")
-        text = (TOP / "policies/cage-bus/bus.conf").read_text()
+        template = (TOP / "policies/cage-bus/bus.conf.in").read_text()
+        text = generate.cage_bus(template, MEDIATORS)
         text = text.replace("/opt/cage-runtime/cage-bus/services", str(services))
         for uid in ("0", "990", "1000"):  # one uid plays all of them here; tests/privileged tells them apart
             text = text.replace(f'user="{uid}"', f'user="uid{os.getuid()}"')

@@ -14,8 +14,9 @@ from dbus_next import Message as NextMessage
 from dbus_next.aio import MessageBus as NextBus
 from dbus_next.auth import AuthExternal
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service, described
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
 from cage_runtime.errors import RuntimeFailure
+from mediators import wire
 from mediators.files import protocol
 
 FILES = (protocol.BUS_NAME, protocol.PATH, protocol.INTERFACE)
@@ -40,7 +41,7 @@ def play(start_gateway: Any, kit: Any) -> Callable[[Callable[[Wall], Coroutine[A
         async def whole() -> None:
             address = start_gateway("work").address
             wall = Wall(address, await Bus.connect(address), await kit.client(address), await kit.client(address))
-            interface = described(protocol.DESCRIPTION, protocol.INTERFACE)
+            interface = wire.interface("files")
             wall.core.serve(protocol.PATH, Service(interface=interface, handlers={"Send": wall.answer}))
             await wall.core.own(protocol.BUS_NAME)
             await test(wall)

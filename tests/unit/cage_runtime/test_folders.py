@@ -8,12 +8,13 @@ from pathlib import Path
 
 import pytest
 
-from cage_runtime import folders
+from cage_runtime import folders, generate, manifest
 from cage_runtime.config import Paths, RuntimeConfig, Users, uid_of
 from cage_runtime.errors import HostUnsupported
 from cage_runtime.folders import Owned
 
-TMPFILES = Path(__file__).parents[3] / "systemd/cage-runtime.tmpfiles.conf"
+TOP = Path(__file__).parents[3]
+TMPFILES = TOP / "systemd/cage-runtime.tmpfiles.conf"
 
 
 def owned(path: Path, mode: int = 0o700) -> Owned:
@@ -85,11 +86,14 @@ def test_one_that_cannot_be_made_is_told(tmp_path: Path) -> None:
 
 def test_they_are_those_of_tmpfiles_d(monkeypatch: pytest.MonkeyPatch) -> None:
     """What systemd makes and what the spawner makes where there is no systemd."""
-    users = ["root", Users().caged, Users().apps, Users().files]
+    config = RuntimeConfig(paths=Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
+    mediators = manifest.load(config.paths)
+    users = ["root", Users().caged, Users().apps, *(Users().mediator(mediator.name) for mediator in mediators)]
     monkeypatch.setattr(folders, "uid_of", users.index)
-    lines = [line.split() for line in TMPFILES.read_text().splitlines() if line.startswith("d ")]
+    text = TMPFILES.read_text() + generate.tmpfiles(mediators)
+    lines = [line.split() for line in text.splitlines() if line.startswith("d ")]
     told = {(words[1], int(words[2], 8), words[3]) for words in lines if words[1].startswith(Paths().state)}
-    assert told == {(str(it.path), it.mode, users[it.uid]) for it in folders.of_state(RuntimeConfig())}
+    assert told == {(str(it.path), it.mode, users[it.uid]) for it in folders.of_state(config)}
 
 
 def test_a_missing_user_is_told_with_who_adds_it() -> None:

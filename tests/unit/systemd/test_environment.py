@@ -63,9 +63,9 @@ def test_root_looks_for_nothing_where_caged_writes(way: Way, before: str | None,
 
 @pytest.mark.parametrize("base", ["/usr", "/usr/local"])
 def test_they_are_installed_where_they_are_looked_for(tmp_path: Path, base: str) -> None:
-    (tmp_path / "wheels").mkdir()
-    subprocess.run([SYSTEMD.parent / "scripts/stage", "--prefix=/opt/x", f"--wheels={tmp_path}/wheels",
-                    f"--tools={SYSTEMD.parent}/.build/tools", f"--base={base}", tmp_path / "root"], check=True)
+    build = SYSTEMD.parent / ".build"
+    subprocess.run([SYSTEMD.parent / "scripts/stage", "--prefix=/opt/x", f"--wheels={build}/wheels-here",
+                    f"--tools={build}/tools", f"--base={base}", tmp_path / "root"], check=True)
     generator = tmp_path / f"root{base}/lib/systemd/user-environment-generators/60-cage-runtime"
     assert os.access(generator, os.X_OK)
     assert generator.read_text() == GENERATOR.read_text()

@@ -42,7 +42,7 @@ class StandInManager:
 def start(manager: StandInManager, command: list[str], state: CageState = CageState.RUNNING, *,
           application: bool = False, **options: Any) -> None:
     """Start `command`, or the application with it as its arguments, and let go of its channel."""
-    sessions = Sessions(cast(Manager, manager))
+    sessions = Sessions(cast(Manager, manager), {})
     cage = Cage(record=RECORD, label=Label(level="public", rank=0), state=state)
 
     async def whole() -> Started:

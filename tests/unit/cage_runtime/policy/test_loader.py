@@ -86,7 +86,7 @@ def test_one_bad_line_refuses_all(paths: Paths) -> None:
     bad = put(paths, "administrator", "99-z.policy", "\n* * * * alow\n")
     with pytest.raises(PolicySyntaxError) as caught:
         load_policy(paths, LEVELS)
-    assert caught.value.sentence == f'{bad}:2: "alow" is not an action: write allow or deny'
+    assert caught.value.sentence == f'{bad}:2: "alow" is not an action: write allow, ask or deny'
     refusing = load_or_refuse(paths, LEVELS)
     assert (refusing.rules, refusing.fault) == ((), caught.value.sentence)
 

@@ -47,7 +47,7 @@ def test_its_own_applications_and_deliveries_go_on(request_: Spawn) -> None:
         ["/home/user/cage-mediator", *DELIVER[1:]], [DELIVER[0], "../x", *DELIVER[2:]], [*RUN, "x"],
     )),
     *(msgspec.structs.replace(DELIVERY, **change) for change in (
-        {"user": "root"}, {"cwd": "/"}, {"own_input": False}, {"profile": "session"}, {"terminal": TERMINAL},
+        {"user": "root"}, {"cwd": "/"}, {"own_input": False}, {"terminal": TERMINAL},
         {"detached": True})),
 ])
 def test_nothing_else_does(request_: Spawn | Logs) -> None:
