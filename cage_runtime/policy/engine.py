@@ -46,7 +46,7 @@ class Policy:
 
     def __post_init__(self) -> None:
         for number, rule in enumerate(self.rules):
-            for index in (self._index,) if _is_narrow(rule) else (self._index, self._index_across):
+            for index in (self._index,) if is_narrow(rule) else (self._index, self._index_across):
                 pairs = index.setdefault(_service_key(rule), {})
                 # Of two rules that match the same requests only the first can ever decide.
                 pairs.setdefault((_token_key(rule.source), _token_key(rule.target)), number)
@@ -72,7 +72,7 @@ class Policy:
         if target and target.name != request.target_name:
             return _deny("", f'the target "{target.name}" is not the one that was asked for', flow)
         needs_declassify = _needs_declassify(request.source, target)
-        verdict = _verdict(self._first(request, target), flow, needs_declassify)
+        verdict = _verdict(self.first(request, target), flow, needs_declassify)
         if verdict.action is not Action.DENY:
             choices = (request.target_name,) if verdict.action is Action.ASK else ()
             verdict = replace(verdict, target=request.target_name, choices=choices)
@@ -84,8 +84,8 @@ class Policy:
 
     def _across(self, request: Request, target: Instance, verdict: Decision) -> Decision:
         """`verdict`, with the reason why no rule before the one that decided has allowed it, where one would have."""
-        within = self._first(request, replace(target, owner=request.source.owner))
-        if within is None or not _is_narrow(within):
+        within = self.first(request, replace(target, owner=request.source.owner))
+        if within is None or not is_narrow(within):
             return verdict
         return replace(verdict, reason=f"{verdict.reason} (not by {within.place}: {OTHER_PERSON})")
 
@@ -95,10 +95,10 @@ class Policy:
             return _deny("", NO_POLICY, None)
         if _to_itself(request, None):
             return _deny("", TO_ITSELF, None)
-        verdict = _verdict(self._first(request, None), None, NEEDS_DECLASSIFY)
+        verdict = _verdict(self.first(request, None), None, NEEDS_DECLASSIFY)
         return verdict if verdict.action is Action.DENY else _deny("", NOT_REACHABLE, None)
 
-    def _first(self, request: Request, target: Instance | None) -> Rule | None:
+    def first(self, request: Request, target: Instance | None) -> Rule | None:
         """The first rule that matches.  The work does not grow with the rules: each token that can stand for the
         source or the target is looked up, and the earliest of the at most 45 rules found is the one."""
         sources = (ANY, _name_key(request.source.name), _level_key(request.source.label.level))
@@ -143,7 +143,7 @@ def mismatch(rule: Rule, request: Request, target: Instance | None) -> str:
         return f"it is about the argument +{rule.service.argument}"
     if not _stands_for(rule.source, request.source.name, request.source.label):
         return f"the source is not {rule.source}"
-    if _is_narrow(rule) and target is not None and target.owner != request.source.owner:
+    if is_narrow(rule) and target is not None and target.owner != request.source.owner:
         return "the target is another person's, and the rule does not name it"
     if isinstance(rule.target, Relation):
         related = target is not None and _related(rule.target, request.source.label, target.label)
@@ -152,7 +152,7 @@ def mismatch(rule: Rule, request: Request, target: Instance | None) -> str:
     return "" if _stands_for(rule.target, request.target_name, label) else f"the target is not {rule.target}"
 
 
-def _is_narrow(rule: Rule) -> bool:
+def is_narrow(rule: Rule) -> bool:
     """Whether the rule is about cages of one person alone."""
     return rule.action is not Action.DENY and not isinstance(rule.target, Named)
 

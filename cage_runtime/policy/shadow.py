@@ -11,7 +11,7 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from cage_runtime.model import Levels
-from cage_runtime.policy.engine import Policy
+from cage_runtime.policy.engine import Policy, is_narrow, mismatch
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.witness import Words, witnesses
 

@@ -11,66 +11,86 @@ them stands for all.  (Tests hold this against every label of small hosts.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, replace
 from itertools import count, product
 
 from cage_runtime.model import Instance, Label, Levels, Request
-from cage_runtime.policy.rule import AtLevel, Named, Rule, Source, Target
+from cage_runtime.policy.rule import Anyone, AtLevel, Named, Rule, Source, Target
 
+CORE, DEFAULT, DISPOSABLE = "@core", "", "@disposable"
+"""What a request may name that is no cage: DEFAULT where it names nothing."""
 OURS, THEIRS = 1, 2
 """Owners of the cages of a case: two persons whom no rule knows."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Case:
-    """One request, and the cages that there are beside its source."""
+    """One request, and the cages that there are, by their names."""
 
     request: Request
-    cages: tuple[Instance, ...] = ()
+    world: Mapping[str, Instance]
 
     def find(self, name: str) -> Instance | None:
-        return next((cage for cage in (*self.cages, self.request.source) if cage.name == name), None)
+        return self.world.get(name)
+
+    def all(self) -> Iterable[Instance]:
+        return self.world.values()
+
+    def beside(self, *others: Instance) -> Case:
+        """The same request where there are `others` too."""
+        return replace(self, world={**{other.name: other for other in others}, **self.world})
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
-    """What the rules of a policy tell apart on a host with these levels."""
+    """What the rules of a policy tell apart on a host."""
 
     levels: Levels
     ranks: tuple[int, ...]
     """Of every run of levels that no rule names the first two: one, and one above it."""
     others: tuple[str, ...]
     """A compartment that no rule names; where rules name all, each of them."""
-    nameless: tuple[str, str]
-    """Names that no rule has, of a source and of a target."""
+    nameless: tuple[str, ...]
+    """Names that no rule has: of a source, of a target, and of a cage of each of `ranks`."""
     service: str
     argument: str
     """One that no rule has."""
+    services: Mapping[str, str]
+    """Those that the host has, and what each is called: of a family one that no rule has, by the family's name."""
 
     @classmethod
-    def of(cls, rules: Iterable[Rule], levels: Levels) -> Words:
+    def of(cls, rules: Iterable[Rule], levels: Levels, services: Iterable[str] = ()) -> Words:
         tokens = {token for rule in rules for token in (rule.source, rule.target)}
+        wanted = [needs(token) for token in tokens]
         named = {rule.service.name for rule in rules if rule.service}
         arguments = {rule.service.argument for rule in rules if rule.service}
-        unnamed = sorted(levels.compartments - {found for token in tokens if (found := _needs(token).compartment)})
-        names = {found for token in tokens if (found := _needs(token).name)}
-        source = _new("source", names)
+        names = {found.name for found in wanted}
+        unnamed = sorted(levels.compartments - {found.compartment for found in wanted})
+        ranks = tuple(_told_apart(levels, {found.level for found in wanted}))
         return cls(
             levels=levels,
-            ranks=tuple(_told_apart(levels, {found for token in tokens if (found := _needs(token).level)})),
+            ranks=ranks,
             others=tuple(unnamed[:1] or sorted(levels.compartments)),
-            nameless=(source, _new("target", names | {source})),
+            nameless=tuple(_new(word, names) for word in ("source", "target", *(f"other-{rank}-" for rank in ranks))),
             service=_new("any.Service", named),
-            argument=_new("any", arguments),
+            argument="" if "" not in arguments else _new("any", arguments),
+            services={_new(f"{name[:-1]}any", named) if name.endswith(".*") else name: name for name in services},
         )
 
     def label(self, rank: int, compartments: frozenset[str]) -> Label:
         return Label(level=self.levels.names[rank], rank=rank, compartments=compartments)
 
+    def shown(self, request: Request) -> str:
+        """The request's service, with its argument after a `+`; as what it stands for where no rule has it."""
+        if request.service == self.service:
+            return "any other service"
+        name = self.services.get(request.service, request.service)
+        return name + (f"+{request.argument}" if request.argument else "")
+
 
 @dataclass(frozen=True, kw_only=True, slots=True)
-class _Needs:
+class Needs:
     """What a cage has to have for a token to stand for it; None where that does not matter."""
 
     name: str | None = None
@@ -79,23 +99,23 @@ class _Needs:
     tag: str | None = None
 
 
-_NOTHING = _Needs()
+_NOTHING = Needs()
 
 
-def _needs(token: Source | Target) -> _Needs:
+def needs(token: Source | Target) -> Needs:
     match token:
         case Named():
-            return _Needs(name=token.name)
+            return Needs(name=token.name)
         case AtLevel():
-            return _Needs(level=token.level)
+            return Needs(level=token.level)
     return _NOTHING
 
 
-def _new(word: str, known: set[str]) -> str:
+def _new(word: str, known: set[str] | set[str | None]) -> str:
     return next(found for number in count() if (found := f"{word}{number or ''}") not in known)
 
 
-def _told_apart(levels: Levels, named: set[str]) -> Iterator[int]:
+def _told_apart(levels: Levels, named: set[str | None]) -> Iterator[int]:
     unnamed = 0
     for rank, level in enumerate(levels.names):
         unnamed = 0 if level in named else unnamed + 1
@@ -103,31 +123,56 @@ def _told_apart(levels: Levels, named: set[str]) -> Iterator[int]:
             yield rank
 
 
-def witnesses(rule: Rule, words: Words) -> Iterator[Case]:
-    """The smallest requests among those that `rule` may match; all of them if `rule` matches any."""
-    service = rule.service.name if rule.service else words.service
+def witnesses(rule: Rule, words: Words, *, of_each: bool = False) -> Iterator[Case]:
+    """The smallest requests among those that `rule` may match; all of them if `rule` matches any.
+
+    Where the rule is about all services that is one that no rule has, and with `of_each` each that the host has too:
+    fewer rules match the former, and the latter may be of another kind.
+    """
+    services = (rule.service.name,) if rule.service else (words.service, *(words.services if of_each else ()))
     argument = rule.service.argument if rule.service else None
     asked = words.argument if argument is None else argument
+    for (source, name, target), service in product(_asks(rule, words), services):
+        request = Request(service=service, argument=asked, source=source, target_name=name)
+        yield Case(request=request, world={each.name: each for each in (source, target) if each})
+
+
+def _asks(rule: Rule, words: Words) -> Iterator[tuple[Instance, str, Instance | None]]:
+    """Source, name of the target, and the target where it is a cage that there is."""
     for source, target in _pairs(rule, words):
-        yield Case(request=Request(service=service, argument=asked, source=source, target_name=target.name),
-                   cages=(target,))
+        yield source, target.name, target
+    ours, nameless = needs(rule.source), words.nameless
+    for rank, name in product(_ranks(ours, words), _other_targets(rule.target, words)):
+        for more in ((), words.others[:1]):
+            label = words.label(rank, _of(ours) | frozenset(more))
+            yield cage_like(ours.name or nameless[0], label), name, None
+
+
+def _other_targets(token: Target, words: Words) -> tuple[str, ...]:
+    """What a request may name that is no cage of this host, and `token` may stand for."""
+    match token:
+        case Anyone():
+            return words.nameless[1], CORE, DEFAULT, DISPOSABLE
+        case Named():
+            return (token.name,)
+    return ()
 
 
 def _pairs(rule: Rule, words: Words) -> Iterator[tuple[Instance, Instance]]:
-    ours, theirs = _needs(rule.source), _needs(rule.target)
+    ours, theirs = needs(rule.source), needs(rule.target)
     for lower, upper in product(_ranks(ours, words), _ranks(theirs, words)):
         for mine, yours in _smallest(_of(ours), _of(theirs), words.others, lower - upper):
-            source = _cage(ours, words.nameless[0], words.label(lower, mine), OURS)
+            source = cage_like(ours.name or words.nameless[0], words.label(lower, mine))
             for owner in (THEIRS, OURS):
-                yield source, _cage(theirs, words.nameless[1], words.label(upper, yours), owner)
+                yield source, cage_like(theirs.name or words.nameless[1], words.label(upper, yours), owner)
 
 
-def _ranks(needs: _Needs, words: Words) -> tuple[int, ...]:
-    return words.ranks if needs.level is None else (words.levels.names.index(needs.level),)
+def _ranks(wanted: Needs, words: Words) -> tuple[int, ...]:
+    return words.ranks if wanted.level is None else (words.levels.names.index(wanted.level),)
 
 
-def _of(needs: _Needs) -> frozenset[str]:
-    return frozenset() if needs.compartment is None else frozenset({needs.compartment})
+def _of(wanted: Needs) -> frozenset[str]:
+    return frozenset() if wanted.compartment is None else frozenset({wanted.compartment})
 
 
 def _smallest(
@@ -145,6 +190,5 @@ def _smallest(
     yield both, both  # the same
 
 
-def _cage(needs: _Needs, nameless: str, label: Label, owner: int) -> Instance:
-    name = needs.name or nameless
-    return Instance(name=name, uuid=f"the one called {name}", label=label, owner=owner)
+def cage_like(name: str, label: Label, owner: int = OURS) -> Instance:
+    return Instance(name=name, uuid=f"of {name}", label=label, owner=owner)
