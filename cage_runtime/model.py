@@ -286,6 +286,9 @@ class Label:
     rank: int
     compartments: frozenset[str] = frozenset()
 
+    def __str__(self) -> str:
+        return "+".join([self.level, *sorted(self.compartments)])
+
     def dominates(self, other: Label) -> bool:
         return self.rank >= other.rank and self.compartments >= other.compartments
 

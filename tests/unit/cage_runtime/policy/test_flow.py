@@ -66,7 +66,7 @@ def test_what_a_rule_opens_between_cages_that_are_not_there_is_told_too() -> Non
     found = proof("files.Send * @level:secret @level:public ask declassify", world={})
     assert found.leaks == ()
     assert said(found.opened) == [[
-        "any cage of secret to any cage of public: files.Send, if a person says so, declassify (rule p:1)"]]
+        "any cage of secret to any cage of public: files.Send, where a person says so, declassify (rule p:1)"]]
 
 
 def test_declassify_on_what_goes_up_opens_nothing() -> None:
@@ -77,13 +77,13 @@ def test_declassify_on_what_goes_up_opens_nothing() -> None:
 
 LEAKS: list[tuple[Wrong, tuple[str, ...], list[str]]] = [
     (Wrong.ASK, ("files.Send * vault press ask",),
-     ["vault (secret) to press (public): files.Send, if a person says so (rule p:1)"]),
+     ["vault (secret) to press (public): files.Send, where a person says so (rule p:1)"]),
     (Wrong.ASK, ("files.Send * @level:internal @level:internal ask",),
-     ["books (internal+finance) to work (internal): files.Send, if a person says so (rule p:1)"]),
+     ["books (internal+finance) to work (internal): files.Send, where a person says so (rule p:1)"]),
     (Wrong.ANSWERS, ("call.X * web vault allow",),
-     ["vault (secret) to web (public): call.X, which answers (rule p:1)"]),
+     ["vault (secret) to web (public): call.X, its answer (rule p:1)"]),
     (Wrong.ANSWERS, ("call.X +a ghost vault allow",),
-     ["vault (internal) to ghost (public): call.X+a, which answers (rule p:1)"]),
+     ["vault (internal) to ghost (public): call.X+a, its answer (rule p:1)"]),
     (Wrong.CORE, ("call.X * work @core allow",), []),
 ]
 
@@ -97,13 +97,13 @@ def test_a_leak_is_found_and_told_with_its_rule(wrong: Wrong, lines: tuple[str, 
 def test_a_leak_through_the_core_is_found() -> None:
     lines = ("call.X * * * allow",)
     (leak,) = said(proof(*lines, wrong=[Wrong.CORE], world={}).leaks)
-    assert leak == ["the core to any cage of public: call.X, which answers (rule p:1)"]
+    assert leak == ["the core to any cage of public: call.X, its answer (rule p:1)"]
 
 
 def test_a_leak_between_cages_that_could_be_is_found() -> None:
     found = proof("files.Send * nobody-yet other ask", wrong=[Wrong.ASK], world={})
     assert said(found.leaks) == [[
-        "nobody-yet (internal) to other (public): files.Send, if a person says so (rule p:1)"]]
+        "nobody-yet (internal) to other (public): files.Send, where a person says so (rule p:1)"]]
 
 
 # --- beside brute force ----------------------------------------------------------------------------------------------
