@@ -40,6 +40,16 @@ POLICY_RULES_MAX = 100_000
 """Rules in force at once, over all files."""
 POLICY_FAULTS_MAX = 1000
 """Faults of the policy files that are told at once."""
+POLICY_FINDINGS_MAX = 500
+"""Findings of one kind that are told of a policy without faults."""
+POLICY_CHANGES_MAX = 10_000
+"""Differences between two policies that are told at once."""
+GRAPH_CAGES_MAX = 200
+"""Cages in one picture of what may flow."""
+TRIED_FILES_MAX = 100
+"""Policy files that are not installed, of one question about them."""
+TRIED_BYTES_MAX = 4 * 1024**2
+"""Bytes of all of them."""
 AUDIT_FIELDS_MAX = 32
 """Fields of one audit record; further ones are counted and left out."""
 AUDIT_VALUE_MAX = 400

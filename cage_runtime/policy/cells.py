@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from functools import partial
 from typing import Protocol
 
 from cage_runtime.model import Action, Decision, Instance, Levels, Request
@@ -39,9 +40,21 @@ class Host:
     """Seconds of the epoch, for `until=`."""
     services: frozenset[str] = frozenset()
     """By their names; a family by its own, as `call.*`."""
+    templates: tuple[str, ...] = ()
+    """Those that a disposable cage can be made from."""
+    disposable: Callable[[Instance, str], Instance | None] = lambda _source, _target: None
+    """What would be made for a source that asks for `@disposable` or `@disposable:TEMPLATE`; None for other targets."""
+
+    def find(self, case: Case, name: str) -> Instance | None:
+        """The cage that `name` stands for in what `case` asks."""
+        return case.world.get(name) or self.disposable(case.request.source, name)
+
+    def has(self, service: str) -> bool:
+        """Whether a mediator offers `service`, or a family that it is of."""
+        return service in self.services or f"{service.partition('.')[0]}.*" in self.services
 
     def words(self, rules: Iterable[Rule]) -> Words:
-        return Words.of(rules, self.levels, sorted(self.services))
+        return Words.of(tuple(rules), self.levels, sorted(self.services), self.templates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -53,7 +66,7 @@ class Cell:
 
 
 def decided(engine: Engine, case: Case, host: Host, chosen: str | None = None) -> Decision:
-    return engine.decide(case.request, case.find, host.levels, host.now, chosen=chosen, cages=case.all)
+    return engine.decide(case.request, partial(host.find, case), host.levels, host.now, chosen=chosen, cages=case.all)
 
 
 def answers(engine: Engine, case: Case, host: Host) -> Iterator[Decision]:

@@ -118,8 +118,8 @@ def _witnessed(engine: Engine, host: Host, words: Words) -> Iterator[Step]:
 def _worlds(rule: Rule, case: Case, words: Words) -> Iterator[Case]:
     """The case, and where it goes elsewhere than it asks, with cages of every level that it could go to."""
     yield case
-    for redirected in {rule.parameters.target, rule.parameters.default_target} - {""}:
-        for rank in words.ranks:
+    for redirected in {rule.parameters.target, rule.parameters.default_target}:
+        for rank in words.ranks if redirected and not redirected.startswith("@") else ():
             yield case.beside(cage_like(redirected, words.label(rank, frozenset())))
     if rule.action is Action.ASK and case.request.target_name == DEFAULT:
         others = zip(words.nameless[2:], words.ranks, strict=True)
@@ -145,18 +145,18 @@ def _steps(engine: Engine, case: Case, host: Host, words: Words) -> Iterator[Ste
     for decision in answers(engine, case, host):
         if decision.action is Action.DENY:
             continue
-        target = _node(decision, case, words)
+        target = _node(decision, case, host, words)
         for begin, end, back in ((here, target, False), (target, here, True))[: 2 if decision.two_way else 1]:
             yield Step(source=begin, target=end, service=words.shown(case.request), action=decision.action,
                        rule=decision.rule, back=back,
                        declassify=decision.parameters.declassify and not end.dominates(begin))
 
 
-def _node(decision: Decision, case: Case, words: Words) -> Node:
+def _node(decision: Decision, case: Case, host: Host, words: Words) -> Node:
     name = decision.target or case.request.target_name
     if name == CORE:
         return Node(name=CORE, label=None)
-    target = case.find(name)
+    target = host.find(case, name)
     if target is None:
         raise AssertionError(f"{decision.rule} allows what goes to {name!r}, which is no cage")
     return Node(name="" if name in words.nameless else name, label=target.label)

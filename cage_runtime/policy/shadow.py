@@ -50,7 +50,7 @@ def _covering(rule: Rule, policy: Policy, words: Words) -> list[Rule]:
     """The rules that decide what `rule` would; none where it decides something itself."""
     found: dict[str, Rule] = {}
     for case in witnesses(rule, words):
-        target = case.find(case.request.target_name)
+        target = case.world.get(case.request.target_name)
         if mismatch(rule, case.request, target):
             continue
         first = policy.first(case.request, target)

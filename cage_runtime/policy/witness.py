@@ -11,7 +11,7 @@ them stands for all.  (Tests hold this against every label of small hosts.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from itertools import count, product
 
@@ -30,9 +30,6 @@ class Case:
 
     request: Request
     world: Mapping[str, Instance]
-
-    def find(self, name: str) -> Instance | None:
-        return self.world.get(name)
 
     def all(self) -> Iterable[Instance]:
         return self.world.values()
@@ -59,8 +56,13 @@ class Words:
     services: Mapping[str, str]
     """Those that the host has, and what each is called: of a family one that no rule has, by the family's name."""
 
+    disposables: tuple[str, ...]
+    """Targets that ask for a cage made from the usual template, from each that there is, and from one that no rule
+    has."""
+
     @classmethod
-    def of(cls, rules: Iterable[Rule], levels: Levels, services: Iterable[str] = ()) -> Words:
+    def of(cls, rules: Sequence[Rule], levels: Levels, services: Iterable[str] = (),
+           templates: Iterable[str] = ()) -> Words:
         tokens = {token for rule in rules for token in (rule.source, rule.target)}
         wanted = [needs(token) for token in tokens]
         named = {rule.service.name for rule in rules if rule.service}
@@ -75,6 +77,7 @@ class Words:
             nameless=tuple(_new(word, names) for word in ("source", "target", *(f"other-{rank}-" for rank in ranks))),
             service=_new("any.Service", named),
             argument="" if "" not in arguments else _new("any", arguments),
+            disposables=(DISPOSABLE, *(f"{DISPOSABLE}:{name}" for name in (*templates, "any-template"))),
             services={_new(f"{name[:-1]}any", named) if name.endswith(".*") else name: name for name in services},
         )
 
@@ -152,7 +155,7 @@ def _other_targets(token: Target, words: Words) -> tuple[str, ...]:
     """What a request may name that is no cage of this host, and `token` may stand for."""
     match token:
         case Anyone():
-            return words.nameless[1], CORE, DEFAULT, DISPOSABLE
+            return words.nameless[1], CORE, DEFAULT, *words.disposables
         case Named():
             return (token.name,)
     return ()
