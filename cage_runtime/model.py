@@ -96,6 +96,9 @@ STAGED_BYTES_PER_CAGE = TRANSFER_BYTES_MAX
 """Bytes of one source cage's transfers that the core holds copies of at once."""
 TRANSFERS_PER_CAGE = 8
 """Transfers of one source cage that are under way at once (M13); one more is refused."""
+CALLS_PER_CAGE = TRANSFERS_PER_CAGE
+"""Calls of one cage that a mediator's core half answers at once, unless it says otherwise (M13).  Each has a connection
+to the gateway, whose bus has a bound for them (generate.CONNECTIONS_EACH)."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0

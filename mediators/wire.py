@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, Variant, described
-from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError
+from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError, WrongSignature
 from cage_runtime.model import (
     CAGES_MAX,
     CORE_BUS_NAME,
@@ -34,6 +34,8 @@ LOG = logging.getLogger(__name__)
 MEDIATION = f"{CORE_BUS_NAME}.Mediation"
 ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
+SHUT_OUT_SECONDS = 5.0
+"""How long a cage is without a mediator to which it said what no honest cage half says (M11)."""
 EVENTS_MAX = 2 * CAGES_MAX
 """Gateway events that wait to be handled; beyond, the whole list is asked for again instead."""
 
@@ -308,8 +310,11 @@ class Gateways:
     told of what changes, so that no match is needed.
     """
 
-    def __init__(self, bus: Bus, caged: Caged, *, name: str, serve: Callable[[Gateway, Bus], Awaitable[None]]) -> None:
-        self._bus, self._caged, self._name, self._serve = bus, caged, name, serve
+    def __init__(self, bus: Bus, caged: Caged, *, name: str, serve: Callable[[Gateway, Bus], Awaitable[None]],
+                 left: Callable[[str], None] = lambda _uuid: None) -> None:
+        """`left` is told the uuid of each instance whose gateway has gone."""
+        self._bus, self._caged, self._name, self._serve, self._left = bus, caged, name, serve, left
+        self._shut_out: set[str] = set()
         self._presence = caged.presence
         self._attended: dict[str, tuple[Gateway, asyncio.Task[None]]] = {}
         self._events: asyncio.Queue[Gateway | str | None] = asyncio.Queue(EVENTS_MAX)
@@ -333,6 +338,11 @@ class Gateways:
             for _gateway, task in self._attended.values():
                 task.cancel()
         raise RuntimeFailure("the system bus ended; start this mediator again when it is back")
+
+    def shut_out(self, gateway: Gateway, bus: Bus) -> None:
+        """Close the channel of that cage, once what waits to be said on its `bus` has gone out, for a while."""
+        self._shut_out.add(gateway.uuid)
+        asyncio.get_running_loop().call_soon(bus.disconnect)
 
     async def _follow(self) -> None:
         while True:
@@ -370,6 +380,7 @@ class Gateways:
         _gateway, task = self._attended.pop(uuid, (None, None))
         if task:
             task.cancel()
+            self._left(uuid)
 
     async def _keep(self, gateway: Gateway) -> None:
         try:
@@ -381,10 +392,13 @@ class Gateways:
             await self._serve(gateway, bus)
             await bus.own(self._name)
             await bus.closed()
+            if gateway.uuid in self._shut_out:
+                await asyncio.sleep(SHUT_OUT_SECONDS)
             self._put(None)  # it may be announced again before its end is seen here
         except RuntimeFailure as error:
             LOG.warning("gateway of %s: %s", escape(gateway.name), escape(error.sentence))
         finally:
+            self._shut_out.discard(gateway.uuid)
             bus.disconnect()
 
     def _on_signal(self, message: Value) -> None:
@@ -406,7 +420,7 @@ class Gateways:
 def only_descriptor(call: Call, position: int) -> int:
     """The one descriptor of `call`, whose index is its argument at `position`; the bus made sure that one came."""
     if call.arguments[position] != 0 or len(call.descriptors) != 1:
-        raise UsageError(f"{call.member} takes one descriptor, of index 0")
+        raise WrongSignature(f"{call.member} takes one descriptor, of index 0")
     return call.descriptors[0]
 
 
