@@ -34,6 +34,8 @@ from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
+from cage_runtime.daemon.proof_service import ProofService
+from cage_runtime.daemon.proofs import Proofs
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.service import CoreService, Parts
 from cage_runtime.daemon.sessions import Sessions
@@ -72,9 +74,11 @@ class Daemon:
         authorization = Authorization(bus, config.users, [mediator.name for mediator in mediators])
         self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")), self._welcome)
         self._applications = Applications(bus, self._manager, self._exports)
+        access, mediation = Access(authorization, self._manager), Mediation(self._manager, sessions, paths)
+        proofs = ProofService(access, Proofs(self._manager, mediation, paths), self._manager.levels)
         parts = Parts(
-            bus=bus, authorization=authorization, access=Access(authorization, self._manager), manager=self._manager,
-            sessions=sessions, applications=self._applications, mediation=Mediation(self._manager, sessions, paths),
+            bus=bus, authorization=authorization, access=access, manager=self._manager,
+            sessions=sessions, applications=self._applications, mediation=mediation, proofs=proofs,
             recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs

@@ -128,11 +128,6 @@ class Mediation:
         except CageError:
             return None
 
-    def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
-        """What would be decided, for whoever may know of both cages."""
-        request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
-        return self.policy.decide(request, self._target(target.name), self._manager.levels)
-
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
 

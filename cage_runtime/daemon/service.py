@@ -26,6 +26,7 @@ from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.proof_service import ProofService
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import CageError, UsageError
@@ -76,6 +77,7 @@ class Parts:
     sessions: Sessions
     applications: Applications
     mediation: Mediation
+    proofs: ProofService
     recovery: Recovery
     jobs: Jobs
 
@@ -102,7 +104,7 @@ class CoreService:
             "VerifyAudit": self._verify,
         }
         handlers: dict[str, Handler] = {
-            "Create": self._create, "ExplainPolicy": self._explain,
+            "Create": self._create, **parts.proofs.handlers,
             **{member: self._for_cage(handler) for member, handler in of_cage.items()},
             **{member: self._for_all(handler) for member, handler in of_all.items()},
             **{member: self._for_host(handler) for member, handler in of_host.items()},
@@ -311,15 +313,6 @@ class CoreService:
     async def _check_policy(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
         return Answer(values=(self._parts.mediation.check(),))
-
-    async def _explain(self, call: Call) -> Answer:
-        _, service, argument, _, given = call.arguments
-        source, target = await self._parts.access.to_pair(call)
-        options(given, NoOptions)
-        decision = self._parts.mediation.explain(source, service, argument, target)
-        shown = {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
-                 "flow": decision.flow.value if decision.flow else ""}
-        return Answer(values=(text(shown),))
 
     async def _reload(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
