@@ -27,6 +27,7 @@ from cage_runtime.model import (
     FIRST_RANGE,
     LAST_RANGE,
     SIZE_PATTERN,
+    TAGS_MAX,
     Levels,
 )
 from cage_runtime.text import escape
@@ -107,6 +108,8 @@ class Definition(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_field
     level: _Word = "public"
     compartments: Annotated[list[_Word], msgspec.Meta(max_length=COMPARTMENTS_MAX)] = []
     description: Annotated[str, msgspec.Meta(max_length=DESCRIPTION_MAX)] = ""
+    tags: Annotated[list[_Word], msgspec.Meta(max_length=TAGS_MAX)] = []
+    """What policy may know it by, beside its name and its label."""
     require: Annotated[list[Literal["lsm", "landlock"]], msgspec.Meta(max_length=2)] = []
     """What it is not to run without, of what not every host has, in model.Wall's words."""
     limits: Limits = Limits()

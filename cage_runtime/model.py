@@ -50,6 +50,24 @@ TRIED_FILES_MAX = 100
 """Policy files that are not installed, of one question about them."""
 TRIED_BYTES_MAX = 4 * 1024**2
 """Bytes of all of them."""
+POLICY_FILES_MAX = 1000
+"""Policy files that are read for one policy, each as often as it is included (M6)."""
+POLICY_TOTAL_BYTES_MAX = 16 * 1024**2
+"""Bytes of all of them (M6)."""
+POLICY_INCLUDE_DEPTH = 8
+"""Files that may be within one another by !include (M6)."""
+POLICY_TYPES_MAX = 32
+"""Types that one rule may name."""
+POLICY_NUMBER_MAX = 1_000_000
+"""The highest number that a rule may give, of uses or of files."""
+POLICY_SECONDS_MAX = 30 * 24 * 3600
+"""The longest time that a rule may have an answer stand."""
+REDIRECTS_MAX = 8
+"""Rules that may send one request on, one after the other (M4)."""
+CHOICES_MAX = 64
+"""Targets among which a person may choose at once."""
+TAGS_MAX = 16
+"""Tags of one cage."""
 AUDIT_FIELDS_MAX = 32
 """Fields of one audit record; further ones are counted and left out."""
 AUDIT_VALUE_MAX = 400
@@ -344,11 +362,21 @@ class Instance:
     label: Label
     owner: int
     """The uid of the person on the host whose cage it is."""
+    tags: frozenset[str] = frozenset()
+
+
+CORE_TARGET = "@core"
+"""The target of what the core itself does."""
+DISPOSABLE_TARGET = "@disposable"
+"""The target that is a cage made for the request, from the template that may follow after a colon."""
+DISPOSABLE_TEMPLATE = "disposable"
+"""The template of disposable cages where the request names none."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Request:
-    """What policy is asked.  The source is who the gateway says it is; the target is only a name."""
+    """What policy is asked.  The source is who the gateway says it is; the target is only what was written: a cage's
+    name, CORE_TARGET, DISPOSABLE_TARGET, or nothing."""
 
     service: str
     argument: str
@@ -363,7 +391,8 @@ class ServiceKind:
     one_way: bool
     """Nothing comes back but whether it was accepted."""
     parameters: frozenset[str]
-    """Those of `max-size max-files types transform require user` that it keeps."""
+    """Those of `max-size max-files types transform require user` that it keeps; and `direction`, where a rule can make
+    it one-way."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -372,6 +401,21 @@ class Limit:
 
     count: int
     seconds: float
+
+
+class Direction(StrEnum):
+    """`direction=`: whether anything may come back to the source."""
+
+    ONE_WAY = "one-way"
+    TWO_WAY = "two-way"
+
+
+class Logged(StrEnum):
+    """`log=`: what is recorded of what a rule lets through."""
+
+    NO = "no"
+    META = "meta"
+    DIGEST = "digest"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -390,17 +434,24 @@ class Parameters:
     """`for=`, in seconds: how long an answer stands where a person does not say, and the longest that it may."""
     until: float | None = None
     """Seconds of the epoch."""
-    one_way: bool = False
-    """`direction=one-way`."""
+    direction: Direction | None = None
     transform: str = ""
+    """What changes the data on its way, `NAME` or `NAME:ARGUMENT`."""
     require: str = ""
-    log: str = ""
-    """no, meta or digest; empty where the rule says nothing."""
+    """What has to find it good, likewise."""
+    log: Logged | None = None
     user: str = ""
     notify: bool = False
     autostart: bool = False
     target: str = ""
+    """Where the request is sent on to, as a target is written; empty where the rule sends it nowhere else."""
     default_target: str = ""
+    """What is preselected where a person chooses."""
+
+    @property
+    def one_way(self) -> bool:
+        """`direction=one-way`."""
+        return self.direction is Direction.ONE_WAY
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

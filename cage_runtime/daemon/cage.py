@@ -52,7 +52,8 @@ class Cage:
         """What policy is asked about; DefinitionError where the definition is not to be trusted."""
         if self.label is None or self.record.fault:
             raise DefinitionError(self.record.fault or f"{self.name}: its level is not one of this host's")
-        return Instance(name=self.name, uuid=self.uuid, label=self.label, owner=self.record.owner)
+        return Instance(name=self.name, uuid=self.uuid, label=self.label, owner=self.record.owner,
+                        tags=frozenset(self.record.definition.tags))
 
     def require(self, *states: CageState) -> None:
         """WrongState, with what would help, unless the cage is in one of `states`."""

@@ -3,63 +3,151 @@
 
 The files are the NN-name.policy of the shipped, the run-time and the administrator's policy.d, in the order of their
 names in the C locale; of files with one name the administrator's counts, then the run-time's, then the shipped one.
+What is included stands where the instruction is.
 """
 
 from __future__ import annotations
 
-import errno
 import os
 import re
-import stat
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 
 from cage_runtime.config import Paths
 from cage_runtime.errors import PolicySyntaxError
-from cage_runtime.model import POLICY_BYTES_MAX, POLICY_FAULTS_MAX, POLICY_RULES_MAX, Levels
+from cage_runtime.model import (
+    POLICY_FAULTS_MAX,
+    POLICY_FILES_MAX,
+    POLICY_INCLUDE_DEPTH,
+    POLICY_RULES_MAX,
+    POLICY_TOTAL_BYTES_MAX,
+    Levels,
+    ServiceKind,
+)
 from cage_runtime.policy.engine import Policy
+from cage_runtime.policy.files import File, names_in, read_included, read_policy_file
 from cage_runtime.policy.parser import read, sound
-from cage_runtime.policy.rule import Rule
+from cage_runtime.policy.rule import Include, Rule
 from cage_runtime.text import escape
 
 _FILE_NAME = re.compile(r"[0-9]{2}-[A-Za-z0-9][A-Za-z0-9_-]*\.policy\Z")
+Kinds = Mapping[str, ServiceKind]
 
 
-def load_policy(paths: Paths, levels: Levels) -> Policy:
-    """The policy of this host; one bad line in one file, and PolicySyntaxError refuses all of it."""
-    return Policy(rules=tuple(sound(_read_all(paths, levels))))
+def load_policy(paths: Paths, levels: Levels, kinds: Kinds) -> Policy:
+    """The policy of this host; one bad line in one file, and PolicySyntaxError refuses all of it.
+
+    `kinds` are the services that mediators have.
+    """
+    return Policy(rules=tuple(sound(_Reading(levels, kinds).all(paths))), kinds=kinds)
 
 
-def faults(paths: Paths, levels: Levels) -> list[str]:
+def faults(paths: Paths, levels: Levels, kinds: Kinds) -> list[str]:
     """Everything that is wrong with the policy of this host, a sentence each with file and line; [] where it is sound.
 
     After POLICY_FAULTS_MAX of them one more says how many there are besides.
     """
-    found = [fault.sentence for fault in _read_all(paths, levels) if isinstance(fault, PolicySyntaxError)]
+    read_all = _Reading(levels, kinds).all(paths)
+    found = [fault.sentence for fault in read_all if isinstance(fault, PolicySyntaxError)]
     more = len(found) - POLICY_FAULTS_MAX
     return [*found[:POLICY_FAULTS_MAX], f"{more} more faults are not shown"] if more > 0 else found
 
 
-def load_or_refuse(paths: Paths, levels: Levels) -> Policy:
+def load_or_refuse(paths: Paths, levels: Levels, kinds: Kinds) -> Policy:
     """The policy of this host, or the one that denies everything and says what is wrong with the host's."""
     try:
-        return load_policy(paths, levels)
+        return load_policy(paths, levels, kinds)
     except PolicySyntaxError as error:
         return Policy.refusing(error)
 
 
-def _read_all(paths: Paths, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
-    """Rules and faults of all files in their order; what is wrong with the directories comes first."""
-    files, misnamed = _policy_files(paths)
-    yield from misnamed
-    count = 0
-    for path in files:
-        for found in _read_file(path, levels):
-            count += isinstance(found, Rule)
-            if isinstance(found, Rule) and count > POLICY_RULES_MAX:
+class _Reading:
+    """One way through all files, with what it has come across on it: the bounds are for all of them together."""
+
+    def __init__(self, levels: Levels, kinds: Kinds) -> None:
+        self._levels, self._kinds = levels, kinds
+        self._rules = self._files = self._bytes = 0
+
+    def all(self, paths: Paths) -> Iterator[Rule | PolicySyntaxError]:
+        """Rules and faults of all files in their order; what is wrong with the directories comes first."""
+        files, misnamed = _policy_files(paths)
+        yield from misnamed
+        for found in self._top(files):
+            self._rules += isinstance(found, Rule)
+            if isinstance(found, Rule) and self._rules > POLICY_RULES_MAX:
                 yield PolicySyntaxError(f"{found.place}: more than {POLICY_RULES_MAX} rules in all")
                 return
             yield found
+            if self._too_much():
+                return
+
+    def _too_much(self) -> bool:
+        return self._files > POLICY_FILES_MAX or self._bytes > POLICY_TOTAL_BYTES_MAX
+
+    def _top(self, files: list[Path]) -> Iterator[Rule | PolicySyntaxError]:
+        for path in files:
+            try:
+                file = read_policy_file(path)
+            except PolicySyntaxError as error:
+                yield error
+                continue
+            if file is not None:
+                yield from self._file(file, f"{path}:1", ())
+
+    def _file(self, file: File, place: str, around: tuple[File, ...]) -> Iterator[Rule | PolicySyntaxError]:
+        """What the file says, in the files `around` it; `place` is what it is there for."""
+        self._files += 1
+        self._bytes += len(file.untrusted_text)
+        if self._too_much():
+            most = f"{POLICY_FILES_MAX} files, or than {POLICY_TOTAL_BYTES_MAX} bytes in them"
+            yield PolicySyntaxError(f"{place}: more than {most}, in all")
+            return
+        for found in read(file.untrusted_text, file=str(file.path), levels=self._levels, kinds=self._kinds):
+            if isinstance(found, Include):
+                yield from self._included(found, (*around, file))
+            else:
+                yield found
+            if self._too_much():
+                return
+
+    def _included(self, include: Include, around: tuple[File, ...]) -> Iterator[Rule | PolicySyntaxError]:
+        if len(around) > POLICY_INCLUDE_DEPTH:
+            yield PolicySyntaxError(f"{include.place}: more than {POLICY_INCLUDE_DEPTH} files within one another")
+            return
+        path = around[-1].path.parent / include.path
+        try:
+            paths = [path / name for name in _names(path, include.place)] if include.directory else [path]
+            files = [read_included(each, include.place) for each in paths]
+        except PolicySyntaxError as error:
+            yield error
+            return
+        for file in files:
+            if file.identity in {each.identity for each in around}:
+                yield PolicySyntaxError(f"{include.place}: {file.path} includes itself")
+            else:
+                yield from self._file(file, include.place, around)
+
+
+def _names(directory: Path, place: str) -> list[str]:
+    """What counts in an included directory, in the order of its names: as in policy.d."""
+    found = []
+    for untrusted_name in names_in(directory, place):
+        if not _counts(untrusted_name):
+            continue
+        if not _FILE_NAME.match(untrusted_name):
+            raise PolicySyntaxError(f"{place}: {directory}/{escape(untrusted_name)}: {_MISNAMED}")
+        found.append(untrusted_name)
+    if len(found) > POLICY_FILES_MAX:
+        raise PolicySyntaxError(f"{place}: {directory}: more than {POLICY_FILES_MAX} files")
+    return sorted(found, key=os.fsencode)
+
+
+_MISNAMED = "a policy file is named NN-name.policy, two digits first"
+
+
+def _counts(untrusted_name: str) -> bool:
+    """Whether it is called a policy; other files, such as an editor's, do not count."""
+    return untrusted_name.endswith(".policy") and not untrusted_name.startswith(".")
 
 
 def _policy_files(paths: Paths) -> tuple[list[Path], list[PolicySyntaxError]]:
@@ -77,46 +165,15 @@ def _policy_files(paths: Paths) -> tuple[list[Path], list[PolicySyntaxError]]:
             if _FILE_NAME.match(untrusted_name):
                 found[untrusted_name] = directory / untrusted_name
             else:
-                place = f"{directory}/{escape(untrusted_name)}:1"
-                wrong.append(PolicySyntaxError(f"{place}: a policy file is named NN-name.policy, two digits first"))
+                wrong.append(PolicySyntaxError(f"{directory}/{escape(untrusted_name)}:1: {_MISNAMED}"))
     return [found[name] for name in sorted(found, key=os.fsencode)], wrong
 
 
 def _listed(directory: Path) -> list[str]:
-    """What is called a policy in one directory; other files, such as an editor's, do not count."""
+    """What is called a policy in one of the three directories, which need not be there."""
     try:
-        return sorted(name for name in os.listdir(directory) if name.endswith(".policy") and not name.startswith("."))
+        return sorted(name for name in os.listdir(directory) if _counts(name))
     except FileNotFoundError:
         return []
     except OSError as error:
         raise PolicySyntaxError(f"{directory}:1: cannot be read: {error.strerror}") from error
-
-
-def _read_file(path: Path, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
-    try:
-        untrusted_text = _read(path)
-    except PolicySyntaxError as error:
-        yield error
-        return
-    if untrusted_text is not None:
-        yield from read(untrusted_text, file=str(path), levels=levels)
-
-
-def _read(path: Path) -> bytes | None:
-    """The file's bytes, one more than it may have at most; None where it is a link to /dev/null, which disables it."""
-    try:
-        # Without O_NONBLOCK a FIFO of this name would hold up the core.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-        try:
-            if not stat.S_ISREG(os.fstat(descriptor).st_mode):
-                raise PolicySyntaxError(f"{path}:1: not a regular file")
-            with os.fdopen(descriptor, "rb", closefd=False) as file:
-                return file.read(POLICY_BYTES_MAX + 1)
-        finally:
-            os.close(descriptor)
-    except OSError as error:
-        if error.errno != errno.ELOOP:
-            raise PolicySyntaxError(f"{path}:1: cannot be read: {error.strerror}") from error
-    if os.readlink(path) == os.devnull:
-        return None
-    raise PolicySyntaxError(f"{path}:1: a symbolic link; put the file itself here, or to disable it link to /dev/null")

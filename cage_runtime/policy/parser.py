@@ -8,36 +8,75 @@ Anything unknown, repeated or out of place is a PolicySyntaxError that names fil
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 
 from cage_runtime.errors import CageError, PolicySyntaxError
 from cage_runtime.model import (
+    CORE_TARGET,
+    DISPOSABLE_TARGET,
     POLICY_BYTES_MAX,
     POLICY_LINE_MAX,
     Action,
     Levels,
-    Parameters,
+    ServiceKind,
     check_cage_name,
-    parse_size,
 )
-from cage_runtime.policy.rule import ANY, Anyone, AtLevel, Named, Relation, Rule, Service, Source, Target
+from cage_runtime.policy.parameters import Fault, read_parameters, shown
+from cage_runtime.policy.rule import (
+    ANY,
+    AnyCage,
+    Anyone,
+    AtLevel,
+    Core,
+    Default,
+    Disposable,
+    Include,
+    InCompartment,
+    Named,
+    Redirect,
+    Relation,
+    Rule,
+    SameOwner,
+    Service,
+    Source,
+    Tagged,
+    Target,
+)
 from cage_runtime.text import escape
 
-_SERVICE = re.compile(r"(?=.{1,64}\Z)[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z][A-Za-z0-9-]*)+\Z")
-_ARGUMENT = re.compile(r"\+[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+SERVICE_PATTERN = r"(?=.{1,64}\Z)[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z][A-Za-z0-9-]*)+\Z"
+ARGUMENT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
+"""What a request may name as its service, and as its argument where it has one."""
+_SERVICE = re.compile(SERVICE_PATTERN)
+_ARGUMENT = re.compile(rf"\+{ARGUMENT_PATTERN}")
+_WORD = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_PATH = re.compile(r"/?([A-Za-z0-9_+-][A-Za-z0-9._+-]*)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*\Z")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
-_LATER_TOKENS = frozenset({"@any", "@core", "@default", "@disposable", "@compartment", "@tag", "@owner"})
-_LATER_PARAMETERS = frozenset({"target", "default-target", "user", "notify", "autostart", "direction", "max-files"})
-_LATER_PARAMETERS |= {"types", "limit", "for", "until", "transform", "require", "log"}
+_INCLUDES = {"!include": False, "!include-dir": True}
+"""The instruction, and whether it names a directory."""
+NO_KINDS: Mapping[str, ServiceKind] = {}
+_TARGETS_ALONE = frozenset({"@core", "@default", "@disposable", "@owner", *Relation})
+_TOKENS = "*, a cage's name, @any, @level:LEVEL, @compartment:COMPARTMENT, @tag:TAG"
+_TARGETS = f"{_TOKENS}, @core, @default, @disposable, @disposable:TEMPLATE, @owner, @dominates and @same-label"
+
+Found = Rule | Include | PolicySyntaxError
+"""What a line can be."""
 
 
-class _Fault(Exception):
-    """What is wrong with a line; `read` adds where."""
+def parse(
+    untrusted_text: bytes, *, file: str, levels: Levels, kinds: Mapping[str, ServiceKind] = NO_KINDS
+) -> tuple[Rule, ...]:
+    """The rules of one policy file in their order; PolicySyntaxError names `file` and the line.
+
+    `kinds` are the services that mediators have.  There are no other files here that could be included: see `loader`.
+    """
+    return tuple(sound(map(_no_include, read(untrusted_text, file=file, levels=levels, kinds=kinds))))
 
 
-def parse(untrusted_text: bytes, *, file: str, levels: Levels) -> tuple[Rule, ...]:
-    """The rules of one policy file in their order; PolicySyntaxError names `file` and the line."""
-    return tuple(sound(read(untrusted_text, file=file, levels=levels)))
+def _no_include(found: Found) -> Rule | PolicySyntaxError:
+    if isinstance(found, Include):
+        return PolicySyntaxError(f"{found.place}: nothing can be included here")
+    return found
 
 
 def sound(read_rules: Iterable[Rule | PolicySyntaxError]) -> Iterator[Rule]:
@@ -48,8 +87,10 @@ def sound(read_rules: Iterable[Rule | PolicySyntaxError]) -> Iterator[Rule]:
         yield found
 
 
-def read(untrusted_text: bytes, *, file: str, levels: Levels) -> Iterator[Rule | PolicySyntaxError]:
-    """Line by line the rule, or what is wrong with it; where something is, none of the rules counts."""
+def read(
+    untrusted_text: bytes, *, file: str, levels: Levels, kinds: Mapping[str, ServiceKind] = NO_KINDS
+) -> Iterator[Found]:
+    """Line by line what it says, or what is wrong with it; where something is, none of the rules counts."""
     if len(untrusted_text) > POLICY_BYTES_MAX:
         yield PolicySyntaxError(f"{file}:1: the file has more than {POLICY_BYTES_MAX} bytes; divide it")
         return
@@ -58,137 +99,142 @@ def read(untrusted_text: bytes, *, file: str, levels: Levels) -> Iterator[Rule |
         try:
             words = _words(untrusted_line)
             if words:
-                yield _rule(words, place, levels)
-        except _Fault as fault:
+                yield _include(words, place) if words[0].startswith("!") else _rule(words, place, levels, kinds)
+        except Fault as fault:
             yield PolicySyntaxError(f"{place}: {fault}")
+
+
+def kind_of(service: str, kinds: Mapping[str, ServiceKind]) -> ServiceKind | None:
+    """What is known of a service by its name or its family, such as `call.*`; None where no mediator has it."""
+    return kinds.get(service) or kinds.get(f"{service.partition('.')[0]}.*")
 
 
 def _words(untrusted_line: bytes) -> list[str]:
     """The line's words without its comment, which begins with a `#` where a word would."""
     if len(untrusted_line) > POLICY_LINE_MAX:
-        raise _Fault(f"the line has more than {POLICY_LINE_MAX} bytes")
+        raise Fault(f"the line has more than {POLICY_LINE_MAX} bytes")
     try:
         line = untrusted_line.decode()
     except UnicodeDecodeError as error:
-        raise _Fault(f"not UTF-8 at byte {error.start} of the line") from None
+        raise Fault(f"not UTF-8 at byte {error.start} of the line") from None
     if found := _UNPRINTABLE.search(line):
-        raise _Fault(f"a control character ({escape(found[0])}) does not belong in a policy")
+        raise Fault(f"a control character ({escape(found[0])}) does not belong in a policy")
     # Only blanks part words: str.split() would also take invisible spaces that a reader does not see.
     words = re.split(r"[ \t]+", re.split(r"(?:^|(?<=[ \t]))#", line, maxsplit=1)[0].strip(" \t"))
     return words if words != [""] else []
 
 
-def _rule(words: list[str], place: str, levels: Levels) -> Rule:
-    if words[0].startswith("!"):
-        raise _Fault(f'"{_shown(words[0])}": instructions such as !include are not supported yet')
+def _include(words: list[str], place: str) -> Include:
+    instruction, *untrusted_paths = words
+    if instruction not in _INCLUDES:
+        raise Fault(f'"{shown(instruction)}" is not an instruction: there are !include FILE and !include-dir DIRECTORY')
+    if len(untrusted_paths) != 1:
+        raise Fault(f"{instruction} takes one path, and no blanks in it")
+    if not _PATH.match(untrusted_paths[0]):
+        raise Fault(
+            f'"{shown(untrusted_paths[0])}" cannot be included: a path here has A-Z, a-z, 0-9 and "._+-" between single'
+            ' slashes, and no part of it begins with a "."'
+        )
+    return Include(path=untrusted_paths[0], directory=_INCLUDES[instruction], place=place)
+
+
+def _rule(words: list[str], place: str, levels: Levels, kinds: Mapping[str, ServiceKind]) -> Rule:
     if len(words) < 5:
-        raise _Fault(f"{len(words)} words are no rule: it has a service, an argument, a source, a target and an action")
-    action = _action(words[4])
-    return Rule(
-        service=_service(words[0], words[1]),
-        source=_source(words[2], levels),
-        target=_target(words[3], levels),
-        action=action,
-        parameters=_parameters(words[5:], action),
-        place=place,
-    )
+        raise Fault(f"{len(words)} words are no rule: it has a service, an argument, a source, a target and an action")
+    service, action = _service(words[0], words[1]), _action(words[4])
+    source, target = _source(words[2], levels), _target(words[3], levels)
+    name = service.name if service else None
+    kind = kind_of(name, kinds) if name else None
+    parameters = read_parameters(words[5:], action, name, kind, lambda word: str(_redirect(word)))
+    if isinstance(target, Default) and action is Action.ALLOW and not parameters.target:
+        raise Fault('to allow "@default" takes target=: it is about requests that name no target')
+    return Rule(service=service, source=source, target=target, action=action, parameters=parameters, place=place)
 
 
 def _service(untrusted_service: str, untrusted_argument: str) -> Service | None:
     if untrusted_argument != ANY and not _ARGUMENT.match(untrusted_argument):
-        raise _Fault(f'"{_shown(untrusted_argument)}" is not an argument: write * for any, or a name after +')
+        raise Fault(f'"{shown(untrusted_argument)}" is not an argument: write * for any, or a name after +')
     if untrusted_service == ANY:
         if untrusted_argument != ANY:
-            raise _Fault(f'the argument "{untrusted_argument}" needs a service: after * write * here too')
+            raise Fault(f'the argument "{untrusted_argument}" needs a service: after * write * here too')
         return None
     if not _SERVICE.match(untrusted_service):
-        raise _Fault(f'"{_shown(untrusted_service)}" is not a service: write * for any, or a name such as files.Send')
+        raise Fault(f'"{shown(untrusted_service)}" is not a service: write * for any, or a name such as files.Send')
     return Service(name=untrusted_service, argument=None if untrusted_argument == ANY else untrusted_argument[1:])
 
 
 def _source(untrusted_token: str, levels: Levels) -> Source:
-    if untrusted_token in (Relation.DOMINATES, Relation.SAME_LABEL):
-        raise _Fault(f'"{untrusted_token}" says how a target stands to the source: it cannot be the source')
-    return _cages(untrusted_token, levels)
+    if untrusted_token.partition(":")[0] in _TARGETS_ALONE:
+        raise Fault(f'"{shown(untrusted_token)}" says what the target is: it cannot be the source')
+    return _cages(untrusted_token, levels, _TOKENS)
 
 
 def _target(untrusted_token: str, levels: Levels) -> Target:
-    if untrusted_token in (Relation.DOMINATES, Relation.SAME_LABEL):
-        return Relation(untrusted_token)
-    return _cages(untrusted_token, levels)
+    match untrusted_token:
+        case "@core":
+            return Core()
+        case "@default":
+            return Default()
+        case "@owner":
+            return SameOwner()
+        case Relation.DOMINATES | Relation.SAME_LABEL:
+            return Relation(untrusted_token)
+    return _disposable(untrusted_token) or _cages(untrusted_token, levels, _TARGETS)
 
 
-def _cages(untrusted_token: str, levels: Levels) -> Anyone | Named | AtLevel:
+def _redirect(untrusted_target: str) -> Redirect:
+    """One target, not many."""
+    if untrusted_target == CORE_TARGET:
+        return Core()
+    if disposable := _disposable(untrusted_target):
+        return disposable
+    if untrusted_target.startswith("@"):
+        raise Fault(f'"{shown(untrusted_target)}" is not one target: write a cage\'s name, @core, @disposable or'
+                    " @disposable:TEMPLATE")
+    return _named(untrusted_target)
+
+
+def _disposable(untrusted_token: str) -> Disposable | None:
+    token, colon, untrusted_template = untrusted_token.partition(":")
+    if token != DISPOSABLE_TARGET:
+        return None
+    if colon and not _WORD.match(untrusted_template):
+        raise Fault(f'"{shown(untrusted_template)}" is not a template: 1 to 31 of a-z, 0-9 and "-", first a letter')
+    return Disposable(template=untrusted_template or None)
+
+
+def _cages(untrusted_token: str, levels: Levels, there: str) -> Source:
     if untrusted_token == ANY:
         return Anyone()
-    if untrusted_token.startswith("@"):
-        return _at_level(untrusted_token, levels)
+    if not untrusted_token.startswith("@"):
+        return _named(untrusted_token)
+    kind, colon, untrusted_word = untrusted_token.partition(":")
+    if kind == "@any" and not colon:
+        return AnyCage()
     try:
-        return Named(name=check_cage_name(untrusted_token))
+        if kind == "@level":
+            return AtLevel(level=levels.label(untrusted_word).level)
+        if kind == "@compartment":
+            levels.label(levels.names[0], [untrusted_word])
+            return InCompartment(compartment=untrusted_word)
     except CageError as error:
-        raise _Fault(error.sentence) from None
+        raise Fault(error.sentence) from None
+    if kind == "@tag":
+        if not _WORD.match(untrusted_word):
+            raise Fault(f'"{shown(untrusted_word)}" is not a tag: 1 to 31 of a-z, 0-9 and "-", first a letter')
+        return Tagged(tag=untrusted_word)
+    raise Fault(f'"{shown(untrusted_token)}" is not a token that can stand here: there are {there}')
 
 
-def _at_level(untrusted_token: str, levels: Levels) -> AtLevel:
-    kind, _, untrusted_level = untrusted_token.partition(":")
-    if kind in _LATER_TOKENS:
-        raise _Fault(f'"{_shown(untrusted_token)}" is not supported yet')
-    if kind != "@level":
-        raise _Fault(
-            f'"{_shown(untrusted_token)}" is not a token: there are *, a cage\'s name, @level:LEVEL,'
-            " and for the target @dominates and @same-label"
-        )
+def _named(untrusted_name: str) -> Named:
     try:
-        return AtLevel(level=levels.label(untrusted_level).level)
+        return Named(name=check_cage_name(untrusted_name))
     except CageError as error:
-        raise _Fault(error.sentence) from None
+        raise Fault(error.sentence) from None
 
 
 def _action(untrusted_action: str) -> Action:
     try:
         return Action(untrusted_action)
     except ValueError:
-        raise _Fault(f'"{_shown(untrusted_action)}" is not an action: write allow, ask or deny') from None
-
-
-def _parameters(untrusted_words: list[str], action: Action) -> Parameters:
-    found = dict(_named_once(untrusted_words))
-    if found and action is Action.DENY:
-        raise _Fault(f'"{next(iter(found))}" is out of place: a deny takes no parameters')
-    declassify, max_size = False, None
-    for name, untrusted_value in found.items():
-        if name == "declassify":
-            if untrusted_value is not None:
-                raise _Fault('"declassify" takes no value')
-            declassify = True
-        else:
-            max_size = _size(untrusted_value)
-    return Parameters(declassify=declassify, max_size=max_size)
-
-
-def _named_once(untrusted_words: list[str]) -> Iterator[tuple[str, str | None]]:
-    """Each parameter's name, known and not seen before, and its untrusted value, None where there is no `=`."""
-    seen = set()
-    for word in untrusted_words:
-        name, equals, untrusted_value = word.partition("=")
-        if name in _LATER_PARAMETERS:
-            raise _Fault(f'the parameter "{name}" is not supported yet')
-        if name not in ("declassify", "max-size"):
-            raise _Fault(f'"{_shown(name)}" is not a parameter: there are declassify and max-size=SIZE')
-        if name in seen:
-            raise _Fault(f'the parameter "{name}" is given twice')
-        seen.add(name)
-        yield name, untrusted_value if equals else None
-
-
-def _size(untrusted_value: str | None) -> int:
-    if untrusted_value is None:
-        raise _Fault('"max-size" needs a value, such as max-size=2G')
-    try:
-        return parse_size(untrusted_value)
-    except CageError as error:
-        raise _Fault(f"max-size: {error.sentence}") from None
-
-
-def _shown(untrusted_word: str) -> str:
-    return escape(untrusted_word, limit=60)
+        raise Fault(f'"{shown(untrusted_action)}" is not an action: write allow, ask or deny') from None

@@ -3,10 +3,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
+from datetime import UTC, datetime
 from enum import StrEnum
 
-from cage_runtime.model import Action, Parameters
+from cage_runtime.model import CORE_TARGET, DISPOSABLE_TARGET, Action, Limit, Parameters
 
 ANY = "*"
 NO_PARAMETERS = Parameters()
@@ -14,10 +16,18 @@ NO_PARAMETERS = Parameters()
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Anyone:
-    """`*`: every cage."""
+    """`*`: every cage; as a target also the core, and that none was named."""
 
     def __str__(self) -> str:
         return ANY
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class AnyCage:
+    """`@any`: every cage, and not the core."""
+
+    def __str__(self) -> str:
+        return "@any"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -40,6 +50,60 @@ class AtLevel:
         return f"@level:{self.level}"
 
 
+@dataclass(frozen=True, kw_only=True, slots=True)
+class InCompartment:
+    """`@compartment:C`: every cage that has this compartment, whatever others it has."""
+
+    compartment: str
+
+    def __str__(self) -> str:
+        return f"@compartment:{self.compartment}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Tagged:
+    """`@tag:T`: every cage whose definition has this tag."""
+
+    tag: str
+
+    def __str__(self) -> str:
+        return f"@tag:{self.tag}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Core:
+    """`@core`: the core itself."""
+
+    def __str__(self) -> str:
+        return CORE_TARGET
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Default:
+    """`@default`: the source named no target."""
+
+    def __str__(self) -> str:
+        return "@default"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Disposable:
+    """`@disposable`: a cage made for the request from the usual template; `@disposable:TEMPLATE`: from that one."""
+
+    template: str | None = None
+
+    def __str__(self) -> str:
+        return DISPOSABLE_TARGET if self.template is None else f"{DISPOSABLE_TARGET}:{self.template}"
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class SameOwner:
+    """`@owner`: every cage of the person whose cage the source is."""
+
+    def __str__(self) -> str:
+        return "@owner"
+
+
 class Relation(StrEnum):
     """Targets by how their label stands to the source's."""
 
@@ -49,8 +113,10 @@ class Relation(StrEnum):
     """The target's label is the source's."""
 
 
-Source = Anyone | Named | AtLevel
-Target = Anyone | Named | AtLevel | Relation
+Source = Anyone | AnyCage | Named | AtLevel | InCompartment | Tagged
+Target = Source | Core | Default | Disposable | SameOwner | Relation
+Redirect = Named | Core | Disposable
+"""What `target=` and `default-target=` may name: one target."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -76,12 +142,40 @@ class Rule:
     def __str__(self) -> str:
         service, argument = (self.service.name, self.service.argument) if self.service else (ANY, None)
         words = [service, f"+{argument}" if argument else ANY, str(self.source), str(self.target), self.action.value]
-        if self.parameters.declassify:
-            words.append("declassify")
-        if self.parameters.max_size is not None:
-            words.append(f"max-size={self.parameters.max_size}")
-        if self.parameters.stands is not None:
-            words.append(f"for={self.parameters.stands}s")
-        if self.parameters.limit is not None:
-            words.append(f"limit={self.parameters.limit.count}/{self.parameters.limit.seconds}")
-        return " ".join(words)
+        return " ".join([*words, *_written(self.parameters)])
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Include:
+    """An `!include` or, where `directory`, an `!include-dir`: what it names stands in its place."""
+
+    path: str
+    """Absolute, or from where the file is that has the line; no component of it is `.` or `..`."""
+    directory: bool
+    place: str
+
+
+def _written(parameters: Parameters) -> Iterator[str]:
+    """The parameters as the language has them, in one order."""
+    given = parameters
+    yes = {"notify": given.notify, "autostart": given.autostart}
+    until = None if given.until is None else datetime.fromtimestamp(given.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    values = {
+        "target": given.target, "default-target": given.default_target, "user": given.user,
+        **{name: "yes" for name, is_so in yes.items() if is_so},
+        "direction": given.direction, "max-size": given.max_size, "max-files": given.max_files,
+        "types": ",".join(given.types), "limit": _limit(given.limit) if given.limit else None,
+        "for": f"{given.stands}s" if given.stands else None, "until": until,
+        "transform": given.transform, "require": given.require, "log": given.log,
+    }
+    if given.declassify:
+        yield "declassify"
+    yield from (f"{name}={value}" for name, value in values.items() if value not in (None, ""))
+
+
+LIMIT_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
+
+
+def _limit(limit: Limit) -> str:
+    unit = next(name for name, seconds in LIMIT_UNITS.items() if seconds == limit.seconds)
+    return f"{limit.count}/{unit}"
