@@ -13,7 +13,8 @@ from cage_runtime.bus import Answer, Call, Handler
 from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.options import NoOptions, options, text
 from cage_runtime.daemon.proofs import Proofs, Question, Tried
-from cage_runtime.model import Action, Levels
+from cage_runtime.model import Levels
+from cage_runtime.policy.cells import added
 from cage_runtime.policy.check import Finding
 from cage_runtime.policy.diff import Change
 from cage_runtime.policy.explain import Explanation
@@ -85,13 +86,12 @@ def _texts(untrusted_files: Mapping[str, Iterable[int]]) -> dict[str, bytes]:
 def _explained(found: Explanation, known: set[str] | None) -> dict[str, Variant]:
     """With the rules that nearly match; where `known` are all the cages that may be named, without those of others."""
     decision = found.decision
-    parameters = "" if decision.action is Action.DENY else " ".join(decision.rule_text.split()[5:])
     near = [text({"rule": near.rule.place, "text": str(near.rule), "why": near.why})
             for near in found.near if known is None or _names(near.rule) <= known]
     return {
         **text({"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
                 "flow": decision.flow.value if decision.flow else "", "target": decision.target,
-                "parameters": parameters, "change": found.change}),
+                "parameters": " ".join(added(decision)), "change": found.change}),
         "passed": Variant("aa{sv}", near),
     }
 

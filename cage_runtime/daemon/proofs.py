@@ -8,6 +8,7 @@ thousands of rules, and requests of cages are decided meanwhile.
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import time
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
@@ -16,18 +17,20 @@ from typing import TypeVar
 
 from cage_runtime.config import Paths
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.define import template_names
 from cage_runtime.daemon.disposables import disposable_label, load_template, template_of
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.errors import CageError, DefinitionError, PolicySyntaxError, UsageError
-from cage_runtime.manifest import service_kinds
 from cage_runtime.model import (
     GRAPH_CAGES_MAX,
     POLICY_CHANGES_MAX,
     TRIED_BYTES_MAX,
     TRIED_FILES_MAX,
     Instance,
+    Label,
     Request,
+    ServiceKind,
 )
 from cage_runtime.policy.cells import Host
 from cage_runtime.policy.check import Finding, findings
@@ -35,6 +38,7 @@ from cage_runtime.policy.diff import Change, differences
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.explain import Explanation, explain
 from cage_runtime.policy.loader import load_tried
+from cage_runtime.policy.match import canonical
 from cage_runtime.policy.picture import Line, picture
 from cage_runtime.policy.witness import DEFAULT, Case
 
@@ -73,25 +77,38 @@ class Question:
 
 
 class Proofs:
-    def __init__(self, manager: Manager, mediation: Mediation, paths: Paths, *,
+    def __init__(self, manager: Manager, mediation: Mediation, paths: Paths, *, kinds: Mapping[str, ServiceKind],
                  clock: Callable[[], float] = time.time) -> None:
         self._manager, self._mediation, self._paths, self._clock = manager, mediation, paths, clock
+        self._kinds = kinds
         self._turn = asyncio.Lock()
 
     # --- the host as policy sees it --------------------------------------------------------------------------
     def _host(self) -> Host:
-        return Host(levels=self._manager.levels, now=self._clock(), services=frozenset(service_kinds(self._paths)),
+        return Host(levels=self._manager.levels, now=self._clock(), kinds=self._kinds, templates=self._templates(),
                     disposable=self._disposable)
+
+    def _templates(self) -> dict[str, Label]:
+        """Templates of disposable cages, and the label that one has at most: that of one for whoever has everything."""
+        levels = self._manager.levels
+        everything = levels.label(levels.names[-1], levels.compartments)
+        found = {}
+        for name in template_names(self._paths):
+            with contextlib.suppress(CageError):  # what is wrong with it is for whoever would have it made
+                found[name] = disposable_label(everything, load_template(name, self._paths), levels)
+        return found
 
     def _disposable(self, source: Instance, untrusted_target: str) -> Instance | None:
         template = template_of(untrusted_target)
         if template is None:
             return None
         try:
-            label = disposable_label(source.label, load_template(template, self._paths), self._manager.levels)
+            loaded = load_template(template, self._paths)
+            label = disposable_label(source.label, loaded, self._manager.levels)
         except CageError:
             return None
-        return Instance(name=untrusted_target, uuid="", label=label, owner=source.owner)
+        return Instance(name=canonical(untrusted_target), uuid="", label=label, owner=source.owner,
+                        tags=frozenset(loaded.definition.tags))
 
     def _world(self, cages: Iterable[Cage] | None = None) -> dict[str, Instance]:
         """The cages that policy can be asked about, by name."""
@@ -100,7 +117,8 @@ class Proofs:
 
     def _load(self, tried: Tried) -> Policy:
         try:
-            return load_tried(self._paths, self._manager.levels, tried.untrusted_files, alone=tried.alone)
+            return load_tried(self._paths, self._manager.levels, self._kinds, tried.untrusted_files,
+                              alone=tried.alone)
         except PolicySyntaxError as error:
             # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
             raise DefinitionError(error.sentence) from error

@@ -8,14 +8,15 @@ no rule names, under names that no rule has.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from functools import partial
 from typing import Protocol
 
-from cage_runtime.model import Action, Decision, Instance, Levels, Request
-from cage_runtime.policy.engine import mismatch
-from cage_runtime.policy.rule import Rule, Source, Target
-from cage_runtime.policy.witness import CORE, DEFAULT, Case, Words, needs
+from cage_runtime.model import CORE_TARGET, Action, Decision, Instance, Label, Levels, Request, ServiceKind
+from cage_runtime.policy.match import mismatch
+from cage_runtime.policy.parser import NO_KINDS, kind_of
+from cage_runtime.policy.rule import Rule, Source, Target, written
+from cage_runtime.policy.witness import DEFAULT, NOBODY, Case, Words, needs
 
 Find = Callable[[str], Instance | None]
 _Pair = tuple[Source, Target]
@@ -38,10 +39,10 @@ class Host:
     levels: Levels
     now: float
     """Seconds of the epoch, for `until=`."""
-    services: frozenset[str] = frozenset()
-    """By their names; a family by its own, as `call.*`."""
-    templates: tuple[str, ...] = ()
-    """Those that a disposable cage can be made from."""
+    kinds: Mapping[str, ServiceKind] = field(default_factory=lambda: NO_KINDS)
+    """The services that mediators have; a family by its own name, as `call.*`."""
+    templates: Mapping[str, Label] = field(default_factory=lambda: NOBODY)
+    """Those that a disposable cage can be made from, and the label that it has at most."""
     disposable: Callable[[Instance, str], Instance | None] = lambda _source, _target: None
     """What would be made for a source that asks for `@disposable` or `@disposable:TEMPLATE`; None for other targets."""
 
@@ -51,10 +52,10 @@ class Host:
 
     def has(self, service: str) -> bool:
         """Whether a mediator offers `service`, or a family that it is of."""
-        return service in self.services or f"{service.partition('.')[0]}.*" in self.services
+        return kind_of(service, self.kinds) is not None
 
     def words(self, rules: Iterable[Rule]) -> Words:
-        return Words.of(tuple(rules), self.levels, sorted(self.services), self.templates)
+        return Words.of(rules, self.levels, sorted(self.kinds), self.templates)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -63,6 +64,11 @@ class Cell:
 
     case: Case
     decision: Decision
+
+
+def added(decision: Decision) -> list[str]:
+    """The parameters of what is not denied, each as a rule has it."""
+    return [] if decision.action is Action.DENY else list(written(decision.parameters))
 
 
 def decided(engine: Engine, case: Case, host: Host, chosen: str | None = None) -> Decision:
@@ -76,7 +82,8 @@ def answers(engine: Engine, case: Case, host: Host) -> Iterator[Decision]:
         yield decision
         return
     for choice in decision.choices:
-        yield decided(engine, case, host, choice)
+        found = decided(engine, case, host, choice)
+        yield found if found.action is Action.DENY else replace(found, action=Action.ASK)
 
 
 class Services:
@@ -92,24 +99,24 @@ class Services:
             if pair not in bucket:
                 bucket[pair] = Rule(service=None, source=pair[0], target=pair[1], action=Action.DENY, place=""), set()
             if rule.service:
-                bucket[pair][1].add((rule.service.name, rule.service.argument or words.argument))
+                bucket[pair][1].add((rule.service.name, rule.service.argument or ""))
 
     def between(self, source: Instance, name: str, target: Instance | None) -> list[tuple[str, str]]:
         """Service and argument, one of each kind; `name` is what is asked for and `target` the cage that has it."""
         words = self._words
-        found = {(service, words.argument) for service in (words.service, *words.services)}
-        asked = Request(service=words.service, argument=words.argument, source=source, target_name=name)
+        found = {(service, "") for service in (words.service, *words.services)}
+        asked = Request(service=words.service, argument="", source=source, target_name=name)
         for key in ((source.name, name), (source.name, None), (None, name), (None, None)):
             for rule, services in self._of.get(key, {}).values():
-                if services and not services <= found and not mismatch(rule, asked, target):
+                if services and not services <= found and not mismatch(rule, asked, target, 0.0):
                     found |= services
-        return sorted(found | {(service, words.argument) for service, _ in found})
+        return sorted(found | {(service, "") for service, _ in found})
 
 
 def cells(engine: Engine, world: Mapping[str, Instance], host: Host, services: Services) -> Iterator[Cell]:
     """What every cage of `world` may ask of every other, of the core, and of nobody by name."""
     for source in world.values():
-        for name in (*world, CORE, DEFAULT):
+        for name in (*world, CORE_TARGET, DEFAULT):
             if name == source.name:
                 continue
             for service, argument in services.between(source, name, world.get(name)):

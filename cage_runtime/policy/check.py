@@ -50,7 +50,7 @@ def findings(policy: Policy, world: Mapping[str, Instance], host: Host) -> list[
     told: list[Finding] = []
     for kind in (
         (_chain(About.LEAK, chain) for chain in proof.leaks),
-        (_dead(found) for found in shadowed(policy.rules, host)),
+        (_dead(found) for found in shadowed(policy, host)),
         _lost(policy.rules, world, host),
         (_chain(About.OPENED, chain) for chain in proof.opened),
     ):

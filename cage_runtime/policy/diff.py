@@ -12,9 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, product
 
-from cage_runtime.model import Action, Decision, Instance, Request
-from cage_runtime.policy.cells import Engine, Host, Services, decided
-from cage_runtime.policy.witness import CORE, DEFAULT, Case, Words, cage_like, needs
+from cage_runtime.model import CORE_TARGET, Action, Decision, Instance, Request
+from cage_runtime.policy.cells import Engine, Host, Services, added, decided
+from cage_runtime.policy.witness import DEFAULT, Case, Words, cage_like, needs
 
 LABELS_MAX = 64
 """Labels for which there need be no cage."""
@@ -43,7 +43,7 @@ def differences(before: Engine, after: Engine, world: Mapping[str, Instance], ho
     compartments = sorted({found for rule in rules for token in (rule.source, rule.target)
                            if (found := needs(token).compartment)})
     for there, names in ((world, {}), _labels(words, compartments)):
-        for source, name in product(there.values(), (*there, CORE, DEFAULT)):
+        for source, name in product(there.values(), (*there, CORE_TARGET, DEFAULT)):
             if name == source.name:
                 continue
             for service, argument in services.between(source, name, there.get(name)):
@@ -76,7 +76,5 @@ def _comes_to(decision: Decision) -> tuple[object, ...]:
 
 
 def _shown(decision: Decision) -> str:
-    """The action and parameters, as the rule has them."""
-    if decision.action is Action.DENY:
-        return decision.action.value
-    return " ".join([decision.action.value, *decision.rule_text.split()[5:]])
+    """The action and parameters, as a rule has them."""
+    return " ".join([decision.action.value, *added(decision)])

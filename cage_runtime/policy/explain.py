@@ -6,11 +6,12 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
-from cage_runtime.model import Action, Decision, Parameters
+from cage_runtime.model import CORE_TARGET, DISPOSABLE_TARGET, Action, Decision, Parameters
 from cage_runtime.policy.cells import Host, decided
-from cage_runtime.policy.engine import Policy, mismatch
-from cage_runtime.policy.rule import Anyone, Rule, Service
-from cage_runtime.policy.witness import Case, named
+from cage_runtime.policy.engine import Policy
+from cage_runtime.policy.match import mismatch
+from cage_runtime.policy.rule import Anyone, Core, Disposable, Named, Rule, Service, Target
+from cage_runtime.policy.witness import DEFAULT, Case
 
 NEAR_MAX = 20
 """Rules that are told to have nearly matched: those next before the one that decides."""
@@ -55,21 +56,27 @@ def _near(policy: Policy, case: Case, decision: Decision, host: Host) -> Iterato
 
 
 def _mismatch(rule: Rule, case: Case, host: Host) -> str:
-    return mismatch(rule, case.request, case.find(case.request.target_name))
+    name = case.request.target_name
+    return mismatch(rule, case.request, host.find(case, name), host.now)
 
 
 def _change(policy: Policy, case: Case, decision: Decision, host: Host) -> str:
     """A line is only told if a policy that has it allows the request."""
-    if decision.action is not Action.DENY or policy.fault is not None:
+    if decision.action is not Action.DENY or policy.fault is not None or case.request.target_name == DEFAULT:
         return ""
     request = case.request
-    target = named(request.target_name)
-    if target is None:
-        return ""
+    service = Service(name=request.service, argument=request.argument or None)
     for parameters in (Parameters(), Parameters(declassify=True)):
-        line = Rule(service=Service(name=request.service, argument=request.argument or None), source=_source(case),
-                    target=target, action=Action.ALLOW, parameters=parameters, place="")
-        if decided(Policy(rules=(line,)), case, host).action is Action.ALLOW:
+        line = Rule(service=service, source=Named(name=request.source.name), target=_token(request.target_name),
+                    action=Action.ALLOW, parameters=parameters, place="")
+        if decided(Policy(rules=(line,), kinds=policy.kinds), case, host).action is Action.ALLOW:
             before = f"a line before {decision.rule}" if decision.rule else "a line"
             return f"{before}, such as: {line}"
     return ""
+
+
+def _token(untrusted_target: str) -> Target:
+    word, _, template = untrusted_target.partition(":")
+    if untrusted_target == CORE_TARGET:
+        return Core()
+    return Disposable(template=template or None) if word == DISPOSABLE_TARGET else Named(name=untrusted_target)

@@ -14,10 +14,10 @@ from collections import deque
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
-from cage_runtime.model import Action, Decision, Instance, Label
+from cage_runtime.model import CORE_TARGET, Action, Decision, Instance, Label
 from cage_runtime.policy.cells import Engine, Host, Services, answers, cells
 from cage_runtime.policy.rule import Rule
-from cage_runtime.policy.witness import CORE, DEFAULT, Case, Words, cage_like, witnesses
+from cage_runtime.policy.witness import DEFAULT, Case, Words, cage_like, witnesses
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -154,8 +154,8 @@ def _steps(engine: Engine, case: Case, host: Host, words: Words) -> Iterator[Ste
 
 def _node(decision: Decision, case: Case, host: Host, words: Words) -> Node:
     name = decision.target or case.request.target_name
-    if name == CORE:
-        return Node(name=CORE, label=None)
+    if name == CORE_TARGET:
+        return Node(name=CORE_TARGET, label=None)
     target = host.find(case, name)
     if target is None:
         raise AssertionError(f"{decision.rule} allows what goes to {name!r}, which is no cage")

@@ -7,11 +7,13 @@ yet, or for one that has another label tomorrow, is not dead.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import math
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from cage_runtime.model import Levels
-from cage_runtime.policy.engine import Policy, is_narrow, mismatch
+from cage_runtime.policy.cells import Host
+from cage_runtime.policy.engine import Policy
+from cage_runtime.policy.match import is_narrow, mismatch
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.witness import Words, witnesses
 
@@ -29,32 +31,38 @@ class Shadowed:
         return len(self.by) == 1 and _columns(self.by[0]) == _columns(self.rule)
 
 
-def shadowed(rules: Sequence[Rule], levels: Levels) -> Iterator[Shadowed]:
-    """The rules that can never match, in their order."""
-    words, policy = Words.of(rules, levels), Policy(rules=tuple(rules))
-    order = {rule.place: number for number, rule in enumerate(rules)}
-    first: dict[object, Rule] = {}
-    for rule in rules:
-        twin = first.setdefault((*_columns(rule), is_narrow(rule)), rule)
-        if twin is not rule:
-            yield Shadowed(rule=rule, by=(twin,))
-        elif by := _covering(rule, policy, words):
-            yield Shadowed(rule=rule, by=tuple(sorted(by, key=lambda each: order[each.place])))
+def shadowed(policy: Policy, host: Host) -> Iterator[Shadowed]:
+    """The rules that can never match, in their order.
+
+    A rule that is to match for some time is not taken to stand before another, and where it is over that is not why.
+    """
+    words = host.words(policy.rules)
+    order = {id(rule): number for number, rule in enumerate(policy.rules)}
+    twins: dict[object, Rule] = {}
+    for rule in policy.rules:
+        key = (*_columns(rule), is_narrow(rule))
+        if key in twins:
+            yield Shadowed(rule=rule, by=(twins[key],))
+            continue
+        if rule.parameters.until is None:
+            twins[key] = rule
+        if by := _covering(rule, policy, words, order):
+            yield Shadowed(rule=rule, by=tuple(by[number] for number in sorted(by)))
 
 
 def _columns(rule: Rule) -> tuple[object, ...]:
     return rule.service, rule.source, rule.target
 
 
-def _covering(rule: Rule, policy: Policy, words: Words) -> list[Rule]:
-    """The rules that decide what `rule` would; none where it decides something itself."""
-    found: dict[str, Rule] = {}
+def _covering(rule: Rule, policy: Policy, words: Words, order: Mapping[int, int]) -> dict[int, Rule]:
+    """The rules that decide what `rule` would, by their numbers; none where it decides something itself."""
+    found: dict[int, Rule] = {}
     for case in witnesses(rule, words):
         target = case.world.get(case.request.target_name)
-        if mismatch(rule, case.request, target):
+        if mismatch(rule, case.request, target, -math.inf):
             continue
-        first = policy.first(case.request, target)
-        if first is rule or first is None:
-            return []
-        found[first.place] = first
-    return list(found.values())
+        first = policy.first(case.request, target, math.inf)
+        if first is None or order[id(first)] >= order[id(rule)]:
+            return {}
+        found[order[id(first)]] = first
+    return found

@@ -11,15 +11,27 @@ them stands for all.  (Tests hold this against every label of small hosts.)
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from itertools import count, product
 
-from cage_runtime.model import Instance, Label, Levels, Request
-from cage_runtime.policy.rule import Anyone, AtLevel, Named, Rule, Source, Target
+from cage_runtime.model import CORE_TARGET, DISPOSABLE_TARGET, Instance, Label, Levels, Request
+from cage_runtime.policy.rule import (
+    Anyone,
+    AtLevel,
+    Core,
+    Default,
+    Disposable,
+    InCompartment,
+    Named,
+    Rule,
+    Source,
+    Tagged,
+    Target,
+)
 
-CORE, DEFAULT, DISPOSABLE = "@core", "", "@disposable"
-"""What a request may name that is no cage: DEFAULT where it names nothing."""
+DEFAULT = ""
+"""The target of a request that names none."""
 OURS, THEIRS = 1, 2
 """Owners of the cages of a case: two persons whom no rule knows."""
 
@@ -39,6 +51,9 @@ class Case:
         return replace(self, world={**{other.name: other for other in others}, **self.world})
 
 
+NOBODY: Mapping[str, Label] = {}
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Words:
     """What the rules of a policy tell apart on a host."""
@@ -51,8 +66,7 @@ class Words:
     nameless: tuple[str, ...]
     """Names that no rule has: of a source, of a target, and of a cage of each of `ranks`."""
     service: str
-    argument: str
-    """One that no rule has."""
+    """One that no rule has; no argument is an argument that no rule has."""
     services: Mapping[str, str]
     """Those that the host has, and what each is called: of a family one that no rule has, by the family's name."""
 
@@ -61,12 +75,16 @@ class Words:
     has."""
 
     @classmethod
-    def of(cls, rules: Sequence[Rule], levels: Levels, services: Iterable[str] = (),
-           templates: Iterable[str] = ()) -> Words:
-        tokens = {token for rule in rules for token in (rule.source, rule.target)}
-        wanted = [needs(token) for token in tokens]
-        named = {rule.service.name for rule in rules if rule.service}
-        arguments = {rule.service.argument for rule in rules if rule.service}
+    def of(cls, rules: Iterable[Rule], levels: Levels, services: Iterable[str] = (),
+           templates: Mapping[str, Label] = NOBODY) -> Words:
+        """`services` are those of the host, and `templates` what a disposable cage made from each can have at most."""
+        wanted, named = set(), set()
+        for rule in rules:
+            wanted |= {needs(rule.source), needs(rule.target)}
+            if rule.service:
+                named.add(rule.service.name)
+        for label in templates.values():  # which make a difference as rules do
+            wanted |= {Needs(level=label.level), *(Needs(compartment=each) for each in label.compartments)}
         names = {found.name for found in wanted}
         unnamed = sorted(levels.compartments - {found.compartment for found in wanted})
         ranks = tuple(_told_apart(levels, {found.level for found in wanted}))
@@ -76,8 +94,7 @@ class Words:
             others=tuple(unnamed[:1] or sorted(levels.compartments)),
             nameless=tuple(_new(word, names) for word in ("source", "target", *(f"other-{rank}-" for rank in ranks))),
             service=_new("any.Service", named),
-            argument="" if "" not in arguments else _new("any", arguments),
-            disposables=(DISPOSABLE, *(f"{DISPOSABLE}:{name}" for name in (*templates, "any-template"))),
+            disposables=(DISPOSABLE_TARGET, *(f"{DISPOSABLE_TARGET}:{name}" for name in (*templates, "any-template"))),
             services={_new(f"{name[:-1]}any", named) if name.endswith(".*") else name: name for name in services},
         )
 
@@ -111,6 +128,10 @@ def needs(token: Source | Target) -> Needs:
             return Needs(name=token.name)
         case AtLevel():
             return Needs(level=token.level)
+        case InCompartment():
+            return Needs(compartment=token.compartment)
+        case Tagged():
+            return Needs(tag=token.tag)
     return _NOTHING
 
 
@@ -134,7 +155,7 @@ def witnesses(rule: Rule, words: Words, *, of_each: bool = False) -> Iterator[Ca
     """
     services = (rule.service.name,) if rule.service else (words.service, *(words.services if of_each else ()))
     argument = rule.service.argument if rule.service else None
-    asked = words.argument if argument is None else argument
+    asked = argument or ""
     for (source, name, target), service in product(_asks(rule, words), services):
         request = Request(service=service, argument=asked, source=source, target_name=name)
         yield Case(request=request, world={each.name: each for each in (source, target) if each})
@@ -142,32 +163,44 @@ def witnesses(rule: Rule, words: Words, *, of_each: bool = False) -> Iterator[Ca
 
 def _asks(rule: Rule, words: Words) -> Iterator[tuple[Instance, str, Instance | None]]:
     """Source, name of the target, and the target where it is a cage that there is."""
-    for source, target in _pairs(rule, words):
-        yield source, target.name, target
+    if not isinstance(rule.target, Core | Default | Disposable):
+        for source, target in _pairs(rule, words):
+            yield source, target.name, target
     ours, nameless = needs(rule.source), words.nameless
     for rank, name in product(_ranks(ours, words), _other_targets(rule.target, words)):
         for more in ((), words.others[:1]):
             label = words.label(rank, _of(ours) | frozenset(more))
-            yield cage_like(ours.name or nameless[0], label), name, None
+            yield _cage(ours, nameless[0], label, OURS), name, None
 
 
 def _other_targets(token: Target, words: Words) -> tuple[str, ...]:
     """What a request may name that is no cage of this host, and `token` may stand for."""
     match token:
         case Anyone():
-            return words.nameless[1], CORE, DEFAULT, *words.disposables
+            return words.nameless[1], CORE_TARGET, DEFAULT, *words.disposables
         case Named():
             return (token.name,)
-    return ()
+        case Core():
+            return (CORE_TARGET,)
+        case Default():
+            return (DEFAULT,)
+        case Disposable():
+            return (str(token),)
+    return words.disposables
 
 
 def _pairs(rule: Rule, words: Words) -> Iterator[tuple[Instance, Instance]]:
     ours, theirs = needs(rule.source), needs(rule.target)
     for lower, upper in product(_ranks(ours, words), _ranks(theirs, words)):
         for mine, yours in _smallest(_of(ours), _of(theirs), words.others, lower - upper):
-            source = cage_like(ours.name or words.nameless[0], words.label(lower, mine))
+            source = _cage(ours, words.nameless[0], words.label(lower, mine), OURS)
             for owner in (THEIRS, OURS):
-                yield source, cage_like(theirs.name or words.nameless[1], words.label(upper, yours), owner)
+                yield source, _cage(theirs, words.nameless[1], words.label(upper, yours), owner)
+
+
+def _cage(wanted: Needs, nameless: str, label: Label, owner: int) -> Instance:
+    tags = frozenset() if wanted.tag is None else frozenset({wanted.tag})
+    return cage_like(wanted.name or nameless, label, owner, tags)
 
 
 def _ranks(wanted: Needs, words: Words) -> tuple[int, ...]:
@@ -193,5 +226,5 @@ def _smallest(
     yield both, both  # the same
 
 
-def cage_like(name: str, label: Label, owner: int = OURS) -> Instance:
-    return Instance(name=name, uuid=f"of {name}", label=label, owner=owner)
+def cage_like(name: str, label: Label, owner: int = OURS, tags: frozenset[str] = frozenset()) -> Instance:
+    return Instance(name=name, uuid=f"of {name}", label=label, owner=owner, tags=tags)

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from cage_runtime.model import Action, Decision, Instance, Levels, Parameters, Request
+from cage_runtime.model import Action, Decision, Instance, Levels, Request, ServiceKind
 from cage_runtime.policy.cells import Host
 from cage_runtime.policy.flow import Chain, Node, Proof, prove
 from cage_runtime.policy.parser import parse
@@ -18,7 +18,9 @@ from cage_runtime.policy.rule import Rule
 from tests.unit.cage_runtime.policy.naive import Naive, Wrong
 
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "medical"}))
-HOST = Host(levels=LEVELS, now=0.0)
+KINDS = {"call.*": ServiceKind(one_way=False, parameters=frozenset({"direction"})),
+         "files.Send": ServiceKind(one_way=True, parameters=frozenset())}
+HOST = Host(levels=LEVELS, now=0.0, kinds=KINDS)
 
 
 def cage(name: str, level: str, *compartments: str, owner: int = 1000) -> Instance:
@@ -164,7 +166,7 @@ def carried(found: Decision, here: object, there: object) -> Iterable[tuple[obje
     [Wrong.ASK, Wrong.ANSWERS, Wrong.CORE]), max_size=2))
 def test_the_proof_agrees_with_brute_force_over_every_label(lines: list[str], wrong: set[Wrong]) -> None:
     engine = Naive(rules=rules(*lines, levels=SMALL), two_way=answers, wrong=frozenset(wrong))
-    found = prove(engine, {}, Host(levels=SMALL, now=0.0, services=frozenset({"call.*", "files.Send"})))
+    found = prove(engine, {}, Host(levels=SMALL, now=0.0, kinds=KINDS))
     assert bool(found.leaks) == leaks_by_brute_force(engine)
     assert all(step.rule for chain in found.leaks for step in chain)
 

@@ -10,21 +10,27 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cage_runtime.model import Instance, Levels, Request
+from cage_runtime.policy.cells import Host
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.parser import parse
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.shadow import shadowed
 
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "medical"}))
+HOST = Host(levels=LEVELS, now=0.0)
 
 
 def rules(*lines: str, levels: Levels = LEVELS) -> tuple[Rule, ...]:
     return parse("\n".join(lines).encode(), file="p", levels=levels)
 
 
+def policy(*lines: str) -> Policy:
+    return Policy(rules=rules(*lines))
+
+
 def dead(*lines: str) -> dict[str, list[str]]:
     """Line by line which lines cover it."""
-    return {found.rule.place: [rule.place for rule in found.by] for found in shadowed(rules(*lines), LEVELS)}
+    return {found.rule.place: [rule.place for rule in found.by] for found in shadowed(policy(*lines), HOST)}
 
 
 TABLE: list[tuple[tuple[str, ...], dict[str, list[str]]]] = [
@@ -57,10 +63,10 @@ def test_table(lines: tuple[str, ...], told: dict[str, list[str]]) -> None:
 
 
 def test_the_same_columns_again_are_a_duplicate() -> None:
-    twin, other = shadowed(rules("files.Send * work vault allow", "files.Send * work vault allow max-size=1M",
-                                 "files.Send * vault vault deny", "files.Send * vault vault deny"), LEVELS)
+    twin, other = shadowed(policy("files.Send * work vault allow", "files.Send * work vault allow max-size=1M",
+                                  "files.Send * vault vault deny", "files.Send * vault vault deny"), HOST)
     assert (twin.duplicate, twin.rule.place, other.duplicate, other.rule.place) == (True, "p:2", True, "p:4")
-    (covered,) = shadowed(rules("* * work * deny", "files.Send * work vault allow"), LEVELS)
+    (covered,) = shadowed(policy("* * work * deny", "files.Send * work vault allow"), HOST)
     assert not covered.duplicate
 
 
@@ -68,26 +74,33 @@ def test_the_same_columns_again_are_a_duplicate() -> None:
 SMALL = Levels(names=("low", "high"), compartments=frozenset({"x", "y"}))
 NAMES = ("work", "vault")
 LABELS = [SMALL.label(level, more) for level in SMALL.names for more in ((), ("x",), ("y",), ("x", "y"))]
-TOKENS = ["*", *NAMES, "@level:low", "@level:high"]
+TOKENS = ["*", "@any", *NAMES, "@level:low", "@level:high", "@compartment:x", "@compartment:y", "@tag:t"]
+TARGETS = [*TOKENS, "@dominates", "@same-label", "@owner", "@core", "@default", "@disposable", "@disposable:d"]
 LINES = st.builds(
     lambda service, argument, source, target, action: " ".join(
-        [service, argument if service != "*" else "*", source, target, action]),
+        [service, argument if service != "*" else "*", source, target, action,
+         *(["target=vault"] if (target, action) == ("@default", "allow") else [])]),
     st.sampled_from(["*", "a.B"]), st.sampled_from(["*", "+x"]), st.sampled_from(TOKENS),
-    st.sampled_from([*TOKENS, "@dominates", "@same-label"]), st.sampled_from(["allow", "deny"]),
+    st.sampled_from(TARGETS), st.sampled_from(["allow", "deny", "ask"]),
 )  # fmt: skip
 
 
 def everybody(names: tuple[str, ...], owners: tuple[int, ...]) -> list[Instance]:
-    return [Instance(name=name, uuid=name, label=label, owner=owner)
-            for name in names for label in LABELS for owner in owners]
+    return [Instance(name=name, uuid=name, label=label, owner=owner, tags=frozenset(tags))
+            for name in names for label in LABELS for owner in owners for tags in ((), ("t",))]
 
 
 def every_request() -> list[tuple[Request, Instance | None]]:
+    """Of the disposable cages those that could be made of a template that caps nothing, and of one that is not there."""
     sources, targets = everybody((*NAMES, "any"), (1,)), everybody((*NAMES, "other"), (1, 2))
-    services = [("a.B", ""), ("a.B", "x"), ("c.D", "")]
-    asked = [(target.name, target) for target in targets] + [(name, None) for name in (*NAMES, "other", "", "@core")]
-    return [(Request(service=service, argument=argument, source=source, target_name=name), target)
-            for (service, argument), source, (name, target) in itertools.product(services, sources, asked)]
+    asked = [(target.name, target) for target in targets]
+    asked += [(name, None) for name in (*NAMES, "other", "", "@core", "@disposable:d", "@disposable", "@disposable:e")]
+    found = []
+    for (service, argument), source in itertools.product([("a.B", ""), ("a.B", "x"), ("c.D", "")], sources):
+        made = Instance(name="@disposable:d", uuid="", label=source.label, owner=1)
+        for name, target in (*asked, (made.name, made)):
+            found.append((Request(service=service, argument=argument, source=source, target_name=name), target))
+    return found
 
 
 EVERY = every_request()
@@ -96,7 +109,7 @@ EVERY = every_request()
 @settings(max_examples=40, deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=7))
 def test_exactly_the_rules_that_decide_nothing_are_told(lines: list[str]) -> None:
-    found = rules(*lines, levels=SMALL)
-    policy = Policy(rules=found)
-    alive = {first.place for request, target in EVERY if (first := policy.first(request, target))}
-    assert {told.rule.place for told in shadowed(found, SMALL)} == {rule.place for rule in found} - alive
+    found = Policy(rules=rules(*lines, levels=SMALL))
+    alive = {first.place for request, target in EVERY if (first := found.first(request, target, 0.0))}
+    told = {each.rule.place for each in shadowed(found, Host(levels=SMALL, now=0.0))}
+    assert told == {rule.place for rule in found.rules} - alive
