@@ -8,7 +8,22 @@ from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from cage_runtime.model import Action, Decision, Flow, Instance, Levels, Request
-from cage_runtime.policy.rule import Anyone, AtLevel, Named, Relation, Rule, Source, Target
+from cage_runtime.policy.rule import (
+    AnyCage,
+    Anyone,
+    AtLevel,
+    Core,
+    Default,
+    Disposable,
+    InCompartment,
+    Named,
+    Relation,
+    Rule,
+    SameOwner,
+    Source,
+    Tagged,
+    Target,
+)
 
 CORE = "@core"
 
@@ -86,21 +101,41 @@ def matches(rule: Rule, request: Request, target: Instance | None) -> bool:
 
 
 def source_is(token: Source, request: Request) -> bool:
+    return cage_is(token, request.source) or isinstance(token, Anyone)
+
+
+def cage_is(token: Source | Target, cage: Instance) -> bool:
+    """Whether `token` stands for the cage by what it has."""
     match token:
         case Named():
-            return token.name == request.source.name
+            return token.name == cage.name
         case AtLevel():
-            return token.level == request.source.label.level
-    return isinstance(token, Anyone)
+            return token.level == cage.label.level
+        case InCompartment():
+            return token.compartment in cage.label.compartments
+        case Tagged():
+            return token.tag in cage.tags
+    return isinstance(token, AnyCage)
 
 
 def target_is(token: Target, request: Request, target: Instance | None) -> bool:
+    name = request.target_name
     match token:
+        case Anyone():
+            return True
         case Named():
-            return token.name == request.target_name
-        case AtLevel():
-            return target is not None and token.level == target.label.level
+            return token.name == name
+        case Core():
+            return name == CORE
+        case Default():
+            return name == ""
+        case Disposable():
+            usual = (None, "disposable")
+            asked = name.partition(":")[2] or "disposable"
+            return name.startswith("@disposable") and (token.template == asked or {token.template, asked} <= {*usual})
+        case SameOwner():
+            return target is not None and target.owner == request.source.owner
         case Relation():
             flow = request.source.label.flow_to(target.label) if target else None
             return flow is Flow.LEVEL or (flow is Flow.UP and token is Relation.DOMINATES)
-    return isinstance(token, Anyone)
+    return target is not None and cage_is(token, target)
