@@ -49,7 +49,8 @@ _Member = Annotated[
     str, msgspec.Meta(pattern=r"^[A-Z][A-Za-z0-9]{0,30}\Z", description='a method\'s name, such as "Send"')
 ]
 _Folder = Annotated[str, msgspec.Meta(pattern=r"^[a-z]{1,30}\Z", description="1 to 30 of a-z")]
-_Parameter = Literal["max-size", "max-files", "types", "transform", "require", "user"]
+_Parameter = Literal["max-size", "max-files", "types", "transform", "require", "user", "direction"]
+"""`direction` where a rule can make it one-way; what is one-way anyway need not say so."""
 
 
 class _Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
@@ -110,7 +111,12 @@ def load(paths: Paths) -> tuple[Mediator, ...]:
 
 def service_kinds(paths: Paths) -> dict[str, ServiceKind]:
     """What policy has to know of each service that one of this host's mediators has, by its name or family."""
-    return {service: kind for mediator in load(paths) for service, kind in mediator.services.items()}
+    return kinds_of(load(paths))
+
+
+def kinds_of(mediators: Iterable[Mediator]) -> dict[str, ServiceKind]:
+    """As `service_kinds`, of these mediators."""
+    return {service: kind for mediator in mediators for service, kind in mediator.services.items()}
 
 
 def parse(text: str, name: str, file: str) -> Mediator:

@@ -129,6 +129,18 @@ DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0
 """Those that are after that; the others are refused, and recorded together."""
+LOG_LINES_BURST = 500
+"""Lines that one cage writes into the host's journal however fast they come (M82)."""
+LOG_LINES_PER_SECOND = 10.0
+"""Those that it may after that; the others are left out, and counted."""
+LOG_CALLS_BURST = 50
+"""Calls with such lines that are decided and recorded however fast they come."""
+LOG_CALLS_PER_SECOND = 5.0
+"""Those that are after that, a half of DECISIONS_PER_SECOND; the others wait."""
+LOG_JOURNAL_SECONDS = 2.0
+"""Time that a journal without room has to take the lines of one call; those that it does not take are left out."""
+LOG_GAP_SECONDS = 10.0
+"""Between a line that was left out and the line that says how many were."""
 RECORDED_BURST = 100
 """Calls of one person's that write a record (Create, Enable, Enter ...) and are answered however fast they come."""
 RECORDED_PER_SECOND = 2.0

@@ -17,6 +17,8 @@ OBJECT_MANAGER, PROPERTIES, PEER, INTROSPECTABLE = (
     f"{STANDARD}.{name}" for name in ("ObjectManager", "Properties", "Peer", "Introspectable"))
 NOT_SERVED = {(PEER, "GetMachineId"), (PROPERTIES, "Set")}
 """Methods that are always refused."""
+NEEDS_A_REQUEST = {(MANAGER, "AnswerPrompt"), (MANAGER, "RevokeGrant")}
+"""Methods that succeed only once a cage has asked for something."""
 EVERYTHING = methods(MANAGER, JOB, OBJECT_MANAGER, PROPERTIES, PEER, INTROSPECTABLE)
 
 
@@ -101,6 +103,8 @@ def _record(client: Client, name: str) -> None:
     decision = client.call("ExplainPolicy", name, "files.Send", "", name, {})
     assert decision.keys() == {"action", "rule", "reason", "flow"}
     assert (decision["action"], decision["flow"]) == ("deny", "level"), "no cage asks for anything of itself"
+    assert client.call("ListPrompts", {}) == client.call("ListGrants", {}) == []
+    client.call("RegisterAgent", {})
     last = json.loads(client.call("TailAudit", {"count": ("u", 1)})[0])
     assert last["kind"] == "policy-loaded"
     assert client.call("VerifyAudit", {}) == ""
@@ -124,6 +128,11 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "TailAudit": (({"count": ("u", 0)},), ILL),
     "VerifyAudit": (({"colour": ("s", "red")},), ILL),
     "Doctor": (({"colour": ("s", "red")},), ILL),
+    "ListPrompts": (({"colour": ("s", "red")},), ILL),
+    "AnswerPrompt": (("00000000", "allow", {}), "NoSuchPrompt"),
+    "ListGrants": (({"colour": ("s", "red")},), ILL),
+    "RevokeGrant": (("00000000", {}), "NoSuchGrant"),
+    "RegisterAgent": (({"colour": ("s", "red")},), ILL),
     **{member: (("nobody", {}), NOBODY) for member in (
         "Destroy", "Start", "Stop", "Pause", "Resume", "Kill", "Enable", "Disable", "Status", "Show", "Logs",
         "UpdateApplications", "ListApplications")},

@@ -57,7 +57,9 @@ def _arguments(quoted: str) -> list[Argument]:
 
 
 def _typed(macro: str, text: str) -> dict[str, str]:
-    return dict(re.findall(rf"^\.It {macro} (\S+) Pq Vt (\S+)$", text, re.MULTILINE))
+    """By name; names of one type may share a line."""
+    found = re.findall(rf"^\.It {macro} (\S+(?: , \S+)*) Pq Vt (\S+)$", text, re.MULTILINE)
+    return {name: kind for names, kind in found for name in names.split(" , ")}
 
 
 def errors() -> dict[str, str]:

@@ -49,6 +49,12 @@ class Kind(StrEnum):
     APPLICATION_UPDATED = "application-updated"
     APPLICATION_REMOVED = "application-removed"
     APPLICATION_RUN = "application-run"
+    PROMPT_OPENED = "prompt-opened"
+    PROMPT_ANSWERED = "prompt-answered"
+    PROMPT_WITHDRAWN = "prompt-withdrawn"
+    GRANT_MADE = "grant-made"
+    GRANT_REVOKED = "grant-revoked"
+    GRANT_EXPIRED = "grant-expired"
     POLICY_LOADED = "policy-loaded"
     POLICY_REFUSED = "policy-refused"
 

@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What the chain has recorded, told to systemd-journald as well, in its native protocol
-(systemd.io/JOURNAL_NATIVE_PROTOCOL): for people, who search it by fields and may have it on another host too.
+"""What the chain has recorded, told to systemd-journald as well: for people, who search it by fields and may have it on
+another host too.
 
 The chain is the record.  So nothing here waits or fails: what a journal does not take is counted, and the number is
 told with the next event that it takes.  Where there is no journald nothing happens.
@@ -8,27 +8,16 @@ told with the next event that it takes.  Where there is no journald nothing happ
 
 from __future__ import annotations
 
-import socket
 from collections.abc import Mapping
 from dataclasses import dataclass
-from enum import IntEnum
 
 from cage_runtime.audit.event import Kind, Record
+from cage_runtime.journald import SOCKET, Journald, Priority
 from cage_runtime.model import AUDIT_VALUE_MAX
 
-SOCKET = "/run/systemd/journal/socket"
 IDENTIFIER = "caged"
 MESSAGE_CHARACTERS_MAX = 4 * AUDIT_VALUE_MAX
 """Of the sentence of one event; with all fields at their longest, one datagram holds the whole event."""
-
-
-class Priority(IntEnum):
-    """syslog(3)."""
-
-    ERROR = 3
-    WARNING = 4
-    NOTICE = 5
-    INFO = 6
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -89,6 +78,18 @@ MESSAGES: Mapping[Kind, Message] = {
                             text="{application} is removed from the cage {cage}"),
     Kind.APPLICATION_RUN: Message(id="e5dff3bc48fd4e7eb664d5d50c7f2dc6",
                             text="{application} is run in the cage {cage}"),
+    Kind.PROMPT_OPENED: Message(id="72556dc9668b458d80ac1cf5e1f8099e",
+                            text="A person is asked whether {cage} may use {service} towards {target}"),
+    Kind.PROMPT_ANSWERED: Message(id="6485c508454346cd9bdea5041f2567ca",
+                            text="{answer} was answered to {cage} for {service} towards {target} (stands: {stands})"),
+    Kind.PROMPT_WITHDRAWN: Message(id="a9ff1af2d07143a3bbe8eb8dce63d31c",
+                            text="The question about {cage} and {service} is none any more"),
+    Kind.GRANT_MADE: Message(id="9b3d06ddb1854c3e9fcb25fa5fcbebdb",
+                            text="{answer} stands for {cage} and {service} towards {target}"),
+    Kind.GRANT_REVOKED: Message(id="db294ff688c845b5afb4ffbf039a95bd",
+                            text="{answer} does not stand for {cage} and {service} towards {target} any more"),
+    Kind.GRANT_EXPIRED: Message(id="05a9067620e5462fba0ce40d11ff7506",
+                            text="The time of {answer} for {cage} and {service} towards {target} is over"),
     Kind.POLICY_LOADED: Message(id="2a27e8a53adb4323bd88259286152bbf", text="A policy of {rules} rules is in force"),
     Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
                             text="The policy on disk cannot be used"),
@@ -108,7 +109,10 @@ FIELDS = {
 """Field of an event → field of the journal.  What is not named here is in the sentence, or in the chain alone."""
 _REASONS = ("reason", "why", "what", "fault", "outcome")
 """Fields of an event that say why, as the journal's REASON; an event has one of them."""
-_WITH_SOURCE = frozenset({Kind.DECISION, Kind.MALFORMED, Kind.TRANSFER})
+_WITH_SOURCE = frozenset({
+    Kind.DECISION, Kind.MALFORMED, Kind.TRANSFER, Kind.PROMPT_OPENED, Kind.PROMPT_ANSWERED, Kind.PROMPT_WITHDRAWN,
+    Kind.GRANT_MADE, Kind.GRANT_REVOKED, Kind.GRANT_EXPIRED,
+})
 """Events of a request, whose cage is its SOURCE."""
 
 
@@ -117,15 +121,6 @@ class _Words(dict[str, str]):
 
     def __missing__(self, _key: str) -> str:
         return "?"
-
-
-def encode(fields: Mapping[str, str]) -> bytes:
-    """One datagram.  Each value goes with its length before it, so that whatever is in it, it is one value."""
-    parts = []
-    for name, value in fields.items():
-        encoded = value.encode("utf-8", "backslashreplace")
-        parts += [name.encode("ascii"), b"\n", len(encoded).to_bytes(8, "little"), encoded, b"\n"]
-    return b"".join(parts)
 
 
 def fields_of(record: Record) -> dict[str, str]:
@@ -190,8 +185,7 @@ class Journal:
     """The journal of this host, if it has one."""
 
     def __init__(self, path: str = SOCKET) -> None:
-        self._path = path
-        self._socket = socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC)
+        self._journald = Journald(path)
         self.untold = 0
         """Events that a journal which is there did not take, and has not been told of yet."""
 
@@ -205,14 +199,7 @@ class Journal:
 
     def _send(self, fields: Mapping[str, str]) -> bool:
         """Whether the journal took it; also where there is none, which misses nothing."""
-        try:
-            # By its name each time: a journald that is started again is another one with the same name.
-            self._socket.sendto(encode(fields), socket.MSG_DONTWAIT | socket.MSG_NOSIGNAL, self._path)
-        except FileNotFoundError:
-            return True
-        except OSError:
-            return False
-        return True
+        return self._journald.send(fields) is not False
 
     def close(self) -> None:
-        self._socket.close()
+        self._journald.close()

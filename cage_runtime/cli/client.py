@@ -205,8 +205,13 @@ def job(manager: Peer, path: str) -> Peer:
     return manager.at(path, CORE_NAME + ".Job")
 
 
+def mediator(name: str, so: str) -> Peer:
+    """The cage half of the mediator `name` on the cage's own system bus; `so` is what follows where it is not there."""
+    interface = f"org.cageruntime.{name.capitalize()}1"
+    absent = f"the {name} mediator of this cage is not running, {so}; ask who runs this host"
+    return Peer(Connection(), interface, "/" + interface.replace(".", "/"), interface,
+                who=f"the {name} mediator", absent=lambda: absent)
+
+
 def files() -> Peer:
-    """The cage half of the files mediator, on the cage's own system bus."""
-    name = "org.cageruntime.Files1"
-    absent = "the files mediator of this cage is not running, so nothing can be sent; ask who runs this host"
-    return Peer(Connection(), name, "/org/cageruntime/Files1", name, who="the files mediator", absent=lambda: absent)
+    return mediator("files", "so nothing can be sent")

@@ -11,6 +11,7 @@ PROGRAM = Program(
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "log": ("verbs_incage_log", "write lines into the host's journal"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
     later=("copy", "paste", "open", "notify", "call"),

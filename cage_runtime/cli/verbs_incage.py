@@ -23,6 +23,12 @@ def _outside() -> RuntimeFailure:
     return RuntimeFailure(f"this is not the inside of a cage: there is no {IDENTITY}")
 
 
+def require_inside() -> None:
+    """RuntimeFailure where this is no cage."""
+    if not os.path.exists(IDENTITY):
+        raise _outside()
+
+
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="a regular file in your home directory")
     parser.add_argument("--to", metavar="CAGE", required=True, help="the cage that shall get it, in ~/Inbox/")
@@ -31,8 +37,7 @@ def _send_arguments(parser: argparse.ArgumentParser) -> None:
 def _send(args: argparse.Namespace, screen: Screen) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
-    if not os.path.exists(IDENTITY):
-        raise _outside()
+    require_inside()
     mediator = None
     worst = 0
     arrived = []

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""From a call to what it may touch: the cage, the cages, or an error.
+"""From a call to what it may touch: the cage, the cages, the person's own, or an error.
 
 Law of this room: a cage that the caller may not touch and one that is not there are answered alike, in words, in the
 error's name, in the record and in what polkit is asked meanwhile; but for those who see all cages anyway.  What was
@@ -17,6 +17,7 @@ from dataclasses import dataclass
 
 from cage_runtime.bus import Call
 from cage_runtime.config import Definition
+from cage_runtime.daemon.agents import Person
 from cage_runtime.daemon.authorization import Authorization, Caller, Details
 from cage_runtime.daemon.cage import Cage, no_such_cage
 from cage_runtime.daemon.manager import ACTING, Manager
@@ -62,6 +63,14 @@ class Access:
         with self._refusals.noted(caller):
             await self._authorization.require(caller, RIGHTS[call.member], {})
         await self._turn(caller)
+
+    async def to_own(self, call: Call) -> Person:
+        """Whoever may do what is called with what his cages are about; who sees all cages sees all of it."""
+        caller, right = await self._caller(call), RIGHTS[call.member]
+        with self._refusals.noted(caller):
+            await self._authorization.require(caller, right, {"owner": str(caller.uid)})
+        await self._turn(caller)
+        return Person(uid=caller.uid, is_root=caller.is_root or caller.watches)
 
     async def to_cage(self, call: Call) -> Cage:
         """The cage that the first argument names, for whoever may do with it what is called."""

@@ -25,6 +25,7 @@ class Person:
 
     uid: int
     is_root: bool
+    """Or one who sees everybody's, where that is all that is called for."""
 
     def sees(self, owner: int, *, private: bool) -> bool:
         """Whether what a cage of `owner`'s is about is this person's to see, and to answer; of a private cage, it is

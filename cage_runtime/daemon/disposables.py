@@ -25,6 +25,8 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.errors import CageError, NoSuchCage, RuntimeFailure, UsageError
 from cage_runtime.model import (
     DISPOSABLE_PREFIX,
+    DISPOSABLE_TARGET,
+    DISPOSABLE_TEMPLATE,
     DISPOSABLES_PER_CAGE,
     DISPOSABLES_PER_PERSON,
     CageState,
@@ -35,8 +37,7 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
-TOKEN = "@disposable"  # noqa: S105 - of a policy
-DEFAULT_TEMPLATE = "disposable"
+TOKEN, DEFAULT_TEMPLATE = DISPOSABLE_TARGET, DISPOSABLE_TEMPLATE
 _NUMBERS = 10_000
 """Names that are taken in turn, so that one that was there just now does not come again at once."""
 
@@ -108,7 +109,8 @@ class Disposables:
         except CageError as error:
             LOG.warning("no disposable cage can be made from %s: %s", escape(template, limit=40), error.sentence)
             return None
-        return Instance(name=f"{TOKEN}:{template}", uuid="", label=label, owner=caller.record.owner)
+        return Instance(name=f"{TOKEN}:{template}", uuid="", label=label, owner=caller.record.owner,
+                        tags=frozenset(loaded.definition.tags))
 
     async def make(self, caller: Cage, untrusted_template: str) -> Cage:
         """A new disposable cage, which runs; RuntimeFailure where there are as many as there may be."""

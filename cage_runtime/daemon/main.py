@@ -22,18 +22,24 @@ from cage_runtime.config import RuntimeConfig, gid_of, load_levels, load_runtime
 from cage_runtime.confine import confine
 from cage_runtime.daemon import standalone
 from cage_runtime.daemon.access import Access
+from cage_runtime.daemon.agents import Agents
 from cage_runtime.daemon.applications import Applications
+from cage_runtime.daemon.asking import Asking
+from cage_runtime.daemon.asking_service import AskingService, Shown
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.connections import Connections
 from cage_runtime.daemon.denials import Denials
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
+from cage_runtime.daemon.grants import Grants
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
+from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.proof_service import ProofService
 from cage_runtime.daemon.proofs import Proofs
 from cage_runtime.daemon.recovery import Recovery
@@ -74,12 +80,18 @@ class Daemon:
         authorization = Authorization(bus, config.users, [mediator.name for mediator in mediators])
         self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")), self._welcome)
         self._applications = Applications(bus, self._manager, self._exports)
-        access, mediation = Access(authorization, self._manager), Mediation(self._manager, sessions, paths)
-        proofs = ProofService(access, Proofs(self._manager, mediation, paths), self._manager.levels)
+        connections, access = Connections(bus), Access(authorization, self._manager)
+        agents = Agents(bus, connections)
+        self._asking = Asking(self._manager, agents, connections, Grants(own / "grants.json", boot()),
+                              tell=self._answered, show=Shown(self._manager.levels))
+        kinds = manifest.kinds_of(mediators)
+        mediation = Mediation(self._manager, sessions, paths, self._asking, kinds=kinds)
+        proofs = Proofs(self._manager, mediation, paths, kinds=kinds)
         parts = Parts(
-            bus=bus, authorization=authorization, access=access, manager=self._manager,
-            sessions=sessions, applications=self._applications, mediation=mediation, proofs=proofs,
-            recovery=self._recovery, jobs=Jobs(bus),
+            bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
+            applications=self._applications, mediation=mediation,
+            proofs=ProofService(access, proofs, self._manager.levels),
+            asking=AskingService(access, self._asking, agents), recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation
@@ -89,6 +101,7 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._recovery.recover()
+        self._asking.begin()
         self._denials.begin()
         self._autostart.begin()
         # Of itself: cage-apps, which is asked for it, may take its time.
@@ -151,6 +164,7 @@ class Daemon:
     def _changed(self, cage: Cage, present: bool) -> None:
         if self._core is not None:
             self._core.changed(cage, present)
+            self._mediation.cage_changed(cage, present)
         if not present:
             self._exports.forget(cage.record)
         self._applications.see_persons()
@@ -161,6 +175,10 @@ class Daemon:
     def _gateway_up(self, name: str, uuid: str, address: str) -> None:
         if self._mediators is not None:
             self._mediators.up(name, uuid, address)
+
+    def _answered(self, waiter: Waiter) -> None:
+        if self._mediators is not None:
+            self._mediators.answered(waiter)
 
     def _gateway_down(self, uuid: str) -> None:
         if self._mediators is not None:

@@ -7,19 +7,21 @@ uid; the cage itself is believed in nothing.
 
 from __future__ import annotations
 
-import asyncio
 import logging
 import re
 import time
-from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, replace
 
 from cage_runtime.audit.event import Kind
 from cage_runtime.config import Paths
+from cage_runtime.daemon.asking import Asking, subject_of
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.disposables import Disposables
+from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.daemon.rate import DECISIONS, Bucket
+from cage_runtime.daemon.prompts import End, Question, Waiter
+from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
@@ -32,12 +34,23 @@ from cage_runtime.errors import (
     UsageError,
     WrongState,
 )
-from cage_runtime.model import CAGES_MAX, REQUEST_ID_DIGITS, Action, CageState, Decision, Instance, Request
+from cage_runtime.model import (
+    CAGES_MAX,
+    DISPOSABLE_TARGET,
+    REQUEST_ID_DIGITS,
+    Action,
+    CageState,
+    Decision,
+    Instance,
+    Request,
+    ServiceKind,
+)
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
+TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
 
@@ -66,34 +79,22 @@ class Permission:
     decision: Decision
 
 
-def _check_bounds(decision: Decision, what: What) -> None:
-    """PolicyRefused where it turned out to be more than the rule lets through."""
-    if decision.max_size is not None and what.size > decision.max_size:
-        raise PolicyRefused(f"{what.size} bytes are more than the {decision.max_size} that the policy lets through at "
-                            "once")
-
-
-_AT_FIRST: Mapping[str, str] = {}
-
-
-def _later(seconds: float, what: Callable[[], None]) -> None:
-    asyncio.get_running_loop().call_later(seconds, what)
-
-
 def _check_request(untrusted_id: str) -> None:
     if not _REQUEST_ID.match(untrusted_id):
         raise UsageError(f"the id of a request is {REQUEST_ID_DIGITS} hexadecimal digits")
 
 
 class Mediation:
-    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, *,
-                 clock: Callable[[], float] = time.monotonic,
-                 later: Callable[[float, Callable[[], None]], None] = _later) -> None:
-        self._manager, self._sessions, self._paths = manager, sessions, paths
+    def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, asking: Asking, *,
+                 kinds: Mapping[str, ServiceKind], clock: Callable[[], float] = time.monotonic,
+                 time_of_day: Callable[[], float] = time.time,
+                 later: Callable[[float, Callable[[], None]], None] = later) -> None:
+        self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
-        self._clock, self._later = clock, later
+        self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
         self._buckets: dict[str, Bucket] = {}
-        self.policy: Policy = load_or_refuse(paths, manager.levels)
+        self._limits = Limits()
+        self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
         self._say(self.policy)
 
     def _say(self, policy: Policy) -> None:
@@ -105,7 +106,7 @@ class Mediation:
     def reload(self) -> None:
         """Put the policy on disk in force; DefinitionError where it is bad, and then the one in force stays."""
         try:
-            policy = load_policy(self._paths, self._manager.levels)
+            policy = load_policy(self._paths, self._manager.levels, self._kinds)
         except PolicySyntaxError as error:
             self._manager.record(Kind.POLICY_REFUSED, None, {"why": error.sentence})
             # Towards a cage a policy that cannot be read is a refusal; to whoever wrote it, it is a fault of a file.
@@ -113,20 +114,30 @@ class Mediation:
                                   "that is wrong") from error
         self._say(policy)
         self.policy = policy
+        self._asking.policy_changed(self._asks)
+
+    def _asks(self, subject: Subject) -> str:
+        """The text of the rule by which a person is asked about that, empty where nobody is."""
+        cage = self._manager.by_uuid(subject.source)
+        if cage is None or cage.label is None:
+            return ""
+        decision = self._evaluate(Request(service=subject.service, argument=subject.argument, source=cage.instance(),
+                                          target_name=subject.asked))
+        return decision.rule_text if decision.action is Action.ASK else ""
+
+    def cage_changed(self, cage: Cage, present: bool) -> None:
+        self._asking.cage_changed(cage, present)
+        if not present:
+            self._limits.forget(cage.uuid)
 
     def check(self) -> list[str]:
         """What is wrong with the policy on disk, a sentence a fault; then with the one in force, if that is another."""
-        found = faults(self._paths, self._manager.levels)
+        found = faults(self._paths, self._manager.levels, self._kinds)
         in_force = self.policy.fault
         if in_force is not None and in_force not in found:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-    def _target(self, name: str) -> Instance | None:
-        try:
-            return self._manager.find(name).instance()
-        except CageError:
-            return None
 
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
@@ -137,37 +148,119 @@ class Mediation:
         source = self._source(asked)
         if not self._take(self._bucket(source.uuid), source.name, source.uuid):
             raise PolicyRefused("this cage asks too often; try again in a moment")
-        return self._decided(asked, source)
+        request = _request(asked, source)
+        permission = self._permission(source, self._evaluate(request))
+        decision, why = permission.decision, ""
+        if decision.action is Action.ASK:
+            said = self._asking.refused(subject_of(self._question(asked, permission, What())))
+            why = said.why if said else ""
+        if decision.action is not Action.DENY and not why and not self._within(source, asked.service, decision):
+            why = TOO_OFTEN
+        self._judge(asked, request, permission, why)
+        return permission
 
-    async def confirm(self, asked: Asked, what: What) -> Permission:
-        """The permission right before it is used, for `what` it turned out to be and for the instance that it is of."""
-        source = self._source(asked)
-        permission = self._decided(asked, source, {"when": "at delivery"})
-        if permission.target is not None and what.target_uuid not in ("", permission.target.uuid):
-            raise PolicyRefused(f'"{escape(asked.target, limit=40)}" is not the cage that it was when this was asked '
-                                "for; ask for it again")
-        _check_bounds(permission.decision, what)
+    def confirm(self, asked: Asked, what: What, sender: str = "") -> Permission:
+        """The permission right before it is used, for `what` it turned out to be and for the instance that it is of.
+
+        Where a person is to be asked its decision is to ask, until there is an answer: the connection `sender` is told
+        when it is time to call again.
+        """
+        waiter = Waiter(sender=sender, request=asked.request)
+        try:
+            permission = self._confirmed(asked, what, waiter)
+        except CageError:
+            self._asking.withdraw(waiter)
+            raise
+        if permission.decision.action is Action.ASK:
+            return permission
+        self._asking.withdraw(waiter)
         if what.files:
-            self._bucket(source.uuid).give_back()  # many files are no flood: each of them was copied
+            self._bucket(permission.source.uuid).give_back()  # many files are no flood: each of them was copied
+        return permission
+
+    def withdraw(self, sender: str, request_id: str) -> None:
+        """Whoever made the request is gone."""
+        self._asking.withdraw(Waiter(sender=sender, request=request_id))
+
+    def _confirmed(self, asked: Asked, what: What, waiter: Waiter) -> Permission:
+        source = self._source(asked)
+        request, said = _request(asked, source), None
+        permission = self._permission(source, self._evaluate(request))
+        _check_same(asked, permission, what.target_uuid)
+        if permission.decision.action is Action.ASK:
+            _check_bounds(permission.decision, what)  # nobody is bothered about what is refused anyway
+            said = self._asking.outcome(self._question(asked, permission, what), waiter)
+            if said is None:
+                return permission
+            if said.target is not None:
+                permission = self._permission(source, self._evaluate(request, chosen=said.target.name))
+                _check_same(asked, permission, said.target.uuid)
+        why, by = (said.why, said.by) if said else ("", "")
+        self._judge(asked, request, permission, why, when="at delivery", by=by)
+        _check_bounds(permission.decision, what)
         return permission
 
     def _source(self, asked: Asked) -> Cage:
         _check_request(asked.request)
         return self._running(asked.source)
 
-    def _decided(self, asked: Asked, source: Cage, when: Mapping[str, str] = _AT_FIRST) -> Permission:
-        request = Request(service=asked.service, argument=asked.argument, source=source.instance(),
-                          target_name=asked.target)
-        decision = self.policy.decide(request, self._target(asked.target), self._manager.levels)
-        flow = {"flow": decision.flow.value} if decision.flow else {}
-        self._manager.record(Kind.DECISION, source, {
+    def _evaluate(self, request: Request, *, chosen: str | None = None) -> Decision:
+        """What policy says now; where a person is asked, of the target that was `chosen`."""
+        def find(name: str) -> Instance | None:
+            if not name.startswith(DISPOSABLE_TARGET):
+                return _instance(self._manager.get(name))
+            source = self._manager.by_uuid(request.source.uuid)
+            return self._disposables.instance(source, name) if source is not None else None
+
+        def cages() -> Iterable[Instance]:
+            return filter(None, map(_instance, self._manager.cages()))
+
+        return self.policy.decide(request, find, self._manager.levels, self._time(), chosen=chosen, cages=cages)
+
+    def _permission(self, source: Cage, decision: Decision) -> Permission:
+        return Permission(source=source, target=self._manager.get(decision.target), decision=decision)
+
+    def _within(self, source: Cage, service: str, decision: Decision) -> bool:
+        """Whether the rule's limit= lets the source use the service once more."""
+        limit = decision.parameters.limit
+        return limit is None or self._limits.take(source.uuid, service, limit, self._clock())
+
+    def _judge(self, asked: Asked, request: Request, permission: Permission, why: str = "", *, when: str = "",
+               by: str = "") -> None:
+        """Record what was decided; PolicyRefused where that is no, by policy or for the reason `why`."""
+        decision = permission.decision
+        refused = bool(why) or decision.action is Action.DENY
+        fields = {
             "mediator": asked.mediator, "service": asked.service, "argument": asked.argument, "target": asked.target,
-            "decision": decision.action.value, "rule": decision.rule, "reason": decision.reason, **flow, **when,
-            "request": asked.request,
-        })
-        if decision.action is not Action.ALLOW or decision.flow is None:
-            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request)))
-        return Permission(source=source, target=self._manager.find(asked.target), decision=decision)
+            "decision": Action.DENY.value if refused else decision.action.value, "rule": decision.rule,
+            "reason": why or decision.reason, "flow": decision.flow.value if decision.flow else "", "when": when,
+            "answer": by, "to": decision.target if decision.target != asked.target else "", "request": asked.request,
+        }
+        optional = ("flow", "when", "answer", "to")
+        self._manager.record(Kind.DECISION, permission.source,
+                             {key: value for key, value in fields.items() if value or key not in optional})
+        if decision.parameters.notify and (refused or when):
+            self._asking.notify(permission.source, {
+                "kind": "decision", "action": fields["decision"], "service": asked.service, "argument": asked.argument,
+                "target": decision.target or asked.target, "rule": decision.rule})
+        if why:
+            raise PolicyRefused(refusal_sentence(request, replace(decision, reason=why, rule="")))
+        if refused:
+            raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request, self._time())))
+
+    def _question(self, asked: Asked, permission: Permission, what: What) -> Question:
+        source, target, decision = permission.source, permission.target, permission.decision
+        choices = decision.choices or (decision.target,)
+        return Question(
+            source=_end(source), owner=source.record.owner, private=source.private, mediator=asked.mediator,
+            service=asked.service, argument=asked.argument, asked=asked.target, target=target.uuid if target else "",
+            choices=tuple(self._choice(name) for name in choices), default=decision.default_target,
+            flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
+            stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
+
+    def _choice(self, name: str) -> End:
+        cage = self._manager.get(name)
+        return _end(cage) if cage is not None else End(name=name)
 
     # --- how often ---------------------------------------------------------------------------------------------
     def _bucket(self, uuid: str) -> Bucket:
@@ -236,3 +329,50 @@ class Mediation:
         cage = self._manager.by_uuid(uuid)
         about = {"cage": cage.name if cage else name, "uuid": uuid}
         self._manager.record(kind, cage, about | fields | about)
+
+
+def _instance(cage: Cage | None) -> Instance | None:
+    """None also for a cage whose definition is not to be trusted."""
+    try:
+        return None if cage is None else cage.instance()
+    except CageError:
+        return None
+
+
+def _request(asked: Asked, source: Cage) -> Request:
+    return Request(service=asked.service, argument=asked.argument, source=source.instance(), target_name=asked.target)
+
+
+def _end(cage: Cage) -> End:
+    return End(name=cage.name, uuid=cage.uuid, level=cage.level,
+               compartments=tuple(sorted(cage.record.definition.compartments)))
+
+
+def _check_same(asked: Asked, permission: Permission, uuid: str) -> None:
+    """PolicyRefused where `uuid` is not the instance any more that the request is permitted towards (M17)."""
+    if permission.target is not None and uuid not in ("", permission.target.uuid):
+        raise PolicyRefused(f'"{escape(permission.target.name, limit=40)}" is not the cage that it was when '
+                            f"{escape(asked.service, limit=70)} was asked for; ask for it again")
+
+
+def _check_bounds(decision: Decision, what: What) -> None:
+    """PolicyRefused where it turned out to be more than the rule lets through, or another thing."""
+    bounds = decision.parameters
+    if bounds.max_size is not None and what.size > bounds.max_size:
+        raise PolicyRefused(f"{what.size} bytes are more than the {bounds.max_size} that the policy lets through at "
+                            "once")
+    if bounds.max_files is not None and what.files > bounds.max_files:
+        raise PolicyRefused(f"{what.files} files are more than the {bounds.max_files} that the policy lets through at "
+                            "once")
+    if bounds.types and not what.types:
+        raise PolicyRefused("of what type it is is not known, and the policy lets through some alone")
+    for untrusted_type in what.types if bounds.types else ():
+        if not any(_is_of(untrusted_type, type_) for type_ in bounds.types):
+            raise PolicyRefused(f"{escape(untrusted_type, limit=80)} is of no type that the policy lets through: "
+                                f"{', '.join(bounds.types)}")
+
+
+def _is_of(untrusted_type: str, pattern: str) -> bool:
+    """Whether the MIME type is the one of a rule, which may have any subtype."""
+    kind, _, subtype = pattern.partition("/")
+    return untrusted_type == pattern or (subtype == "*" and untrusted_type.partition("/")[0] == kind)

@@ -9,10 +9,13 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Call, Handler, Service, described
 from cage_runtime.daemon.mediation import Asked, Permission
-from cage_runtime.daemon.service import RESOURCE, Parts, channel, options, text
+from cage_runtime.daemon.options import options, text
+from cage_runtime.daemon.prompts import Waiter
+from cage_runtime.daemon.service import RESOURCE, Parts, channel
 from cage_runtime.daemon.what import What
-from cage_runtime.errors import UsageError
+from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
+from cage_runtime.text import escape
 
 
 class MediationService:
@@ -37,6 +40,10 @@ class MediationService:
     def down(self, uuid: str) -> None:
         self._tell("GatewayDown", "s", (uuid,))
 
+    def answered(self, waiter: Waiter) -> None:
+        """Have whoever waits confirm again."""
+        self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Answered", "s", (waiter.request,), to=waiter.sender)
+
     def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
         for connection in self._listening.values():
             self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
@@ -48,18 +55,26 @@ class MediationService:
     async def _asked(self, call: Call) -> Asked:
         """The request that the first five arguments say."""
         source, service, argument, target, request = call.arguments[:5]
-        return Asked(mediator=await self._parts.authorization.mediator(call.sender), source=source, service=service,
+        return Asked(mediator=await self._mediator_of(call, service), source=source, service=service,
                      argument=argument, target=target, request=request)
+
+    async def _mediator_of(self, call: Call, service: str) -> str:
+        """The mediator that calls, about a service that is its own."""
+        mediator = await self._parts.authorization.mediator(call.sender)
+        if service.partition(".")[0] != mediator:
+            raise NotAuthorized(f"{escape(service, limit=80)} is not for the mediator {mediator} to ask about")
+        return mediator
 
     async def _decide(self, call: Call) -> Answer:
         return _permission(self._parts.mediation.decide(await self._asked(call)))
 
     async def _confirm(self, call: Call) -> Answer:
         asked, what = await self._asked(call), options(call.arguments[5], What)
-        return _permission(await self._parts.mediation.confirm(asked, what))
+        return _permission(self._parts.mediation.confirm(asked, what, call.sender))
 
     async def _withdraw(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
+        self._parts.mediation.withdraw(call.sender, call.arguments[0])
         return Answer()
 
     async def _deliver(self, call: Call) -> Answer:
@@ -76,25 +91,27 @@ class MediationService:
         return Answer(values=(cage.name, cage.uuid))
 
     async def _record(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[3])
         self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
 
     async def _record_malformed(self, call: Call) -> Answer:
-        mediator = await self._parts.authorization.mediator(call.sender)
+        mediator = await self._mediator_of(call, call.arguments[2])
         self._parts.mediation.malformed(mediator, *call.arguments)
         return Answer()
 
 
 def _permission(permission: Permission) -> Answer:
-    decision, target = permission.decision, permission.target
+    decision, target, bounds = permission.decision, permission.target, permission.decision.parameters
     words = {
-        "action": decision.action.value, "target": target.name if target else "",
-        "target-uuid": target.uuid if target else "", "source-name": permission.source.name,
-        "flow": decision.flow.value if decision.flow else "", "transform": "", "require": "", "log": "", "user": "",
+        "action": decision.action.value, "target": decision.target, "target-uuid": target.uuid if target else "",
+        "source-name": permission.source.name, "flow": decision.flow.value if decision.flow else "",
+        "transform": bounds.transform, "require": bounds.require, "log": bounds.log or "", "user": bounds.user,
     }
+    flags = {"two-way": decision.two_way, "one-way": bounds.one_way, "notify": bounds.notify,
+             "autostart": bounds.autostart}
     return Answer(values=({
-        **text(words), "two-way": Variant("b", False), "one-way": Variant("b", False),
-        "max-size": Variant("t", decision.max_size or 0), "max-files": Variant("u", 0), "types": Variant("as", []),
-        "notify": Variant("b", False), "autostart": Variant("b", False), "choices": Variant("as", []),
+        **text(words), **{key: Variant("b", flag) for key, flag in flags.items()},
+        "max-size": Variant("t", bounds.max_size or 0), "max-files": Variant("u", bounds.max_files or 0),
+        "types": Variant("as", list(bounds.types)), "choices": Variant("as", list(decision.choices)),
     },))

@@ -11,6 +11,7 @@ import secrets
 from collections.abc import Callable
 from dataclasses import dataclass, field
 
+from cage_runtime.daemon.state import now
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchPrompt, PolicyRefused, UsageError
 from cage_runtime.model import (
@@ -23,6 +24,8 @@ from cage_runtime.model import (
     Flow,
 )
 from cage_runtime.text import escape
+
+NOBODY = "nobody has answered in time"
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -96,6 +99,8 @@ class Outcome:
     target: End | None
     why: str = ""
     """For whoever asked, where it was no."""
+    by: str = ""
+    """For the record: which prompt or grant it is of."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -104,9 +109,10 @@ class Prompt:
 
     id: str
     question: Question
-    since: float
-    expires: float
-    """Both in seconds of the clock that `Prompts` has."""
+    since: str
+    """By RFC 3339."""
+    ends: float
+    """In seconds of the clock that `Prompts` has."""
     waiting: dict[Waiter, None] = field(default_factory=dict)
 
 
@@ -133,6 +139,10 @@ class Prompts:
     def all(self) -> list[Prompt]:
         """Those that are open, the oldest first."""
         return list(self._by_id.values())
+
+    def left(self, prompt: Prompt) -> float:
+        """Seconds for which the prompt is still open."""
+        return max(0.0, prompt.ends - self._clock())
 
     def find(self, untrusted_id: str) -> Prompt:
         prompt = self._by_id.get(untrusted_id)
@@ -169,8 +179,7 @@ class Prompts:
             raise PolicyRefused("too many questions are open; wait until one is answered")
 
     def _open(self, question: Question) -> Prompt:
-        now = self._clock()
-        prompt = Prompt(id=secrets.token_hex(4), question=question, since=now, expires=now + PROMPT_SECONDS)
+        prompt = Prompt(id=secrets.token_hex(4), question=question, since=now(), ends=self._clock() + PROMPT_SECONDS)
         while prompt.id in self._by_id:
             prompt.id = secrets.token_hex(4)
         self._hooks.opened(prompt)
@@ -185,7 +194,7 @@ class Prompts:
 
     def _expire(self, prompt: Prompt) -> None:
         if self._by_id.get(prompt.id) is prompt:
-            self._end(prompt, "expired", Outcome(target=None, why="nobody answered in time"))
+            self._end(prompt, "expired", Outcome(target=None, why=NOBODY, by=f"prompt {prompt.id}"))
 
     def drop(self, prompt: Prompt, reason: str = "moot") -> None:
         """The question is none any more: those who wait have theirs decided afresh."""
@@ -200,7 +209,7 @@ class Prompts:
                 if not prompt.waiting:
                     self._end(prompt, "withdrawn", None)
 
-    def left(self, sender: str) -> None:
+    def gone(self, sender: str) -> None:
         """That connection has ended, and whatever waited there is gone."""
         waiters = {waiter for prompt in self.all() for waiter in prompt.waiting} | set(self._outcomes)
         for waiter in waiters:

@@ -3,16 +3,20 @@
 
 from __future__ import annotations
 
+import asyncio
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from cage_runtime.model import (
     DECISIONS_BURST,
     DECISIONS_PER_SECOND,
+    LIMITS_MAX,
     PERSONS_MAX,
     RECORDED_BURST,
     RECORDED_PER_SECOND,
     REFUSALS_BURST,
     REFUSALS_PER_SECOND,
+    Limit,
 )
 
 
@@ -94,3 +98,32 @@ class Persons:
             self.others = self.others or Bucket(self._rate, now)
             return self.others
         return self._buckets.setdefault(uid, Bucket(self._rate, now))
+
+
+def later(seconds: float, what: Callable[[], None]) -> None:
+    """Have `what` done in so many seconds of the loop's clock."""
+    asyncio.get_running_loop().call_later(seconds, what)
+
+
+class Limits:
+    """What rules' limit= leaves to each cage: a bucket for each pair of a cage and a service, and limit.  So many uses
+    may come at once, and as many again as time brings them back."""
+
+    def __init__(self) -> None:
+        self._buckets: dict[tuple[str, str, Limit], Bucket] = {}
+
+    def take(self, uuid: str, service: str, limit: Limit, now: float) -> bool:
+        """Whether the instance may use the service once more; it has, then.  Not where there is no room to count."""
+        bucket = self._buckets.get((uuid, service, limit))
+        if bucket is None:
+            if len(self._buckets) >= LIMITS_MAX:
+                self._buckets = {known: one for known, one in self._buckets.items() if not one.is_as_new(now)}
+            if len(self._buckets) >= LIMITS_MAX:
+                return False
+            rate = Rate(burst=limit.count, per_second=limit.count / limit.seconds)
+            bucket = self._buckets[uuid, service, limit] = Bucket(rate, now)
+        return bucket.reserve(now, longest=0.0) is not None
+
+    def forget(self, uuid: str) -> None:
+        """The cage is gone."""
+        self._buckets = {known: bucket for known, bucket in self._buckets.items() if known[0] != uuid}

@@ -36,8 +36,14 @@ class About(StrEnum):
     """Two cages: the first argument names the one, the fourth the other."""
     ALL = "all"
     """Every cage of the caller's; other people's too where `-any` is granted without a question."""
+    OWN = "own"
+    """What the caller's own cages have, which an id names; root's is everybody's, but of private cages."""
     HOST = "host"
     """Nobody's cage: what belongs to the whole host."""
+
+
+_NOBODY_ELSES = (About.NEW, About.OWN, About.HOST)
+"""What no other person's cage can be in question of."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -61,13 +67,13 @@ class Right:
     @property
     def any_action(self) -> str:
         """That for what is somebody else's; KeyError where nothing can be."""
-        if self.about in (About.NEW, About.HOST):
+        if self.about in _NOBODY_ELSES:
             raise KeyError(self.member)
         return f"{self.action}-any"
 
     @property
     def actions(self) -> tuple[str, ...]:
-        return (self.action,) if self.about in (About.NEW, About.HOST) else (self.action, self.any_action)
+        return (self.action,) if self.about in _NOBODY_ELSES else (self.action, self.any_action)
 
 
 _MEMBERS = {
@@ -78,6 +84,7 @@ _MEMBERS = {
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor", "Graph"),
+    About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent"),
     About.HOST: (
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy",
         "ReloadPolicy", "TailAudit", "VerifyAudit",
@@ -86,12 +93,13 @@ _MEMBERS = {
 _DOES = {
     **dict.fromkeys((
         "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes", "CheckPolicy",
-        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit",
+        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit", "ListGrants",
     ), Does.TELLS),
-    "Logs": Does.SHOWS,
+    **dict.fromkeys(("Logs", "ListPrompts", "RegisterAgent"), Does.SHOWS),
     **dict.fromkeys((
         "Create", "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run",
         "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote", "RemoveRemote", "ReloadPolicy",
+        "AnswerPrompt", "RevokeGrant",
     ), Does.CHANGES),
 }
 """Each by its name: one that is new and not here is no method, as the core does not start without it."""

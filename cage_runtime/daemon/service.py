@@ -10,22 +10,22 @@ from __future__ import annotations
 import asyncio
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
-from typing import TypeVar
 
 import msgspec
 from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Bus, Call, Handler, Service, described
-from cage_runtime.config import convert
 from cage_runtime.daemon import doctor
 from cage_runtime.daemon.access import CAGES_PATH, Access, View
 from cage_runtime.daemon.applications import Applications
+from cage_runtime.daemon.asking_service import AskingService
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.options import NoOptions, options, text
 from cage_runtime.daemon.proof_service import ProofService
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
@@ -37,13 +37,6 @@ from cage_runtime.spawner.spec import Insight
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
 
-_Options = TypeVar("_Options", bound=msgspec.Struct)
-
-
-class NoOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
-    pass
-
-
 class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remote: str = ""
 
@@ -52,18 +45,9 @@ class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 20
 
 
-def options(untrusted_options: dict[str, Variant], kind: type[_Options]) -> _Options:
-    """The a{sv} of a call as a `kind`; UsageError names an option that is unknown or of the wrong type."""
-    return convert({key: variant.value for key, variant in untrusted_options.items()}, kind)
-
-
 def cage_path(name: str) -> str:
     """A cage's object path; `-` may not stand in one."""
     return CAGES_PATH + name.replace("-", "_2d")
-
-
-def text(values: dict[str, str]) -> dict[str, Variant]:
-    return {key: Variant("s", value) for key, value in values.items()}
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -77,6 +61,7 @@ class Parts:
     sessions: Sessions
     applications: Applications
     mediation: Mediation
+    asking: AskingService
     proofs: ProofService
     recovery: Recovery
     jobs: Jobs
@@ -104,7 +89,7 @@ class CoreService:
             "VerifyAudit": self._verify,
         }
         handlers: dict[str, Handler] = {
-            "Create": self._create, **parts.proofs.handlers,
+            "Create": self._create, **parts.asking.handlers, **parts.proofs.handlers,
             **{member: self._for_cage(handler) for member, handler in of_cage.items()},
             **{member: self._for_all(handler) for member, handler in of_all.items()},
             **{member: self._for_host(handler) for member, handler in of_host.items()},

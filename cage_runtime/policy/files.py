@@ -60,11 +60,15 @@ def names_in(path: Path, place: str) -> list[str]:
 
 def _read(descriptor: int, path: Path, where: str) -> File:
     """The file behind the descriptor, which is closed."""
-    with os.fdopen(descriptor, "rb") as file:
+    try:
         found = os.fstat(descriptor)
         if not stat.S_ISREG(found.st_mode):
             raise PolicySyntaxError(f"{where}: not a regular file")
-        return File(path=path, identity=(found.st_dev, found.st_ino), untrusted_text=file.read(POLICY_BYTES_MAX + 1))
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            text = file.read(POLICY_BYTES_MAX + 1)
+    finally:
+        os.close(descriptor)
+    return File(path=path, identity=(found.st_dev, found.st_ino), untrusted_text=text)
 
 
 @contextmanager

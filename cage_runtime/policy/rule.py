@@ -163,7 +163,8 @@ def written(parameters: Parameters) -> Iterator[str]:
     values = {
         "target": given.target, "default-target": given.default_target, "user": given.user,
         **{name: "yes" for name, is_so in yes.items() if is_so},
-        "direction": given.direction, "max-size": given.max_size, "max-files": given.max_files,
+        "direction": given.direction, "max-size": _size(given.max_size) if given.max_size else None,
+        "max-files": given.max_files,
         "types": ",".join(given.types), "limit": _limit(given.limit) if given.limit else None,
         "for": f"{given.stands}s" if given.stands else None, "until": until,
         "transform": given.transform, "require": given.require, "log": given.log,
@@ -179,3 +180,11 @@ LIMIT_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 def _limit(limit: Limit) -> str:
     unit = next(name for name, seconds in LIMIT_UNITS.items() if seconds == limit.seconds)
     return f"{limit.count}/{unit}"
+
+
+def _size(size: int) -> str:
+    """In the largest unit that it is a whole number of."""
+    for shift, unit in ((40, "T"), (30, "G"), (20, "M"), (10, "K")):
+        if size % (1 << shift) == 0:
+            return f"{size >> shift}{unit}"
+    return str(size)

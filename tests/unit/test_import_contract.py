@@ -37,13 +37,14 @@ ALLOWED = {
     "cage_runtime.confine": FOUNDATION
     | {f"cage_runtime.spawner.{name}" for name in ("capability", "landlock", "seccomp")},
     "cage_runtime.folders": {"cage_runtime.config", "cage_runtime.errors", "cage_runtime.manifest"},
+    "cage_runtime.journald": set(),
     "cage_runtime.log": set(),
     "cage_runtime.notify": set(),
     "cage_runtime.watchdog": BUS | {"cage_runtime.errors", "cage_runtime.notify"},
     "cage_runtime.resources": set(),
     "cage_runtime.policy": FOUNDATION,
     "cage_runtime.trust": FOUNDATION,
-    "cage_runtime.audit": FOUNDATION,
+    "cage_runtime.audit": FOUNDATION | {"cage_runtime.journald"},
     "cage_runtime.flatpak": FOUNDATION | BUS | PROGRAM,
     "cage_runtime.scopes": FOUNDATION
     | PROGRAM
@@ -62,7 +63,7 @@ ALLOWED = {
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
-    "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.spawner.channel"},
+    "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.journald", "cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
 

@@ -181,6 +181,12 @@ class Core:
         group = grp.getgrgid(self.user.pw_gid).gr_name
         text = CONFIGURATION.format(top=self.top, shipped=TOP / "policies", user=self.user.pw_name, group=group)
         (self.top / "caged.conf").write_text(text)
+        # One user plays the mediators' part, and so there can be one.
+        masks = self.top / "etc/mediators.d"
+        masks.mkdir(parents=True)
+        for manifest in (TOP / "policies/mediators.d").glob("*.toml"):
+            if manifest.name != "files.toml":
+                (masks / manifest.name).symlink_to(os.devnull)
 
     def _start_bus(self) -> subprocess.Popen[bytes]:
         file = self.top / "bus.conf"

@@ -30,6 +30,7 @@ from mediators.files.core import serve_until_bus_ends
 from mediators.files.stage import Copy, Stager, copy
 
 TOP = Path(__file__).parents[3]
+MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
 CONTENT = b"quarterly figures\n"
 WORK, VAULT = "11111111-work", "22222222-vault"
 OPEN_BUS = """<busconfig><listen>systemd:</listen><auth>EXTERNAL</auth><policy context="default">
@@ -91,8 +92,7 @@ def start_bus(tmp_path: Path) -> Iterator[StartBus]:
 @pytest.fixture
 def start_gateway(start_bus: StartBus) -> Callable[[str], Daemon]:
     template = (TOP / "policies/gateway/bus.conf.in").read_text()
-    mediators = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
-    text = generate.gateway_bus(template, mediators, lambda _name: getpass.getuser())
+    text = generate.gateway_bus(template, MEDIATORS, lambda _name: getpass.getuser())
     return lambda name: start_bus(f"gateway-{name}", text)
 
 
@@ -362,6 +362,7 @@ def kit() -> type:
 
     class Kit:
         caged = StandInCaged
+        mediators = MEDIATORS
         client = staticmethod(client)
         present = staticmethod(present)
         until = staticmethod(until)

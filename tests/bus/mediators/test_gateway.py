@@ -14,6 +14,7 @@ from dbus_next import Message as NextMessage
 from dbus_next.aio import MessageBus as NextBus
 from dbus_next.auth import AuthExternal
 
+from cage_runtime import generate
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
 from cage_runtime.errors import RuntimeFailure
 from mediators import wire
@@ -185,13 +186,16 @@ def test_what_exceeds_a_bound_ends_the_connection_that_sent_it(
 
 
 def test_connections_have_a_bound(play: Play, kit: Any, tmp_path: Any) -> None:
+    """For all mediators together, of which each has its part."""
+    most = generate.CONNECTIONS + generate.CONNECTIONS_EACH * len(kit.mediators)
+
     async def test(_wall: Wall) -> None:
         connected = await asyncio.gather(
-            *(kit.client(f"unix:path={tmp_path}/gateway-work") for _ in range(28)), return_exceptions=True
+            *(kit.client(f"unix:path={tmp_path}/gateway-work") for _ in range(most + 4)), return_exceptions=True
         )
         more = [bus for bus in connected if isinstance(bus, Bus)]
         for bus in more:
             bus.disconnect()
-        assert len(more) == 21
+        assert len(more) == most - 3
 
     play(test)

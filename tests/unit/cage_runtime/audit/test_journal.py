@@ -14,7 +14,8 @@ import pytest
 from cage_runtime.audit import journal
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import FIRST_PREVIOUS, Event, Kind, Record
-from cage_runtime.audit.journal import MESSAGES, UNTOLD, Journal, Priority, encode, fields_of
+from cage_runtime.audit.journal import MESSAGES, UNTOLD, Journal, fields_of
+from cage_runtime.journald import Priority, encode
 from cage_runtime.model import AUDIT_FIELDS_MAX
 
 CATALOGUE = Path(journal.__file__).parents[1] / "resources/cage-runtime.catalog"
@@ -235,6 +236,10 @@ SAMPLES: dict[Kind, dict[str, str]] = {
     Kind.CORE_STARTED: {"pid": "1"}, Kind.CORE_STOPPED: {"pid": "1"}, Kind.POLICY_LOADED: {"rules": "1"},
     Kind.REMOTE_ADDED: {"remote": "x", "url": "x"}, Kind.REMOTE_REMOVED: {"remote": "x"},
     Kind.CAGE_FAILED: {"cage": "work", "why": "x"}, Kind.AUTOSTART_FAILED: {"cage": "work", "why": "x"},
+    Kind.PROMPT_OPENED: {"cage": "work", "service": "files.Send", "target": "vault"},
+    Kind.PROMPT_ANSWERED: {"cage": "work", "service": "files.Send", "target": "vault", "by": "1000"},
+    **{kind: {"cage": "work", "service": "files.Send", "target": "vault", "why": "x"}
+       for kind in (Kind.PROMPT_WITHDRAWN, Kind.GRANT_REVOKED)},
     **{kind: {"cage": "work", "application": "org.example.App"} for kind in Kind if kind.startswith("application-")},
 }
 

@@ -4,99 +4,27 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import Callable
+from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
 
 import pytest
 
 from cage_runtime.bus import Call
-from cage_runtime.config import Definition, Paths
 from cage_runtime.daemon import mediation
-from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.manager import Manager
-from cage_runtime.daemon.mediation import Asked, Mediation, Permission
 from cage_runtime.daemon.mediation_service import MediationService
 from cage_runtime.daemon.service import Parts
-from cage_runtime.daemon.sessions import Sessions
-from cage_runtime.daemon.state import Record, now
-from cage_runtime.daemon.what import What
-from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, RuntimeFailure, UsageError
-from cage_runtime.model import DECISIONS_BURST, CageState, Flow, Levels
-from cage_runtime.policy.engine import Policy
-from cage_runtime.policy.parser import parse
+from cage_runtime.errors import NotAuthorized, PolicyRefused, UsageError
+from cage_runtime.model import DECISIONS_BURST, Flow
+from tests.unit.cage_runtime.daemon.asking_world import REQUEST, World, rules
 
-LEVELS = Levels(names=("public", "secret"))
-RULES = b"files.Send * work vault allow\nfiles.Send * work peer allow max-size=1000\n"
-REQUEST = "0123456789abcdef" * 2
+RULES = "files.Send * work vault allow\nfiles.Send * work peer allow max-size=1000\n"
 OFTEN = "this cage asks too often; try again in a moment"
 
 
-def cage(name: str, level: str) -> Cage:
-    record = Record(name=name, uuid=f"uuid-{name}", created=now(), owner=0, definition=Definition(level=level))
-    return Cage(record=record, label=LEVELS.label(level), state=CageState.RUNNING)
-
-
-def asked(target: str, source: str = "work", request: str = REQUEST) -> Asked:
-    return Asked(mediator="files", source=f"uuid-{source}", service="files.Send", argument="", target=target,
-                 request=request)
-
-
-class World:
-    """A manager with three cages, a clock that is set, and what is to happen later."""
-
-    def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
-        self.levels = LEVELS
-        self.known = {name: cage(name, level) for name, level in (
-            ("work", "public"), ("vault", "secret"), ("peer", "public"))}
-        self.recorded: list[tuple[str, dict[str, str]]] = []
-        self.full = False
-        self.time = 1000.0
-        self.later: list[tuple[float, Callable[[], None]]] = []
-        policy = Policy(rules=parse(RULES, file="test", levels=LEVELS))
-        monkeypatch.setattr(mediation, "load_or_refuse", lambda _paths, _levels: policy)
-        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), clock=lambda: self.time,
-                                   later=lambda seconds, what: self.later.append((self.time + seconds, what)))
-        self.recorded.clear()
-
-    def record(self, kind: str, about: Cage | None, fields: dict[str, str]) -> None:
-        if self.full:
-            raise RuntimeFailure("the chain takes nothing")
-        self.recorded.append((str(kind), ({"cage": about.name, "uuid": about.uuid} if about else {}) | fields))
-
-    def cages(self) -> list[Cage]:
-        return list(self.known.values())
-
-    def find(self, name: str) -> Cage:
-        if name not in self.known:
-            raise NoSuchCage("there is none")
-        return self.known[name]
-
-    def by_uuid(self, uuid: str) -> Cage | None:
-        return next((cage for cage in self.known.values() if cage.uuid == uuid), None)
-
-    def decide(self, target: str, source: str = "work", request: str = REQUEST) -> Permission:
-        return self.mediation.decide(asked(target, source, request))
-
-    def confirm(self, target: str, **what: Any) -> Permission:
-        return asyncio.run(self.mediation.confirm(asked(target), What(**what)))
-
-    def refused(self, target: str, source: str = "work") -> str:
-        with pytest.raises(PolicyRefused) as refusal:
-            self.decide(target, source)
-        return refusal.value.sentence
-
-    def run_until(self, moment: float) -> None:
-        self.time = moment
-        due, self.later = [what for when, what in self.later if when <= moment], \
-            [(when, what) for when, what in self.later if when > moment]
-        for what in due:
-            what()
-
-
 @pytest.fixture
-def world(monkeypatch: pytest.MonkeyPatch) -> World:
-    return World(monkeypatch)
+def world(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> World:
+    return World(tmp_path, monkeypatch, rules(RULES))
 
 
 def test_a_permission_says_which_way_the_data_goes(world: World) -> None:
@@ -127,7 +55,8 @@ def test_what_is_no_id_of_a_request_is_refused_before_anything(world: World, req
 
 @pytest.mark.parametrize(("what", "says"), [
     ({"size": 1001}, "1001 bytes are more than the 1000 that the policy lets through at once"),
-    ({"target_uuid": "uuid-of-before"}, '"peer" is not the cage that it was when this was asked for; ask for it again'),
+    ({"target_uuid": "uuid-of-before"},
+     '"peer" is not the cage that it was when files.Send was asked for; ask for it again'),
 ])
 def test_what_it_turned_out_to_be_is_held_against_the_permission(world: World, what: dict[str, Any], says: str) -> None:
     """M17, where it is of an instance that has gone."""
@@ -156,7 +85,7 @@ def test_a_cage_that_asks_too_often_is_refused_without_a_record_of_each(world: W
     assert world.recorded[DECISIONS_BURST:] == [("decision", {
         "cage": "work", "uuid": "uuid-work", "decision": "deny",
         "reason": "4000 more requests were refused because the cage asks too often"})]
-    assert world.later == []
+    assert world.due == []
 
 
 def test_one_cage_is_not_kept_from_asking_by_another(world: World) -> None:

@@ -17,11 +17,13 @@ TOP = Path(__file__).parents[4]
 DESCRIPTION = ET.parse(TOP / f"cage_runtime/resources/{CORE_BUS_NAME}.xml")
 POLKIT = ET.parse(TOP / f"policies/polkit/{CORE_BUS_NAME}.policy").getroot()
 ACTIONS = {action.attrib["id"]: action for action in POLKIT.findall("action")}
-READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph",
-           "ListRemotes"}
+READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes",
+           "ListPrompts", "ListGrants", "RegisterAgent"}
 """Methods that change nothing and whose answers are one's own, or no secret."""
 DEFAULTS = ("allow_any", "allow_inactive", "allow_active")
 OWN = ("auth_self_keep",) * 3
+ANSWERING = {"AnswerPrompt", "RevokeGrant"}
+"""What a person does at once on the console, or not at all."""
 ADMINISTRATOR = ("auth_admin", "auth_admin", "auth_admin_keep")
 
 
@@ -55,6 +57,8 @@ def test_what_a_method_is_about_is_what_its_arguments_name(member: str) -> None:
 def test_who_may_by_default(member: str) -> None:
     right = RIGHTS[member]
     changing = ADMINISTRATOR if right.about is About.HOST else OWN
+    if member in ANSWERING:
+        changing = (*OWN[:2], "yes")
     assert defaults(right.action) == (("yes",) * 3 if member in READING else changing)
     for action in right.actions[1:]:
         assert defaults(action) == ADMINISTRATOR
@@ -103,9 +107,10 @@ def test_the_bus_lets_everybody_call_what_is_decided_again_and_mediators_the_res
 
 def test_every_method_has_a_class_and_what_tells_of_something_is_all_that_the_bus_lets_a_watcher_call() -> None:
     told = {member for member, right in RIGHTS.items() if right.does is Does.TELLS}
-    assert told == (READING | {"CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit"}) - {
-        "Logs"}
-    assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} == {"Logs"}
+    shown = {"Logs", "ListPrompts", "RegisterAgent"}
+    host = {"CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit"}
+    assert told == (READING | host) - shown
+    assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} == shown
     assert all(right.recorded is (right.does is Does.CHANGES) for right in RIGHTS.values())
     policy = ET.parse(TOP / f"policies/dbus/{CORE_BUS_NAME}.conf").find(f"policy[@group='{Users().watch}']")
     assert policy is not None
@@ -119,7 +124,8 @@ def test_every_method_has_a_class_and_what_tells_of_something_is_all_that_the_bu
 
 
 def test_what_looks_into_a_private_cage_is_all_that_starts_something_in_it_or_shows_what_came_of_it() -> None:
-    assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} | {"Enter"} == PRIVATE
+    of_cages = {member: right for member, right in RIGHTS.items() if right.about is About.CAGE}
+    assert {member for member, right in of_cages.items() if right.does is Does.SHOWS} | {"Enter"} == PRIVATE
     assert {"Run"} == OWNERS
 
 

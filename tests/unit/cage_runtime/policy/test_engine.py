@@ -6,20 +6,29 @@ from __future__ import annotations
 import statistics
 import time
 from dataclasses import replace
+from datetime import UTC, datetime
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
 from cage_runtime.errors import PolicySyntaxError
-from cage_runtime.model import Action, Decision, Flow, Instance, Levels, Request
-from cage_runtime.policy.engine import DENIED, NO_POLICY, NO_RULE, Policy, mismatch, refusal_sentence
+from cage_runtime.model import Action, Decision, Flow, Instance, Levels, Request, ServiceKind
+from cage_runtime.policy.engine import BAD_ARGUMENT, BAD_SERVICE, DENIED, NO_POLICY, NO_RULE, Policy, refusal_sentence
+from cage_runtime.policy.match import mismatch
 from cage_runtime.policy.parser import parse
 
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance", "medical"}))
 
 
 ALICE, BOB = 1000, 1001
+NOON = datetime(2026, 11, 26, 12, tzinfo=UTC).timestamp()
+KINDS = {
+    "files.Send": ServiceKind(one_way=True, parameters=frozenset({"max-size", "max-files", "types", "transform"})),
+    "clipboard.Paste": ServiceKind(one_way=True, parameters=frozenset({"max-size", "types"})),
+    "call.*": ServiceKind(one_way=False, parameters=frozenset({"user", "direction", "max-size"})),
+    "keys.Sign": ServiceKind(one_way=False, parameters=frozenset()),
+}
 
 
 def cage(name: str, level: str, *compartments: str) -> Instance:
@@ -41,7 +50,7 @@ CAGES = {
 
 
 def policy(*lines: str) -> Policy:
-    return Policy(rules=parse("\n".join(lines).encode(), file="p", levels=LEVELS))
+    return Policy(rules=parse("\n".join(lines).encode(), file="p", levels=LEVELS, kinds=KINDS), kinds=KINDS)
 
 
 def ask(source: str, target: str, service: str = "files.Send", argument: str = "", owner: int = ALICE) -> Request:
@@ -49,7 +58,7 @@ def ask(source: str, target: str, service: str = "files.Send", argument: str = "
 
 
 def decide(rules: Policy, request: Request) -> Decision:
-    return rules.decide(request, CAGES.get(request.target_name), LEVELS)
+    return rules.decide(request, CAGES.get, LEVELS, NOON)
 
 
 SHIPPED = ("files.Send * * @same-label allow", "files.Send * * @dominates allow", "* * * * deny")
@@ -132,10 +141,22 @@ def test_whoever_may_know_of_both_cages_is_told_what_keeps_them_apart() -> None:
     assert decide(policy("* * * * deny"), ask("work", "vault", owner=BOB)).reason == DENIED
 
 
-@pytest.mark.parametrize(("argument", "line"), [("sign", 1), ("list", 2), ("", 2), ("*", 2), ("+sign", 2), ("sig", 2)])
+@pytest.mark.parametrize(("argument", "line"), [("sign", 1), ("list", 2), ("", 2), ("sig", 2), ("x" * 64, 2)])
 def test_arguments(argument: str, line: int) -> None:
     rules = policy("call.Agent +sign * * deny", "call.Agent * * * allow")
     assert decide(rules, ask("web", "work", "call.Agent", argument)).rule == f"p:{line}"
+
+
+HOSTILE = ["*", "+sign", "$(id)", "`id`", "a;b", "a\nb", "sign\n", "a\x00", "-x", ".", "..", "a/b", "a b", "ü",
+           "\udcff", "x" * 65, "x" * 65_001]
+
+
+@pytest.mark.parametrize("argument", HOSTILE)
+def test_an_argument_that_can_be_none_is_refused_whatever_the_rules_say(argument: str) -> None:
+    """M1, M12: what no rule could name is no request, though one for all arguments would let it through."""
+    rules, request = policy("* * * * allow declassify"), ask("web", "work", "call.Agent", argument)
+    assert decide(rules, request).reason == rules.public_refusal(request, NOON).reason == BAD_ARGUMENT
+    assert len(refusal_sentence(request, decide(rules, request))) < 1000
 
 
 @pytest.mark.parametrize("name", ["*", "@dominates", "@same-label", "@level:secret", "=vault", "", "vault\n", "Vault"])
@@ -144,10 +165,15 @@ def test_a_target_that_looks_like_a_token_is_a_name_of_no_cage(name: str) -> Non
     assert decide(rules, ask("work", name)).reason == NO_RULE
 
 
-@pytest.mark.parametrize("service", ["*", "", "files.send", "files.Send ", "files"])
-def test_a_service_is_matched_whole(service: str) -> None:
+def test_a_service_is_matched_whole() -> None:
     rules = policy("files.Send * * * deny", "* * * * allow")
-    assert decide(rules, ask("work", "vault", service)).rule == "p:2"
+    assert decide(rules, ask("work", "vault", "files.send")).rule == "p:2"
+
+
+@pytest.mark.parametrize("service", ["*", "", "files.Send ", "files", "files.Send\n", "@any", "f." + "x" * 63])
+def test_what_no_service_is_called_is_refused_whatever_the_rules_say(service: str) -> None:
+    rules, request = policy("* * * * allow declassify"), ask("work", "vault", service)
+    assert decide(rules, request).reason == rules.public_refusal(request, NOON).reason == BAD_SERVICE
 
 
 def test_without_declassify_the_reason_says_what_would_flow_where() -> None:
@@ -169,25 +195,25 @@ def test_a_policy_that_could_not_be_read_denies_and_says_why() -> None:
     found = decide(rules, ask("work", "vault"))
     assert (found.action, found.reason) == (Action.DENY, 'x/50-a.policy:3: "alow" is not an action')
     # The text of the policy may name other cages, so a cage hears less.
-    assert rules.public_refusal(ask("work", "vault")).reason == NO_POLICY
+    assert rules.public_refusal(ask("work", "vault"), NOON).reason == NO_POLICY
 
 
 def test_a_label_from_before_the_levels_changed_is_refused() -> None:
     levels = Levels(names=("public", "restricted", "internal", "secret"))
     rules = Policy(rules=parse(b"* * * * allow", file="p", levels=levels))
-    found = rules.decide(ask("work", "vault"), CAGES["vault"], levels)
+    found = rules.decide(ask("work", "vault"), CAGES.get, levels, NOON)
     assert found.action is Action.DENY
     assert found.reason == 'the label of cage "work" is none of this host\'s levels.toml'
 
 
 def test_another_target_than_the_one_asked_for_is_refused() -> None:
-    found = policy("* * * * allow").decide(ask("work", "vault"), CAGES["archive"], LEVELS)
+    found = policy("* * * * allow").decide(ask("work", "vault"), lambda _: CAGES["archive"], LEVELS, NOON)
     assert found.action is Action.DENY
 
 
 def test_the_same_instance_under_another_name_is_itself() -> None:
     twin = Instance(name="other", uuid=CAGES["work"].uuid, label=CAGES["work"].label, owner=1000)
-    assert policy("* * * * allow").decide(ask("work", "other"), twin, LEVELS).action is Action.DENY
+    assert policy("* * * * allow").decide(ask("work", "other"), lambda _: twin, LEVELS, NOON).action is Action.DENY
 
 
 PUBLIC = [
@@ -204,17 +230,17 @@ PUBLIC = [
 def test_forbidden_and_unknown_read_alike(lines: tuple[str, ...], reason: str, rule: str, owner: int) -> None:
     """M3: the sentence is the same, byte for byte, whether the cage that may not be reached exists or not."""
     rules, request = policy(*lines), ask("vault", "work", owner=owner)
-    forbidden = rules.decide(request, CAGES["work"], LEVELS)
-    unknown = rules.decide(request, None, LEVELS)
+    forbidden = rules.decide(request, CAGES.get, LEVELS, NOON)
+    unknown = rules.decide(request, lambda _: None, LEVELS, NOON)
     assert forbidden.action is unknown.action is Action.DENY
-    public = rules.public_refusal(request)
+    public = rules.public_refusal(request, NOON)
     assert (public.action, public.reason, public.rule, public.flow) == (Action.DENY, reason, rule, None)
 
 
 def test_the_sentence_names_the_rule_and_hides_nothing_hostile() -> None:
     rules = policy(*SHIPPED)
     request = ask("vault", "wo\x1b[2Jrk\n")
-    assert refusal_sentence(request, rules.public_refusal(request)) == (
+    assert refusal_sentence(request, rules.public_refusal(request, NOON)) == (
         'files.Send to "wo\\x1b[2Jrk\\n" is refused: the rule denies it, and only an allowing rule before that one '
         "would change it (rule p:3)"
     )
@@ -225,7 +251,7 @@ def test_explain_gives_each_rule_that_was_passed_over_and_why() -> None:
         "clipboard.Paste * * * allow", "files.Send +x * * deny", "files.Send * web * deny",
         "files.Send * * @same-label allow", "files.Send * * work deny", "* * * @dominates allow", "* * * * deny",
     )  # fmt: skip
-    explained = rules.explain(ask("work", "vault"), CAGES["vault"])
+    explained = rules.explain(ask("work", "vault"), CAGES["vault"], NOON)
     assert [why for _, why in explained] == [
         "it is about clipboard.Paste", "it is about the argument +x", "the source is not web",
         "the target is not @same-label of the source", "the target is not work", "",
@@ -302,7 +328,7 @@ def test_the_engine_agrees_with_the_naive_evaluator(lines: list[str], request: R
 @given(lines=st.lists(LINES, max_size=12), request=REQUESTS)
 def test_explanations_agree_with_the_engine(lines: list[str], request: Request) -> None:
     rules, target = policy(*lines), CAGES.get(request.target_name)
-    matching = [rule.place for rule in rules.rules if not mismatch(rule, request, target)]
+    matching = [rule.place for rule in rules.rules if not mismatch(rule, request, target, NOON)]
     if request.target_name != request.source.name:
         assert decide(rules, request).rule == (matching[0] if matching else "")
 
@@ -317,10 +343,10 @@ def test_nothing_goes_down_without_declassify(lines: list[str], request: Request
 def test_ten_thousand_rules_answer_at_once() -> None:
     """P9 is < 20 µs median, measured by scripts/bench; here a bound that only a scan of the rules would miss."""
     rules = policy(*(f"files.Send * cage{n} cage{n + 1} deny" for n in range(9_999)), "* * * * allow")
-    request, target, times = ask("work", "vault"), CAGES["vault"], []
+    request, find, times = ask("work", "vault"), CAGES.get, []
     for _ in range(501):
         begin = time.perf_counter()
-        found = rules.decide(request, target, LEVELS)
+        found = rules.decide(request, find, LEVELS, NOON)
         times.append(time.perf_counter() - begin)
     assert found.rule == "p:10000"
     assert statistics.median(times) < 100e-6

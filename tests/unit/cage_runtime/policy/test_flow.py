@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from cage_runtime.model import Action, Decision, Instance, Levels, Request, ServiceKind
 from cage_runtime.policy.cells import Engine, Host, answers
 from cage_runtime.policy.engine import Policy
-from cage_runtime.policy.flow import Chain, Node, Proof, prove
+from cage_runtime.policy.flow import Chain, Proof, prove
 from cage_runtime.policy.parser import parse
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.witness import Case

@@ -3,18 +3,32 @@
 
 from __future__ import annotations
 
+import itertools
 import re
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from hypothesis import example, given
+from hypothesis import strategies as st
 
 from cage_runtime.errors import PolicySyntaxError, Refused
-from cage_runtime.model import POLICY_BYTES_MAX, POLICY_LINE_MAX, Levels
-from cage_runtime.policy.parser import parse
+from cage_runtime.model import POLICY_BYTES_MAX, POLICY_LINE_MAX, Levels, ServiceKind
+from cage_runtime.policy.parser import parse, read
+from cage_runtime.policy.rule import Include, Rule
+from cage_runtime.text import is_visible
 
 CORPUS = Path(__file__).parent / "corpus"
 SHIPPED = Path(__file__).parents[4] / "policies" / "policy.d"
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance"}))
+
+KINDS = {
+    "files.Send": ServiceKind(one_way=True, parameters=frozenset(
+        {"max-size", "max-files", "types", "transform", "require"})),
+    "clipboard.Paste": ServiceKind(one_way=True, parameters=frozenset({"max-size", "types"})),
+    "call.*": ServiceKind(one_way=False, parameters=frozenset({"user", "direction", "max-size"})),
+    "keys.Sign": ServiceKind(one_way=False, parameters=frozenset()),
+}
 
 GOOD = {
     "empty": [],
@@ -22,9 +36,9 @@ GOOD = {
     "shapes": [
         "2 files.Send * work vault allow",
         "3 files.Send * @level:public @level:secret allow",
-        "4 files.Send * @level:public @dominates allow max-size=2147483648",
+        "4 files.Send * @level:public @dominates allow max-size=2G",
         "5 clipboard.Paste * * @same-label allow",
-        "6 call.SshAgent +sign dev keys allow declassify max-size=65536",
+        "6 call.SshAgent +sign dev keys allow declassify max-size=64K",
         "7 call.SshAgent +v1.2_x dev keys deny",
         "8 files.Send * vault press allow declassify max-size=1",
         "9 * * * * deny",
@@ -48,6 +62,71 @@ def test_bad(file: Path) -> None:
     assert caught.value.sentence.startswith(f"/x/50-a.policy:{expected[1]}: ")
     assert expected[2] in caught.value.sentence
     assert "\n" not in caught.value.sentence
+
+
+def lines_of(name: str) -> list[str]:
+    return [line for line in (CORPUS / name).read_text().split("\n") if line]
+
+
+def bad_lines() -> list[tuple[str, str]]:
+    """Each bad rule after what is expected to be said of it."""
+    found, lines = [], lines_of("bad-lines.policy")
+    for before, line in itertools.pairwise(lines):
+        if not line.startswith("# "):
+            assert before.startswith("# expects: "), f"{line}: nothing is expected to be said of it"
+            found.append((line, before.removeprefix("# expects: ")))
+    return found
+
+
+@pytest.mark.parametrize(("line", "expected"), bad_lines())
+def test_a_bad_line(line: str, expected: str) -> None:
+    with pytest.raises(PolicySyntaxError) as caught:
+        parse(line.encode(), file="f", levels=LEVELS, kinds=KINDS)
+    assert caught.value.sentence.startswith("f:1: ")
+    assert expected in caught.value.sentence
+
+
+def good_lines() -> list[tuple[str, str]]:
+    """Each good rule, and what it is to be read as."""
+    lines = [line for line in lines_of("good-lines.policy") if not line.startswith("#")]
+    return [(line, after.removeprefix("= ") if after.startswith("= ") else line)
+            for line, after in zip(lines, [*lines[1:], ""], strict=True) if not line.startswith("= ")]
+
+
+@pytest.mark.parametrize(("line", "expected"), good_lines())
+def test_a_good_line_is_read_as_it_is_written_and_reads_back_as_itself(line: str, expected: str) -> None:
+    rules = parse(line.encode(), file="f", levels=LEVELS, kinds=KINDS)
+    assert [str(rule) for rule in rules] == [expected]
+    assert parse(expected.encode(), file="f", levels=LEVELS, kinds=KINDS) == rules
+
+
+def test_instructions_are_read() -> None:
+    text = b"!include include/common\n!include-dir /etc/cage-runtime/more.d # a comment\n"
+    assert list(read(text, file="f", levels=LEVELS)) == [
+        Include(path="include/common", directory=False, place="f:1"),
+        Include(path="/etc/cage-runtime/more.d", directory=True, place="f:2"),
+    ]
+
+
+WORDS = st.sampled_from([
+    "*", "files.Send", "call.X", "+a", "work", "vault", "@any", "@core", "@default", "@disposable", "@disposable:t",
+    "@level:public", "@compartment:finance", "@tag:t", "@owner", "@dominates", "@same-label", "allow", "ask", "deny",
+    "declassify", "target=vault", "default-target=@core", "limit=1/s", "for=1m", "until=2027-01-31T18:00Z", "#",
+    "!include", "types=a/b,c/*", "direction=two-way", "log=no", "notify=yes", "=", "@", "max-size=1", "\x00", "\x1b[2J",
+    "é",
+])  # fmt: skip
+
+
+@given(st.one_of(st.binary(max_size=300), st.lists(WORDS, max_size=9).map(lambda words: " ".join(words).encode())))
+@example(b"\xff\xfe* * * * allow")
+def test_whatever_the_bytes_are_they_are_rules_or_a_fault_with_its_line(text: bytes) -> None:
+    for found in read(text, file="f", levels=LEVELS, kinds=KINDS):
+        if isinstance(found, Rule):
+            assert parse(str(found).encode(), file="f", levels=LEVELS, kinds=KINDS)[0] == replace(found, place="f:1")
+        else:
+            said = found.sentence if isinstance(found, PolicySyntaxError) else found.place
+            assert re.match(r"f:[1-9][0-9]*(: |\Z)", said)
+            assert is_visible(said)
 
 
 def test_a_rule_reads_back_as_itself() -> None:

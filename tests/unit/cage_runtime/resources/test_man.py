@@ -21,8 +21,10 @@ from cage_runtime.cli.command import Program
 from cage_runtime.cli.parser import Parser
 from cage_runtime.config import Definition, RuntimeConfig
 from cage_runtime.daemon import main as caged
+from cage_runtime.daemon.asking import AnswerOptions
 from cage_runtime.daemon.define import CreateOptions
-from cage_runtime.daemon.service import InstallOptions, NoOptions, TailOptions
+from cage_runtime.daemon.options import NoOptions
+from cage_runtime.daemon.service import InstallOptions, TailOptions
 from cage_runtime.daemon.sessions import SessionOptions
 from cage_runtime.model import Action
 from cage_runtime.policy.rule import Relation
@@ -111,6 +113,7 @@ XML = PAGES.parent / f"{CORE}.xml"
 OPTIONS: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
     "Create": (CreateOptions, set()), "Enter": (SessionOptions, {"detach"}), "Run": (SessionOptions, {"root", "cwd"}),
     "InstallApplication": (InstallOptions, set()), "TailAudit": (TailOptions, set()),
+    "AnswerPrompt": (AnswerOptions, set()),
 }
 """What each method takes for options, and those of them that it refuses; every other method takes none."""
 TYPES = {str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"}, list[str]: {"as"}}
