@@ -166,7 +166,12 @@ def _edge(fanned: tuple[Mapping[str, Any], int], places: Mapping[str, tuple[floa
     tail = f' marker-start="url(#{head})"' if flow.get("two-way") else ""
     services = ", ".join(map(str, flow["services"]))
     shown = services if len(services) <= 40 else services[:39] + "…"
-    across, along = bent[0] / 2 + (x1 + x2) / 4, bent[1] / 2 + (y1 + y2) / 4
+    # Where between the two ends: not all in the middle.
+    part = (0.5, 0.35, 0.65, 0.2, 0.8)[number % 5]
+    across, along = (
+        (1 - part) ** 2 * begin + 2 * part * (1 - part) * middle + part**2 * end
+        for begin, middle, end in ((x1, bent[0], x2), (y1, bent[1], y2))
+    )
     says = f"{flow['source']} to {flow['target']}: {flow['action']} {services}"
     return [
         f"<g><title>{_xml(says)}</title>",

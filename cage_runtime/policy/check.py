@@ -76,9 +76,9 @@ def _dead(found: Shadowed) -> Finding:
     if found.duplicate:
         return Finding(kind=About.DUPLICATE, text=f"{place}: {by[0]} has the same columns, and decides",
                        rules=(place, *by))
-    named = " and ".join(by[:3]) + (f" and {len(by) - 3} more" if len(by) > 3 else "")
-    return Finding(kind=About.SHADOWED, text=f"{place}: never decides anything: before it, {named} decide all that it is "
-                   "about" if len(by) > 1 else f"{place}: never decides anything: {named} decides all that it is about",
+    decides = f"{by[0]} decides" if len(by) == 1 else " and ".join(by[:3]) + (
+        f" and {len(by) - 3} more decide" if len(by) > 3 else " decide")
+    return Finding(kind=About.SHADOWED, text=f"{place}: never decides anything: {decides} all that it is about",
                    rules=(place, *by))
 
 

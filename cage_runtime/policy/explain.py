@@ -47,7 +47,7 @@ def _near(policy: Policy, case: Case, decision: Decision, host: Host) -> Iterato
             return
         if rule.service and rule.service.name != case.request.service:
             continue
-        blank = replace(rule, action=Action.DENY, parameters=Parameters(), service=None, source=Anyone(), target=Anyone())
+        blank = Rule(service=None, source=Anyone(), target=Anyone(), action=Action.DENY, place="")
         alone = (replace(blank, service=rule.service), replace(blank, source=rule.source),
                  replace(blank, target=rule.target))
         amiss = [why for part in alone if (why := _mismatch(part, case, host))]

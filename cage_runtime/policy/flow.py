@@ -4,8 +4,8 @@
 Nothing is assumed of the engine: it is asked, and what it allows is followed step by step.  It is asked about the
 cages that there are, and, for those that there could be, about the smallest requests of every rule (witness.py), among
 which there is one that leaks if any request leaks: one that a rule lets down, or sideways, or whose answer comes back
-down, is let so with fewer compartments and tags too, for fewer rules stand before it.  A chain that leaks has a step that
-does, because dominance is transitive; it is looked for all the same, and shown whole.
+down, is let so with fewer compartments and tags too, for fewer rules stand before it.  A chain that leaks has a step
+that does, because dominance is transitive; it is looked for all the same, and shown whole.
 """
 
 from __future__ import annotations

@@ -194,8 +194,14 @@ def _pairs(rule: Rule, words: Words) -> Iterator[tuple[Instance, Instance]]:
     for lower, upper in product(_ranks(ours, words), _ranks(theirs, words)):
         for mine, yours in _smallest(_of(ours), _of(theirs), words.others, lower - upper):
             source = _cage(ours, words.nameless[0], words.label(lower, mine), OURS)
-            for owner in (THEIRS, OURS):
-                yield source, _cage(theirs, words.nameless[1], words.label(upper, yours), owner)
+            for owner, name in product((THEIRS, OURS), _target_names(rule, words)):
+                yield source, _cage(theirs, name, words.label(upper, yours), owner)
+
+
+def _target_names(rule: Rule, words: Words) -> tuple[str, ...]:
+    """A name that no rule has; and the one that the rule would send the request to, where it does not go elsewhere."""
+    sent = rule.parameters.target
+    return words.nameless[1:2] + ((sent,) if sent and not sent.startswith("@") else ())
 
 
 def _cage(wanted: Needs, nameless: str, label: Label, owner: int) -> Instance:

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The pictures of `cagectl graph`: what is in them, that a parser takes them, and that no text gets out of its place."""
+"""The pictures of `cagectl graph`: what is in them, that parsers take them, and that no text gets out of its place."""
 
 from __future__ import annotations
 
@@ -26,8 +26,12 @@ def flow(source: str, target: str, *services: str, action: str = "allow", **more
             "two-way": more.get("two_way", False), "declassify": more.get("declassify", False)}  # fmt: skip
 
 
-FLOWS = [flow("work", "vault", "files.Send", "clipboard.Paste"), flow("vault", "web", "files.Send", action="ask",
-         declassify=True), flow("work", "mail", "call.X+a", two_way=True), flow("mail", "@core", "notify.Show")]  # fmt: skip
+FLOWS = [
+    flow("work", "vault", "files.Send", "clipboard.Paste"),
+    flow("vault", "web", "files.Send", action="ask", declassify=True),
+    flow("work", "mail", "call.X+a", two_way=True),
+    flow("mail", "@core", "notify.Show"),
+]
 
 
 def drawn(levels: Any = LEVELS, cages: Any = CAGES, flows: Any = FLOWS) -> ET.Element:

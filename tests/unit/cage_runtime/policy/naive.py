@@ -50,10 +50,11 @@ class Naive:
         return next((rule for rule in self.rules if matches(rule, request, target)), None)
 
     def decide(self, request: Request, find: Callable[[str], Instance | None], levels: Levels, now: float, *,
-               chosen: str | None = None, cages: Callable[[], Iterable[Instance]] = tuple) -> Decision:
+               chosen: str | None = None, cages: Callable[[], Iterable[Instance]] = tuple,
+               sent: tuple[Rule, ...] = ()) -> Decision:
         target = find(request.target_name)
         rule = self.first(request, target)
-        if rule is None or rule.action is Action.DENY or request.target_name == request.source.name:
+        if rule is None or rule.action is Action.DENY or request.target_name == request.source.name or rule in sent:
             return deny(rule)
         if chosen is not None and chosen != request.target_name:
             if Wrong.CHOICES in self.wrong:
@@ -62,7 +63,8 @@ class Naive:
         if rule.parameters.target and rule.parameters.target != request.target_name:
             if Wrong.REDIRECTS in self.wrong and find(rule.parameters.target):
                 return self._verdict(rule, request, find(rule.parameters.target), rule.parameters.target, unseen=True)
-            return self.decide(replace(request, target_name=rule.parameters.target), find, levels, now)
+            onward = replace(request, target_name=rule.parameters.target)
+            return self.decide(onward, find, levels, now, sent=(*sent, rule))
         if rule.action is Action.ASK and not request.target_name:
             others = [cage.name for cage in cages() if cage.name != request.source.name]
             kept = [name for name in others if Wrong.CHOICES in self.wrong or self.decide(

@@ -91,7 +91,8 @@ def everybody(names: tuple[str, ...], owners: tuple[int, ...]) -> list[Instance]
 
 
 def every_request() -> list[tuple[Request, Instance | None]]:
-    """Of the disposable cages those that could be made of a template that caps nothing, and of one that is not there."""
+    """Of the disposable cages those that could be made from a template that caps nothing, and from one that is not
+    there."""
     sources, targets = everybody((*NAMES, "any"), (1,)), everybody((*NAMES, "other"), (1, 2))
     asked = [(target.name, target) for target in targets]
     asked += [(name, None) for name in (*NAMES, "other", "", "@core", "@disposable:d", "@disposable", "@disposable:e")]
