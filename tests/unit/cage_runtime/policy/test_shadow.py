@@ -107,7 +107,7 @@ def every_request() -> list[tuple[Request, Instance | None]]:
 EVERY = every_request()
 
 
-@settings(max_examples=40, deadline=None)
+@settings(max_examples=20, deadline=None)
 @given(st.lists(LINES, min_size=1, max_size=7))
 def test_exactly_the_rules_that_decide_nothing_are_told(lines: list[str]) -> None:
     found = Policy(rules=rules(*lines, levels=SMALL))
