@@ -42,6 +42,8 @@ class Delivery(StrEnum):
 
     DELIVERY = "delivery"
     SESSION = "session"
+    SERVICE = "service"
+    """As a session; its standard error goes to the cage's log, and it does not outlive its channel."""
     NONE = "none"
 
 
@@ -63,7 +65,7 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     methods: Annotated[list[_Member], msgspec.Meta(min_length=1, max_length=MEDIATOR_METHODS_MAX)]
     services: Annotated[dict[str, _Service], msgspec.Meta(min_length=1, max_length=MEDIATOR_SERVICES_MAX)]
     descriptors: Annotated[int, msgspec.Meta(ge=0, le=MEDIATOR_DESCRIPTORS_MAX)] = 0
-    delivery: Literal["delivery", "session", "none"] = "none"
+    delivery: Literal["delivery", "session", "service", "none"] = "none"
     folder: _Folder | None = None
 
 

@@ -125,6 +125,8 @@ DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
 """Bytes for which a delivery has a second more."""
+DELIVERY_FILES_PER_SECOND = 200
+"""Files of a tree for which it has one."""
 DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0
@@ -156,6 +158,26 @@ DENIALS_SECONDS = 60.0
 """Between two records of what the kernel refuses to one cage; between them the number grows, and no record is made."""
 PERSONS_MAX = 256
 """Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
+NOTIFICATION_LINE_MAX = 200
+"""Characters of a line of a notification, before escaping; what is longer is cut."""
+NOTIFICATION_LINES_MAX = 50
+"""Lines of a notification's body; what is more is cut."""
+NOTIFICATION_LABEL_MAX = 40
+"""Characters of the label of a notification's action; what is longer is cut."""
+NOTIFICATION_ACTIONS_MAX = 8
+"""Actions of one notification."""
+NOTIFICATIONS_PER_CAGE = 32
+"""Notifications of one cage that are there at once; the oldest makes room."""
+PORTAL_REQUESTS_MAX = 64
+"""Requests of applications that a cage's portal has under way at once."""
+PORTAL_REQUESTS_PER_CALLER = 8
+"""Those of them that came over one connection."""
+PORTAL_ADDRESSES_MAX = 100
+"""Addresses of one message that an application composes."""
+PORTAL_FILES_MAX = 32
+"""Files that an application is handed at once, and that are expected to be written at once."""
+PORTAL_SAVE_SECONDS = 3600.0
+"""How long a file that an application said that it would save is waited for."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
 JOBS_MAX = 64
@@ -216,6 +238,18 @@ MEDIATOR_SERVICES_MAX = 16
 """Services, by policy's word, of one mediator."""
 MEDIATOR_DESCRIPTORS_MAX = 4
 """Descriptors in one message between the halves of a mediator, and between a core half and caged."""
+STREAMS_PER_CAGE = 16
+"""Calls of one source cage's to services of other cages that go on at once (M13); one more is refused."""
+STREAMS_PER_PAIR = 8
+"""Those of them to one target."""
+CALL_BYTES_MAX = 1024**4
+"""Bytes that a call may send each way, whatever the policy says."""
+CALL_SECONDS = 24 * 3600.0
+"""What a call may take in all."""
+CALL_IDLE_SECONDS = 3600.0
+"""How long a call goes on in which nothing is sent either way."""
+CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
+"""Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
 DEFAULT_TASKS = 4096
 """Processes and threads of a cage whose definition says nothing; enforced where the host can."""
 DEFAULT_TMP_BYTES = 256 * 1024**2

@@ -39,7 +39,9 @@ class Ended:
     untrusted_diagnostics: bytes
 
 
-class _Event(msgspec.Struct, frozen=True, kw_only=True):
+class Event(msgspec.Struct, frozen=True, kw_only=True):
+    """What a channel says of the program at its other end (spawner/channel.py)."""
+
     event: Literal["started", "exit", "refused"]
     status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
 
@@ -68,27 +70,28 @@ async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: floa
             async with asyncio.timeout(seconds):
                 return await _follow(near, held, gate, output_max)
         except TimeoutError as error:
-            _signal(near, signal.SIGKILL)
+            send_signal(near, signal.SIGKILL)
             raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
         except CageError:
             # It tidies up; what does not is behind the gate, and the target's own.
-            _signal(near, signal.SIGTERM)
+            send_signal(near, signal.SIGTERM)
             raise
 
 
-def _signal(near: socket.socket, number: signal.Signals) -> None:
+def send_signal(near: socket.socket, number: signal.Signals) -> None:
+    """To the program at the other end of its channel."""
     with contextlib.suppress(OSError):  # it has ended already
         near.send(json.dumps({"signal": number}).encode())
 
 
 async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, output_max: int) -> Ended:
-    started, pipes = await _event(near, held)
+    started, pipes = await next_event(near, held)
     if started.event == "refused":
         raise TransferFailed("the target could not start to receive it")
-    if started.event != "started" or len(pipes) != 2 or not all(map(_is_pipe, pipes)):
+    if started.event != "started" or len(pipes) != 2 or not all(map(is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
     answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max))
-    diagnosing = asyncio.ensure_future(_read(pipes[1], DIAGNOSTICS_MAX))
+    diagnosing = asyncio.ensure_future(read(pipes[1], DIAGNOSTICS_MAX))
     ending = asyncio.ensure_future(_ended(near, held))
     tasks = (answering, diagnosing, ending)
     try:
@@ -105,24 +108,24 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, o
 
 async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int) -> tuple[bool, bytes]:
     """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
-    first = await _read(pipe, len(gate.ready), enough=True)
+    first = await read(pipe, len(gate.ready), enough=True)
     if first != gate.ready:
-        return False, first + await _read(pipe, output_max + 1 - len(first))
+        return False, first + await read(pipe, output_max + 1 - len(first))
     await gate.passing()
-    _signal(near, gate.go)
-    return True, await _read(pipe, output_max + 1)
+    send_signal(near, gate.go)
+    return True, await read(pipe, output_max + 1)
 
 
-async def _ended(near: socket.socket, held: contextlib.ExitStack) -> _Event:
-    event, descriptors = await _event(near, held)
+async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
+    event, descriptors = await next_event(near, held)
     if event.event != "exit" or descriptors:
         raise TransferFailed("the target did not answer as it should")
     return event
 
 
-async def _event(near: socket.socket, held: contextlib.ExitStack) -> tuple[_Event, list[int]]:
-    """The next message and its descriptors, which `held` closes."""
-    await _readable(near.fileno())
+async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[Event, list[int]]:
+    """The next message of a channel and its descriptors, which `held` closes; TransferFailed where there is none."""
+    await readable(near.fileno())
     size = array("i").itemsize * DESCRIPTORS_MAX
     untrusted, ancillary, flags, _ = near.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
     descriptors = array("i")
@@ -136,21 +139,21 @@ async def _event(near: socket.socket, held: contextlib.ExitStack) -> tuple[_Even
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise TransferFailed("the target did not answer as it should")
     try:
-        return msgspec.json.decode(untrusted, type=_Event), list(descriptors)
+        return msgspec.json.decode(untrusted, type=Event), list(descriptors)
     except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
         raise TransferFailed("the target did not answer as it should") from error
 
 
-def _is_pipe(descriptor: int) -> bool:
+def is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
-async def _read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
+async def read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
     """What is written to `pipe`, of which the first `limit` bytes are kept; no more is read where that is `enough`."""
     os.set_blocking(pipe, False)
     kept = b""
     while not (enough and len(kept) == limit):
-        await _readable(pipe)
+        await readable(pipe)
         try:
             chunk = os.read(pipe, limit - len(kept) if enough else 4096)
         except BlockingIOError:
@@ -161,7 +164,8 @@ async def _read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
     return kept
 
 
-async def _readable(descriptor: int) -> None:
+async def readable(descriptor: int) -> None:
+    """Returns once there is something to read from `descriptor`, or its end."""
     loop = asyncio.get_running_loop()
     ready: asyncio.Future[None] = loop.create_future()
     loop.add_reader(descriptor, _set, ready)

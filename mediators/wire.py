@@ -25,6 +25,7 @@ from cage_runtime.model import (
     REQUEST_ID_DIGITS,
     Action,
     Flow,
+    check_cage_name,
 )
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -207,8 +208,13 @@ class Caged:
         self._waiting: dict[str, asyncio.Event] = {}
         """The requests about which a person is being asked; set once it is time to look again."""
         self._going: set[asyncio.Task[None]] = set()
+        self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
+
+    def on_acted(self, what: Callable[[int, str], None]) -> None:
+        """Have `what` called with a notification's id and what a person clicked of it, "" where it was closed."""
+        self._on_acted = what
 
     async def gateways(self) -> list[Gateway]:
         (rows,) = (await self._ask("Gateways")).values
@@ -256,9 +262,12 @@ class Caged:
             LOG.info("not withdrawn: %s: %s", request, escape(error.sentence))
 
     def _on_signal(self, message: Value) -> None:
-        if self.presence.owner and message.sender == self.presence.owner and message.interface == MEDIATION \
-                and message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
+        if not self.presence.owner or message.sender != self.presence.owner or message.interface != MEDIATION:
+            return
+        if message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
             self._waiting[message.body[0]].set()
+        elif message.member == "Acted" and message.signature == "us":
+            self._on_acted(*message.body)
 
     def _look_again(self) -> None:
         """There is another caged, which knows of no question."""
@@ -266,11 +275,14 @@ class Caged:
             again.set()
 
     async def deliver(self, target: str, arguments: list[str], descriptors: Sequence[int], request: str,
-                      seconds: float) -> int:
+                      seconds: float, *, once: bool = False) -> int:
         """Start the delivery half in the instance `target` with the one of `descriptors` as its standard input, for a
-        `request` that was decided; returns its channel, which the caller owns."""
+        `request` that was decided; returns its channel, which the caller owns.
+
+        `once`: CutOff is raised, for a half that begins with what it was given before anybody tells it to.
+        """
         told = (target, arguments, list(range(len(descriptors))), request)
-        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds)
+        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds, once=once)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
@@ -281,6 +293,15 @@ class Caged:
         name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
         return str(name), str(uuid)
 
+    async def show(self, source: str, request: str, notification: dict[str, Variant]) -> int:
+        """Show a notification of the instance `source` to its owner; its id, for a request that was decided."""
+        (number,) = (await self._ask("Show", "ssa{sv}", (source, request, notification))).values
+        return int(number)
+
+    async def unshow(self, source: str, number: int) -> None:
+        """Take the notification away, if it is that instance's."""
+        await self._ask("Unshow", "su", (source, number))
+
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
 
@@ -288,7 +309,8 @@ class Caged:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
-                   descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS) -> Answer:
+                   descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS, *,
+                   once: bool = False) -> Answer:
         loop, asked = asyncio.get_running_loop(), ""
         deadline = loop.time() + CORE_RETURN_SECONDS
         while await self.presence.wait(deadline - loop.time(), but=asked):
@@ -297,7 +319,7 @@ class Caged:
                 return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                             descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:
-                if isinstance(error, Unanswered) or not self._bus.connected:
+                if once or isinstance(error, Unanswered) or not self._bus.connected:
                     raise
                 LOG.info("%s is asked again: %s", member, escape(error.sentence))
         raise NobodyAnswers(f"caged was not there within {CORE_RETURN_SECONDS:.0f} s; try again when it runs")
@@ -422,6 +444,11 @@ def only_descriptor(call: Call, position: int) -> int:
     if call.arguments[position] != 0 or len(call.descriptors) != 1:
         raise WrongSignature(f"{call.member} takes one descriptor, of index 0")
     return call.descriptors[0]
+
+
+def check_target(untrusted_target: str) -> str:
+    """The target, the name of a cage, or empty where policy is to name it; else InvalidName."""
+    return check_cage_name(untrusted_target) if untrusted_target else ""
 
 
 def no_options(untrusted_options: dict[str, Value]) -> None:

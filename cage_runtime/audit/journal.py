@@ -65,7 +65,7 @@ MESSAGES: Mapping[Kind, Message] = {
                             text="The kernel refused {operation} to the cage {cage}, {count} times"),
     Kind.CALLS_ANSWERED: Message(id="0ab879caadee4e66af49bcf07ef3652f",
                             text="{operation} of the cage {cage} was answered in the kernel's stead, {count} times"),
-    Kind.TRANSFER: Message(id="fddc3e41bbda41988a46934ba5ffce1d", text="A file of {cage} for {target}"),
+    Kind.TRANSFER: Message(id="fddc3e41bbda41988a46934ba5ffce1d", text="{service} of {cage} for {target}"),
     Kind.REMOTE_ADDED: Message(id="5480015934d34da6a05e1006e8a7a017",
                             text="{url} is a source of applications, by the name {remote}"),
     Kind.REMOTE_REMOVED: Message(id="5bd024f43ca24578872dd62715bacd91",

@@ -205,12 +205,15 @@ def job(manager: Peer, path: str) -> Peer:
     return manager.at(path, CORE_NAME + ".Job")
 
 
-def mediator(name: str, so: str) -> Peer:
-    """The cage half of the mediator `name` on the cage's own system bus; `so` is what follows where it is not there."""
+def mediator(name: str, so: str, *, given_up: Callable[[], bool] | None = None) -> Peer:
+    """The cage half of the mediator `name` on the cage's own system bus; `so` is what follows where it is not there.
+
+    No call of it goes on once `given_up`.
+    """
     interface = f"org.cageruntime.{name.capitalize()}1"
     absent = f"the {name} mediator of this cage is not running, {so}; ask who runs this host"
     return Peer(Connection(), interface, "/" + interface.replace(".", "/"), interface,
-                who=f"the {name} mediator", absent=lambda: absent)
+                who=f"the {name} mediator", absent=lambda: absent, given_up=given_up)
 
 
 def files() -> Peer:

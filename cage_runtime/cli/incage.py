@@ -10,11 +10,15 @@ PROGRAM = Program(
     purpose="What this cage may ask of the core, the only way to other cages.",
     closing="Exit status: 0, 1 failed, 2 usage, 125 the runtime, 126 refused by policy.",
     verbs={
-        "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
+        "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
+        "call": ("verbs_incage_call", "call a service of another cage"),
+        "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),
+        "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
+        "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "open", "notify", "call"),
+    later=("copy", "paste", "open"),
 )
 
 

@@ -39,6 +39,7 @@ from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
+from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.proof_service import ProofService
 from cage_runtime.daemon.proofs import Proofs
@@ -86,12 +87,13 @@ class Daemon:
                               tell=self._answered, show=Shown(self._manager.levels))
         kinds = manifest.kinds_of(mediators)
         mediation = Mediation(self._manager, sessions, paths, self._asking, kinds=kinds)
-        proofs = Proofs(self._manager, mediation, paths, kinds=kinds)
+        self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
             applications=self._applications, mediation=mediation,
-            proofs=ProofService(access, proofs, self._manager.levels),
-            asking=AskingService(access, self._asking, agents), recovery=self._recovery, jobs=Jobs(bus),
+            asking=AskingService(access, self._asking, agents, self._notifications),
+            proofs=ProofService(access, Proofs(self._manager, mediation, paths, kinds=kinds), self._manager.levels),
+            notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation
@@ -165,6 +167,7 @@ class Daemon:
         if self._core is not None:
             self._core.changed(cage, present)
             self._mediation.cage_changed(cage, present)
+            self._notifications.cage_changed(cage, present)
         if not present:
             self._exports.forget(cage.record)
         self._applications.see_persons()
@@ -179,6 +182,10 @@ class Daemon:
     def _answered(self, waiter: Waiter) -> None:
         if self._mediators is not None:
             self._mediators.answered(waiter)
+
+    def _acted(self, number: int, action: str) -> None:
+        if self._mediators is not None:
+            self._mediators.acted(number, action)
 
     def _gateway_down(self, uuid: str) -> None:
         if self._mediators is not None:

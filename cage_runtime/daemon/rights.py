@@ -84,7 +84,7 @@ _MEMBERS = {
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor", "Graph"),
-    About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent"),
+    About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent", "NotificationAction"),
     About.HOST: (
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy",
         "ReloadPolicy", "TailAudit", "VerifyAudit",
@@ -99,7 +99,7 @@ _DOES = {
     **dict.fromkeys((
         "Create", "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run",
         "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote", "RemoveRemote", "ReloadPolicy",
-        "AnswerPrompt", "RevokeGrant",
+        "AnswerPrompt", "RevokeGrant", "NotificationAction",
     ), Does.CHANGES),
 }
 """Each by its name: one that is new and not here is no method, as the core does not start without it."""

@@ -102,7 +102,10 @@ class Sessions:
             raise UsageError("a delivery half takes one descriptor, its standard input")
         argv = [MEDIATOR, mediator, "--deliver", *check_argv(arguments)]
         request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True,
-                             profile="delivery" if profile is Delivery.DELIVERY else "session")
+                             profile="delivery" if profile is Delivery.DELIVERY else "session",
+                             serves=profile is Delivery.SERVICE)
+        if profile is Delivery.SERVICE:
+            return await self._request(request, *descriptors)  # not twice: it begins with what it is sent at once
         for _ in range(REPEATS_MAX):
             # One that was cut off may have been started all the same, and ends by itself: nobody has the other end of
             # its channel, which alone lets it finish.  A command of `enter` would have begun: it is not started twice.

@@ -100,6 +100,8 @@ class Streams:
             return Streams._terminal(request.terminal, owner)
         if request.detached:
             return Streams.to_log(log)
+        if given is not None and request.serves:
+            return Streams._serving(given, log, owner)
         output_pipes = [os.pipe2(os.O_CLOEXEC), os.pipe2(os.O_CLOEXEC)]
         inner, outer = [write for _, write in output_pipes], [read for read, _ in output_pipes]
         if given is None:
@@ -111,6 +113,12 @@ class Streams:
         first = [given] if given is not None else []
         zero, one, two = [*first, *inner]
         return Streams(inner=(zero, one, two), outer=outer, owned=inner)
+
+    @staticmethod
+    def _serving(given: int, log: int, owner: int) -> Streams:
+        read, write = os.pipe2(os.O_CLOEXEC)
+        os.fchown(write, owner, owner)
+        return Streams(inner=(given, write, log), outer=[read], owned=[write])
 
     @staticmethod
     def _terminal(terminal: Terminal, owner: int) -> Streams:

@@ -52,7 +52,7 @@ START_SECONDS = 10.0
 ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
 """What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
-"""What is given to a delivery half, whose core half is gone, before it is killed."""
+"""What is given to a delivery half or a service, whose core half is gone, before it is killed."""
 SIGINFO_BYTES = 128
 """Of one struct signalfd_siginfo (signalfd(2))."""
 SI_USER = 0
@@ -66,6 +66,8 @@ class Running:
 
     channel: socket.socket | None
     profile: ProfileName
+    serves: bool = False
+    """It does not outlive its channel."""
     terminal: int | None = None
 
 
@@ -118,8 +120,8 @@ class Init:
                     argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
                           "--config-file=/opt/cage-runtime/cage-bus/bus.conf")),
             LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID, profile=ProfileName.SESSION,
-                    argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
-                          "--address=systemd:")),
+                    argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+                          "--config-file=/opt/cage-runtime/session-bus/bus.conf")),
         ]
 
     def hand_over(self, listener: int, born: float) -> None:
@@ -275,7 +277,7 @@ class Init:
             return Reply(id=request.id)
         finally:
             streams.close_inner()
-        self._running[forked.pid] = Running(channel=None, profile=command.profile)
+        self._running[forked.pid] = Running(channel=None, profile=command.profile, serves=request.serves)
         self._used = True
         self._await(forked, lambda refusal: self._started(request, forked.pid, channel, streams, refusal))
         return Reply(id=request.id)
@@ -336,8 +338,8 @@ class Init:
             self._close_channel(running)
             _signal_group(pid, signal.SIGHUP)
             _signal_group(pid, signal.SIGCONT)
-            if running.profile is ProfileName.DELIVERY:
-                # It holds a file of the core's, and the cage's user can stop it again.
+            if running.profile is ProfileName.DELIVERY or running.serves:
+                # It holds what is the core's, and the cage's user can stop it again.
                 self._loop.after(GRACE_SECONDS, lambda: self._kill(pid, running))
         elif "signal" in wish:
             _signal_group(pid, wish["signal"])

@@ -16,7 +16,8 @@ from cage_runtime.spawner.spec import Logs, Request, Spawn
 FLATPAK = ("/usr/bin/flatpak", "run", "--no-documents-portal")
 MEDIATOR = "/opt/cage-runtime/bin/cage-mediator"
 _APPLICATION = re.compile(APPLICATION_PATTERN)
-_MEDIATOR_NAME = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
+_MEDIATOR_NAME = re.compile(r"(?!call\Z)[a-z][a-z0-9-]{0,30}\Z")
+"""Not call: what answers a call is a program of the cage's user, and its answer leaves the cage."""
 
 
 def check(request: Request) -> None:
@@ -44,4 +45,4 @@ def _is_delivery(request: Spawn) -> bool:
 
 
 def _is_plain(request: Spawn, *, profile: str) -> bool:
-    return (request.user, request.cwd, request.profile) == ("user", "", profile)
+    return (request.user, request.cwd, request.profile, request.serves) == ("user", "", profile, False)

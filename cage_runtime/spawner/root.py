@@ -46,10 +46,14 @@ DEVICES = {"null": (1, 3), "zero": (1, 5), "full": (1, 7), "random": (1, 8), "ur
 USER_DIRECTORIES = {"DOCUMENTS": "Documents", "DOWNLOAD": "Downloads", "PICTURES": "Pictures"}
 """XDG user directories that a new home has; flatpak's `xdg-documents` permission needs them (xdg-user-dirs)."""
 
+HOSTS_ETC = Path("/etc")
+SERVICES = "cage-runtime/services"
+"""What whoever runs the host has every cage answer to others (incage(1))."""
+
 ETC_FROM_HOST = (
-    "alternatives", "bash.bashrc", "ca-certificates", "dbus-1", "debian_version", "fonts", "inputrc", "ld.so.cache",
-    "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "os-release", "profile", "protocols", "services",
-    "shells", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
+    "alternatives", "bash.bashrc", "ca-certificates", SERVICES, "dbus-1", "debian_version", "fonts", "inputrc",
+    "ld.so.cache", "ld.so.conf", "ld.so.conf.d", "localtime", "mime.types", "os-release", "profile", "protocols",
+    "services", "shells", "ssl/certs", "ssl/openssl.cnf", "terminfo", "timezone",
 )
 """The only parts of the host's /etc that a cage sees: what programs need and nobody keeps secret."""
 
@@ -264,7 +268,8 @@ class SharedEtc:
 
     def path(self) -> str:
         """The layer's directory, made first where there is none for the host's /etc as it is now."""
-        changed = tuple(_modified(Path("/etc", name)) for name in ("ld.so.cache", "alternatives", "localtime"))
+        changed = tuple(_modified(Path(HOSTS_ETC, name)) for name in (
+            "ld.so.cache", "alternatives", "localtime", SERVICES, *_names(Path(HOSTS_ETC, SERVICES))))
         what = repr((changed, ETC_FROM_HOST, sorted(ETC_GENERATED.items()))).encode()
         target = self._parent / hashlib.sha256(what).hexdigest()[:16]
         if not target.is_dir():
@@ -277,7 +282,7 @@ class SharedEtc:
             shutil.rmtree(fresh)
         fresh.mkdir(parents=True)
         for name in ETC_FROM_HOST:
-            _copy_public(Path("/etc", name), fresh / name)
+            _copy_public(Path(HOSTS_ETC, name), fresh / name)
         for name, content in ETC_GENERATED.items():
             (fresh / name).parent.mkdir(exist_ok=True)
             (fresh / name).write_text(content, encoding="utf-8")
@@ -292,8 +297,18 @@ def _modified(path: Path) -> int:
         return 0
 
 
+def _names(directory: Path) -> list[str]:
+    """The files in it, by their names below /etc."""
+    try:
+        return sorted(f"{SERVICES}/{entry.name}" for entry in directory.iterdir())
+    except OSError:
+        return []
+
+
 def _copy_public(source: Path, target: Path) -> None:
     """Copy what everybody may read; what is missing or private is left out."""
+    if not os.path.lexists(source):
+        return
     target.parent.mkdir(parents=True, exist_ok=True)
     if source.is_symlink():
         target.symlink_to(os.readlink(source))
@@ -305,3 +320,5 @@ def _copy_public(source: Path, target: Path) -> None:
             _copy_public(entry, target / entry.name)
     elif source.is_file() and source.stat().st_mode & 0o004:
         shutil.copyfile(source, target)
+        if source.stat().st_mode & 0o001:
+            target.chmod(0o755)

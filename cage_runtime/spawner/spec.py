@@ -125,6 +125,9 @@ class Spawn(Request, frozen=True, kw_only=True, forbid_unknown_fields=True, tag=
     detached: bool = False
     """Output goes to the cage's log; the channel says whether the command started, and then ends."""
     own_input: bool = False
+    serves: bool = False
+    """It answers somebody outside of the cage who is not to hear all of it: its errors go to the cage's log, and it
+    does not outlive its channel.  With `own_input` alone."""
     profile: Literal["session", "delivery"] = "session"
 
 

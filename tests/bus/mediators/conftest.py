@@ -129,9 +129,13 @@ class StandInCaged:
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
+        self.one_way, self.max_files = False, 0
         self.told: list[dict[str, Any]] = []
         """What each request turned out to be."""
         self.withdrawn: list[str] = []
+        self.notifications: list[tuple[str, int, dict[str, Any]]] = []
+        """What was to be shown: the source, the id, the notification."""
+        self.unshown: list[tuple[str, int]] = []
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -142,7 +146,8 @@ class StandInCaged:
 
     def _serve(self) -> None:
         handlers = {"Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-                    "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+                    "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
+                    "Deliver": self._deliver, "Record": self._record,
                     "RecordMalformed": self._record_malformed}
         interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
         mortal = {member: self._mortal(member, handler) for member, handler in handlers.items()}
@@ -197,6 +202,21 @@ class StandInCaged:
             raise PolicyRefused("it is larger than the policy lets through by now")
         return permission
 
+    async def _show(self, call: Call) -> Answer:
+        """Ids of its own, or the one that is replaced; as caged, whether or not anybody sees it."""
+        source, _request, about = call.arguments
+        told = {key: variant.value for key, variant in about.items()}
+        number = told.get("replaces") or 1000 + len(self.notifications)
+        self.notifications.append((source, number, told))
+        return Answer(values=(number,))
+
+    async def _unshow(self, call: Call) -> Answer:
+        self.unshown.append(tuple(call.arguments))
+        return Answer()
+
+    def act(self, number: int, action: str) -> None:
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "Acted", "us", (number, action), to=self.mediator.result())
+
     async def _withdraw(self, call: Call) -> Answer:
         self.withdrawn.append(call.arguments[0])
         return Answer()
@@ -209,9 +229,10 @@ class StandInCaged:
                  "user": ""}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
-            **{key: Variant("b", False) for key in ("two-way", "one-way", "notify", "autostart")},
-            "max-size": Variant("t", self.max_size), "max-files": Variant("u", 0), "types": Variant("as", []),
-            "choices": Variant("as", []),
+            **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},
+            "one-way": Variant("b", self.one_way),
+            "max-size": Variant("t", self.max_size), "max-files": Variant("u", self.max_files),
+            "types": Variant("as", []), "choices": Variant("as", []),
         },))
 
     async def _deliver(self, call: Call) -> Answer:

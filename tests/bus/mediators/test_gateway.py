@@ -165,8 +165,8 @@ def test_signals_from_a_cage_go_nowhere(play: Play) -> None:
 
 @pytest.mark.parametrize(
     ("signature", "arguments", "descriptors"),
-    [("hh", (0, 1), 2), ("s", ("x" * 40_000,), 0)],
-    ids=["two descriptors", "a long message"],
+    [("hhhh", (0, 1, 2, 3), 4), ("s", ("x" * 40_000,), 0)],
+    ids=["more descriptors than any mediator takes", "a long message"],
 )
 def test_what_exceeds_a_bound_ends_the_connection_that_sent_it(
     play: Play, signature: str, arguments: tuple[Any, ...], descriptors: int

@@ -41,14 +41,17 @@ def test_its_own_applications_and_deliveries_go_on(request_: Spawn) -> None:
         ["/usr/bin/flatpak", "enter", *RUN[2:]], ["/usr/bin/../../bin/flatpak", *RUN[1:]], DELIVER,
     )),
     *(msgspec.structs.replace(APPLICATION, **change) for change in (
-        {"user": "root"}, {"cwd": "/"}, {"own_input": True}, {"profile": "delivery"})),
+        {"user": "root"}, {"cwd": "/"}, {"own_input": True}, {"profile": "delivery"}, {"serves": True})),
     *(msgspec.structs.replace(DELIVERY, argv=argv) for argv in (
         ["/bin/cat"], DELIVER[:2], [*DELIVER[:2], "--serve"], [DELIVER[0], "--deliver", *DELIVER[1:]],
         ["/home/user/cage-mediator", *DELIVER[1:]], [DELIVER[0], "../x", *DELIVER[2:]], [*RUN, "x"],
     )),
     *(msgspec.structs.replace(DELIVERY, **change) for change in (
-        {"user": "root"}, {"cwd": "/"}, {"own_input": False}, {"terminal": TERMINAL},
-        {"detached": True})),
+        {"user": "root"}, {"cwd": "/"}, {"own_input": False}, {"terminal": TERMINAL}, {"detached": True},
+        {"serves": True},
+        # what answers a call is a program of the cage's, and its answer leaves the cage
+        *({"argv": [DELIVER[0], "call", "--deliver", "Echo", "", "work"], "profile": profile}
+          for profile in ("session", "delivery")))),
 ])
 def test_nothing_else_does(request_: Spawn | Logs) -> None:
     with pytest.raises(PrivateCage, match="the cage is private: "):

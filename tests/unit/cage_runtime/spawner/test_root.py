@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import dataclasses
+import os
 from pathlib import Path
 
 import pytest
@@ -121,3 +122,23 @@ def test_private_files_of_the_host_are_left_out(tmp_path: Path, monkeypatch: pyt
     layer = Path(SharedEtc(tmp_path / "etc").path())
     assert not (layer / "shadow").exists()
     assert not (layer / "gshadow").exists()
+
+
+def test_services_of_the_hosts_are_in_every_cages_layer(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """With what makes them such, and those born after a change have the new ones."""
+    host = tmp_path / "host"
+    (host / root.SERVICES).mkdir(parents=True)
+    monkeypatch.setattr(root, "ETC_FROM_HOST", (root.SERVICES,))
+    monkeypatch.setattr(root, "HOSTS_ETC", host)
+    script = host / root.SERVICES / "Echo"
+    script.write_text("#!/bin/sh\n")
+    script.chmod(0o755)
+    (host / root.SERVICES / "Secret").touch(mode=0o600)
+    etc = SharedEtc(tmp_path / "etc")
+    first = Path(etc.path(), root.SERVICES)
+    assert [entry.name for entry in first.iterdir()] == ["Echo"]
+    assert (first / "Echo").stat().st_mode & 0o777 == 0o755
+    assert etc.path() == str(first.parents[1])
+    script.write_text("#!/bin/sh\nexec cat\n")
+    os.utime(script, ns=(1, 1))
+    assert Path(etc.path(), root.SERVICES, "Echo").read_text().endswith("exec cat\n")

@@ -1,0 +1,306 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The core half: has a service of one cage started for another, and carries bytes between the two.
+
+Law of this room: it decides nothing.  caged is asked for the instance whose gateway a call came through, and again
+right before a service is started.  Both cages have pipes of the core's and none of each other's.  A one-way call is a
+diode: all of it is here before the target hears of it, and then nothing comes back, not even how fast it was read.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import fcntl
+import logging
+import os
+import socket
+from collections import Counter
+from collections.abc import Coroutine, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from cage_runtime.bus import Answer, Call
+from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure
+from cage_runtime.model import (
+    CALL_BYTES_MAX,
+    CALL_IDLE_SECONDS,
+    CALL_ONE_WAY_BYTES_MAX,
+    DELIVERY_SECONDS,
+    STREAMS_PER_CAGE,
+    STREAMS_PER_PAIR,
+)
+from cage_runtime.text import escape
+from mediators import corehalf, session, wire
+from mediators.call import carry, protocol
+from mediators.call.carry import Bounds, Carried, Ends
+from mediators.call.protocol import FAILED, REFUSED, Outcome
+from mediators.call.stream import CHUNK
+from mediators.wire import Caged, Gateway, Permission, What
+
+LOG = logging.getLogger(__name__)
+_SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+ACCEPTED = Outcome(0)
+"""All that whoever makes a one-way call hears of it."""
+
+
+@dataclass(kw_only=True, slots=True)
+class Calling:
+    """One call that policy permitted: where it came from, what it said, what was decided, how it goes."""
+
+    source: Gateway
+    service: str
+    argument: str
+    permission: Permission
+    details: dict[str, str]
+    """What the record says of it."""
+
+    @property
+    def called(self) -> str:
+        """The service as policy calls it."""
+        return f"{protocol.FAMILY}.{self.service}"
+
+    @property
+    def asked_for(self) -> str:
+        """The target in the words of whoever called, who need not know where policy has led it."""
+        return self.permission.asked.target or "the cage that policy names"
+
+    def delivery(self) -> list[str]:
+        asked = protocol.Delivery(service=self.service, argument=self.argument, source=self.permission.source_name)
+        return asked.arguments()
+
+    def bytes_most(self) -> int:
+        return self.permission.max_size or CALL_BYTES_MAX
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Pipes:
+    """The three pipes of a call, made by the core: the ends of whoever calls, and its own."""
+
+    theirs: tuple[int, int, int]
+    ends: Ends
+
+    @staticmethod
+    def make() -> Pipes:
+        made: list[int] = []
+        try:
+            for _ in range(3):
+                made += os.pipe2(os.O_CLOEXEC)
+        except OSError as error:
+            for descriptor in made:
+                os.close(descriptor)
+            raise RuntimeFailure(f"the core has no pipes left for a call: {error.strerror}") from error
+        inward, stdin, stdout, outward, status, told = made
+        return Pipes(theirs=(stdin, stdout, status), ends=Ends(inward=inward, outward=outward, status=told))
+
+    def close(self) -> None:
+        for descriptor in (*self.theirs, self.ends.inward, self.ends.outward, self.ends.status):
+            os.close(descriptor)
+
+
+class CallCore:
+    """Answers Call, on every gateway."""
+
+    def __init__(self, caged: Caged) -> None:
+        self._caged = caged
+        self._under_way: Counter[tuple[str, ...]] = Counter()
+        self._tasks: set[asyncio.Task[None]] = set()
+
+    async def call(self, source: Gateway, call: Call) -> Answer:
+        untrusted_service, untrusted_argument, untrusted_target, untrusted_options = call.arguments
+        wire.no_options(untrusted_options)
+        service, argument = protocol.check_service(untrusted_service), protocol.check_argument(untrusted_argument)
+        target = wire.check_target(untrusted_target)
+        request = wire.new_request()
+        permission = await self._caged.decide(source.uuid, f"{protocol.FAMILY}.{service}", argument, target, request)
+        calling = Calling(source=source, service=service, argument=argument, permission=permission,
+                          details={"request": request} | ({"argument": argument} if argument else {}))
+        with contextlib.ExitStack() as places:
+            places.enter_context(self._place((source.uuid,), STREAMS_PER_CAGE, "of this cage"))
+            pipes = Pipes.make()
+            if permission.one_way:
+                self._go_on(self._one_way(calling, pipes, places.pop_all()))
+            else:
+                with contextlib.ExitStack() as on_failure:
+                    on_failure.callback(pipes.close)
+                    carried = await self._start(calling, pipes.ends, places)
+                    on_failure.pop_all()
+                self._go_on(self._carry(calling, carried, places.pop_all()))
+            return Answer(values=(0, 1, 2), descriptors=pipes.theirs)
+
+    @contextlib.contextmanager
+    def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
+        """One of the `most` calls that may go on at once; RuntimeFailure where all of them do."""
+        if self._under_way[whose] >= most:
+            raise RuntimeFailure(f"{most} calls {which} are going on; try again when one has ended")
+        self._under_way[whose] += 1
+        try:
+            yield
+        finally:
+            self._under_way[whose] -= 1
+            if not self._under_way[whose]:
+                del self._under_way[whose]
+
+    def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
+        """See to it that `work` is done, which outlives the answer to whoever called."""
+        task = asyncio.get_running_loop().create_task(work)
+        self._tasks.add(task)
+        task.add_done_callback(self._tasks.discard)
+
+    # --- both ways -------------------------------------------------------------------------------------------
+    async def _start(self, calling: Calling, ends: Ends, places: contextlib.ExitStack) -> Carried:
+        """The service, started once policy and whoever is asked permit it."""
+        calling.permission = await self._caged.confirm(calling.permission, What())
+        if calling.permission.one_way:
+            raise PolicyRefused("the policy lets nothing come back by now; call again")
+        places.enter_context(self._place_to(calling))
+        try:
+            with contextlib.ExitStack() as held:
+                stdin, into = os.pipe2(os.O_CLOEXEC)
+                held.callback(os.close, stdin)
+                on_failure = held.enter_context(contextlib.ExitStack())
+                on_failure.callback(os.close, into)
+                # Programs open their standard input once more (/dev/stdin); to read it is all that they can.
+                os.fchmod(stdin, 0o444)
+                channel = on_failure.enter_context(await self._deliver(calling, stdin))
+                out_of = await self._started(channel)
+                carried = Carried(channel, ends, into=into, out_of=out_of,
+                                  bounds=Bounds(bytes=calling.bytes_most()))
+                on_failure.pop_all()
+                return carried
+        except CageError as error:
+            await self._record(calling, error.sentence)
+            raise RuntimeFailure(f"{calling.called} could not be called in {calling.asked_for}, which may be "
+                                 "stopped; the core's audit log says why") from error
+
+    def _place_to(self, calling: Calling) -> contextlib.AbstractContextManager[None]:
+        pair = calling.source.uuid, calling.permission.target_uuid
+        return self._place(pair, STREAMS_PER_PAIR, "of this cage to that one")
+
+    async def _deliver(self, calling: Calling, stdin: int) -> socket.socket:
+        permission = calling.permission
+        request = permission.asked.request
+        descriptor = await self._caged.deliver(permission.target_uuid, calling.delivery(), (stdin,), request,
+                                               DELIVERY_SECONDS, once=True)
+        channel = socket.socket(fileno=descriptor)
+        channel.setblocking(False)
+        return channel
+
+    async def _started(self, channel: socket.socket) -> int:
+        try:
+            with contextlib.ExitStack() as held:
+                async with asyncio.timeout(DELIVERY_SECONDS):
+                    return await carry.start(channel, held)
+        except TimeoutError as error:
+            raise RuntimeFailure(f"the service had not started after {DELIVERY_SECONDS:.0f} s") from error
+
+    async def _carry(self, calling: Calling, carried: Carried, places: contextlib.ExitStack) -> None:
+        with places:
+            outcome = await carried.run()
+        calling.details |= {"bytes-in": str(carried.inward.moved), "bytes-out": str(carried.outward.moved),
+                            "seconds": f"{carried.seconds:.3f}", "status": str(outcome.status)}
+        await self._record(calling, outcome.sentence or "the service ended")
+
+    # --- one way ---------------------------------------------------------------------------------------------
+    async def _one_way(self, calling: Calling, pipes: Pipes, places: contextlib.ExitStack) -> None:
+        """Take all of it, have it accepted, say so, and only then have the target hear of it."""
+        status = pipes.ends.status
+        os.close(pipes.ends.outward)
+        with places, contextlib.ExitStack() as held:
+            content = os.memfd_create("call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+            held.callback(os.close, content)
+            try:
+                outcome = await self._accepted(calling, pipes.ends, content)
+            finally:
+                os.close(pipes.ends.inward)
+            os.set_blocking(status, False)
+            with contextlib.suppress(BrokenPipeError):
+                os.write(status, outcome.line())
+            os.close(status)
+            if outcome is not ACCEPTED:
+                await self._record(calling, outcome.sentence)
+                return
+            await self._send_on(calling, content)
+
+    async def _accepted(self, calling: Calling, ends: Ends, content: int) -> Outcome:
+        """What whoever called hears: ACCEPTED once all of it is in `content`, and permitted."""
+        gone: asyncio.Future[None] = asyncio.get_running_loop().create_future()
+        asyncio.get_running_loop().add_reader(ends.status, _set, gone)
+        work = asyncio.ensure_future(self._take(calling, ends.inward, content))
+        either: tuple[asyncio.Future[Any], ...] = (gone, work)
+        try:
+            await asyncio.wait(either, return_when=asyncio.FIRST_COMPLETED)
+            return work.result() if work.done() else carry.GONE
+        except PolicyRefused as error:
+            return Outcome(REFUSED, error.sentence)
+        except CageError as error:
+            return Outcome(FAILED, error.sentence)
+        finally:
+            asyncio.get_running_loop().remove_reader(ends.status)
+            work.cancel()
+            await asyncio.gather(work, return_exceptions=True)  # before its descriptors are closed
+
+    async def _take(self, calling: Calling, source: int, content: int) -> Outcome:
+        most = min(calling.bytes_most(), CALL_ONE_WAY_BYTES_MAX)
+        try:
+            async with asyncio.timeout(CALL_IDLE_SECONDS):
+                size = await _copied(source, content, most)
+        except TimeoutError:
+            return Outcome(FAILED, f"what is sent had not ended after {CALL_IDLE_SECONDS:.0f} s")
+        if size > most:
+            return carry.TOO_MUCH
+        fcntl.fcntl(content, fcntl.F_ADD_SEALS, _SEALS)
+        calling.permission = await self._caged.confirm(calling.permission, What(size=size))
+        calling.details["bytes-in"] = str(size)
+        return ACCEPTED
+
+    async def _send_on(self, calling: Calling, content: int) -> None:
+        """Have the service read it; whatever comes of that stays in the record."""
+        try:
+            with self._place_to(calling), contextlib.ExitStack() as held:
+                os.fchmod(content, 0o444)  # nobody executes it
+                stdin = os.open(f"/proc/self/fd/{content}", os.O_RDONLY | os.O_CLOEXEC)
+                held.callback(os.close, stdin)
+                channel = held.enter_context(await self._deliver(calling, stdin))
+                output = await self._started(channel)
+                held.callback(os.close, output)
+                outcome = await carry.drained(channel, output, CALL_IDLE_SECONDS)
+            calling.details["status"] = str(outcome.status)
+            await self._record(calling, outcome.sentence or "the service ended")
+        except CageError as error:
+            await self._record(calling, error.sentence)
+
+    async def _record(self, calling: Calling, outcome: str) -> None:
+        """Of what has happened already; that it was permitted is in the chain since before it began."""
+        details = calling.details | {"outcome": outcome}
+        try:
+            await self._caged.record(calling.source, calling.permission.target_uuid, calling.called, details)
+        except CageError as error:
+            LOG.error("not recorded: %s: %s", escape(str(details)), escape(error.sentence))
+
+
+def _set(future: asyncio.Future[None]) -> None:
+    if not future.done():
+        future.set_result(None)
+
+
+async def _copied(source: int, content: int, most: int) -> int:
+    """Copy all that comes from the pipe `source`, and no more than a byte more than `most`; how much that was."""
+    os.set_blocking(source, False)
+    size = 0
+    while size <= most:
+        await session.readable(source)
+        try:
+            chunk = os.read(source, min(CHUNK, most + 1 - size))
+        except BlockingIOError:
+            continue
+        if not chunk:
+            break
+        os.write(content, chunk)
+        size += len(chunk)
+    return size
+
+
+def run(arguments: list[str]) -> int:
+    """`cage-mediator call [--config FILE]`."""
+    return corehalf.run("call", arguments, service=protocol.FAMILY,
+                        handlers=lambda caged: {protocol.CALL: CallCore(caged).call})
