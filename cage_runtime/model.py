@@ -249,8 +249,8 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
-MEDIATORS_MAX = 32
-"""Mediators of one host."""
+MEDIATORS_MAX = 16
+"""Mediators of one host; the bus of each gateway has connections for all of them."""
 MEDIATOR_NAME_MAX = 20
 """Characters in a mediator's name, which its user's has too."""
 MEDIATOR_METHODS_MAX = 16
