@@ -3,9 +3,9 @@
 
 Whoever knows qrexec should not be surprised, so where ours is another verdict, it says why.  Read in
 QubesOS/qubes-core-qrexec at b2822df6: doc/multifile-policy.markdown, doc/qrexec-policy.rst and
-qrexec/tests/policy/parser.py.  `@anyvm` is `@any`, `@adminvm` and `dom0` are `@core`, `@dispvm` is
-`@disposable`, `@dispvm:NAME` is `@disposable:TEMPLATE`; `@type` and the uuids have no counterpart.  All cages are of one label, so that
-nothing but the rules decides.
+qrexec/tests/policy/parser.py.  `@anyvm` is `@any`, `@adminvm` and `dom0` are `@core`, `@dispvm` is `@disposable`,
+`@dispvm:NAME` is `@disposable:TEMPLATE`; `@type` and the uuids have no counterpart.  All cages are of one label, so
+that nothing but the rules decides.
 """
 
 from __future__ import annotations
