@@ -230,6 +230,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < RUNS_MIN or not 0 < options.cages <= CAGES_MAX:
         parser.error(f"--runs is {RUNS_MIN} or more, --cages is 1 to {CAGES_MAX}")
+    if options.policy and options.save:
+        parser.error("--save keeps all figures, --policy measures some")
     return options
 
 
