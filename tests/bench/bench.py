@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers
+from tests.bench import memory, peers, streams
 from tests.bench.figures import (
     Bound,
     Change,
@@ -58,8 +58,10 @@ BOUNDS = (
     Bound(figure="P4", ours=P4, peer=PYTHON, limit=2.5),
     Bound(figure="P6", ours=memory.CREATED, peer=None, limit=4.0),
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
+    Bound(figure="P8", ours=streams.CALL, peer=streams.BUS, limit=3.0),
 )
-OURS = frozenset({("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4)})
+OURS = frozenset({("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4),
+                  ("P8", streams.CALL)})
 
 Work = Callable[[], None]
 
@@ -151,6 +153,8 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
             rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows]
+            say("P8: a call, D-Bus")
+            rows += streams.rows(runtime, client, options.runs)
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
