@@ -96,6 +96,12 @@ class NoSuchPrompt(CageError):
     bus_name = "NoSuchPrompt"
 
 
+class NoSuchNotification(CageError):
+    """The notification is not there any more, or not the caller's to act on."""
+
+    bus_name = "NoSuchNotification"
+
+
 class NoSuchGrant(CageError):
     """The standing answer is not there any more, or not the caller's to revoke."""
 

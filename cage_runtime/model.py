@@ -146,6 +146,26 @@ DENIALS_SECONDS = 60.0
 """Between two records of what the kernel refuses to one cage; between them the number grows, and no record is made."""
 PERSONS_MAX = 256
 """Persons whose calls are counted apart at once; those who come when nobody can be forgotten are counted together."""
+NOTIFICATION_LINE_MAX = 200
+"""Characters of a line of a notification, before escaping; what is longer is cut."""
+NOTIFICATION_LINES_MAX = 50
+"""Lines of a notification's body; what is more is cut."""
+NOTIFICATION_LABEL_MAX = 40
+"""Characters of the label of a notification's action; what is longer is cut."""
+NOTIFICATION_ACTIONS_MAX = 8
+"""Actions of one notification."""
+NOTIFICATIONS_PER_CAGE = 32
+"""Notifications of one cage that are there at once; the oldest makes room."""
+PORTAL_REQUESTS_MAX = 64
+"""Requests of applications that a cage's portal has under way at once."""
+PORTAL_REQUESTS_PER_CALLER = 8
+"""Those of them that came over one connection."""
+PORTAL_ADDRESSES_MAX = 100
+"""Addresses of one message that an application composes."""
+PORTAL_FILES_MAX = 32
+"""Files that an application is handed at once, and that are expected to be written at once."""
+PORTAL_SAVE_SECONDS = 3600.0
+"""How long a file that an application said that it would save is waited for."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
 JOBS_MAX = 64

@@ -208,8 +208,13 @@ class Caged:
         self._waiting: dict[str, asyncio.Event] = {}
         """The requests about which a person is being asked; set once it is time to look again."""
         self._going: set[asyncio.Task[None]] = set()
+        self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
+
+    def on_acted(self, what: Callable[[int, str], None]) -> None:
+        """Have `what` called with a notification's id and what a person clicked of it, "" where it was closed."""
+        self._on_acted = what
 
     async def gateways(self) -> list[Gateway]:
         (rows,) = (await self._ask("Gateways")).values
@@ -257,9 +262,12 @@ class Caged:
             LOG.info("not withdrawn: %s: %s", request, escape(error.sentence))
 
     def _on_signal(self, message: Value) -> None:
-        if self.presence.owner and message.sender == self.presence.owner and message.interface == MEDIATION \
-                and message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
+        if not self.presence.owner or message.sender != self.presence.owner or message.interface != MEDIATION:
+            return
+        if message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
             self._waiting[message.body[0]].set()
+        elif message.member == "Acted" and message.signature == "us":
+            self._on_acted(*message.body)
 
     def _look_again(self) -> None:
         """There is another caged, which knows of no question."""
@@ -284,6 +292,15 @@ class Caged:
         there are as many as there may be."""
         name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
         return str(name), str(uuid)
+
+    async def show(self, source: str, request: str, notification: dict[str, Variant]) -> int:
+        """Show a notification of the instance `source` to its owner; its id, for a request that was decided."""
+        (number,) = (await self._ask("Show", "ssa{sv}", (source, request, notification))).values
+        return int(number)
+
+    async def unshow(self, source: str, number: int) -> None:
+        """Take the notification away, if it is that instance's."""
+        await self._ask("Unshow", "su", (source, number))
 
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))

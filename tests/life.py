@@ -17,7 +17,7 @@ OBJECT_MANAGER, PROPERTIES, PEER, INTROSPECTABLE = (
     f"{STANDARD}.{name}" for name in ("ObjectManager", "Properties", "Peer", "Introspectable"))
 NOT_SERVED = {(PEER, "GetMachineId"), (PROPERTIES, "Set")}
 """Methods that are always refused."""
-NEEDS_A_REQUEST = {(MANAGER, "AnswerPrompt"), (MANAGER, "RevokeGrant")}
+NEEDS_A_REQUEST = {(MANAGER, "AnswerPrompt"), (MANAGER, "RevokeGrant"), (MANAGER, "NotificationAction")}
 """Methods that succeed only once a cage has asked for something."""
 EVERYTHING = methods(MANAGER, JOB, OBJECT_MANAGER, PROPERTIES, PEER, INTROSPECTABLE)
 
@@ -130,6 +130,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "Doctor": (({"colour": ("s", "red")},), ILL),
     "ListPrompts": (({"colour": ("s", "red")},), ILL),
     "AnswerPrompt": (("00000000", "allow", {}), "NoSuchPrompt"),
+    "NotificationAction": ((1, "", {}), "NoSuchNotification"),
     "ListGrants": (({"colour": ("s", "red")},), ILL),
     "RevokeGrant": (("00000000", {}), "NoSuchGrant"),
     "RegisterAgent": (({"colour": ("s", "red")},), ILL),

@@ -14,9 +14,10 @@ PROGRAM = Program(
         "call": ("verbs_incage_call", "call a service of another cage"),
         "send": ("verbs_incage", "send files to another cage, into its ~/Inbox/"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
+        "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "open", "notify"),
+    later=("copy", "paste", "open"),
 )
 
 

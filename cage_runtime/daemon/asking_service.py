@@ -13,6 +13,7 @@ from cage_runtime.daemon.access import Access
 from cage_runtime.daemon.agents import Agents
 from cage_runtime.daemon.asking import AnswerOptions, Asking
 from cage_runtime.daemon.grants import Grant
+from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.options import NoOptions, options, text
 from cage_runtime.daemon.prompts import End, Prompt
 from cage_runtime.model import Levels
@@ -20,11 +21,11 @@ from cage_runtime.text import escape
 
 
 class AskingService:
-    def __init__(self, access: Access, asking: Asking, agents: Agents) -> None:
-        self._access, self._asking, self._agents = access, asking, agents
+    def __init__(self, access: Access, asking: Asking, agents: Agents, notifications: Notifications) -> None:
+        self._access, self._asking, self._agents, self._notifications = access, asking, agents, notifications
         self.handlers: dict[str, Handler] = {
             "ListPrompts": self._list_prompts, "AnswerPrompt": self._answer, "ListGrants": self._list_grants,
-            "RevokeGrant": self._revoke, "RegisterAgent": self._register,
+            "RevokeGrant": self._revoke, "RegisterAgent": self._register, "NotificationAction": self._act,
         }
 
     async def _list_prompts(self, call: Call) -> Answer:
@@ -65,6 +66,13 @@ class AskingService:
         person = await self._access.to_own(call)
         options(call.arguments[0], NoOptions)
         self._agents.register(call.sender, person)
+        return Answer()
+
+    async def _act(self, call: Call) -> Answer:
+        number, action, given = call.arguments
+        person = await self._access.to_own(call)
+        options(given, NoOptions)
+        self._notifications.act(number, action, person)
         return Answer()
 
 

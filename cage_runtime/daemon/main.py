@@ -39,6 +39,7 @@ from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
+from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.service import CoreService, Parts
@@ -82,11 +83,13 @@ class Daemon:
         agents = Agents(bus, connections)
         self._asking = Asking(self._manager, agents, connections, Grants(own / "grants.json", boot()),
                               tell=self._answered, show=Shown(self._manager.levels))
+        self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
             applications=self._applications, mediation=Mediation(
                 self._manager, sessions, paths, self._asking, kinds=manifest.kinds_of(mediators)),
-            asking=AskingService(access, self._asking, agents), recovery=self._recovery, jobs=Jobs(bus),
+            asking=AskingService(access, self._asking, agents, self._notifications),
+            notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation
@@ -160,6 +163,7 @@ class Daemon:
         if self._core is not None:
             self._core.changed(cage, present)
             self._mediation.cage_changed(cage, present)
+            self._notifications.cage_changed(cage, present)
         if not present:
             self._exports.forget(cage.record)
         self._applications.see_persons()
@@ -174,6 +178,10 @@ class Daemon:
     def _answered(self, waiter: Waiter) -> None:
         if self._mediators is not None:
             self._mediators.answered(waiter)
+
+    def _acted(self, number: int, action: str) -> None:
+        if self._mediators is not None:
+            self._mediators.acted(number, action)
 
     def _gateway_down(self, uuid: str) -> None:
         if self._mediators is not None:

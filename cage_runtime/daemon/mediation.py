@@ -206,7 +206,7 @@ class Mediation:
 
     def _source(self, asked: Asked) -> Cage:
         _check_request(asked.request)
-        return self._running(asked.source)
+        return self.running(asked.source)
 
     def _evaluate(self, request: Request, *, chosen: str | None = None) -> Decision:
         """What policy says now; where a person is asked, of the target that was `chosen`."""
@@ -293,7 +293,8 @@ class Mediation:
             return
         bucket.refused = 0
 
-    def _running(self, uuid: str) -> Cage:
+    def running(self, uuid: str) -> Cage:
+        """The cage, where that instance of it runs; NoSuchCage otherwise."""
         cage = self._manager.by_uuid(uuid)
         if cage is None or cage.state is not CageState.RUNNING:
             raise NoSuchCage("the cage that asks does not run any more")
@@ -311,7 +312,7 @@ class Mediation:
     async def dispose(self, mediator: str, source_uuid: str, untrusted_template: str, request_id: str) -> Cage:
         """A new disposable cage for a permitted request of the instance; RuntimeFailure where there can be none."""
         _check_request(request_id)
-        source = self._running(source_uuid)
+        source = self.running(source_uuid)
         LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
         return await self._disposables.make(source, untrusted_template)
 

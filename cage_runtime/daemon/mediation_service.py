@@ -9,6 +9,7 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Call, Handler, Service, described
 from cage_runtime.daemon.mediation import Asked, Permission
+from cage_runtime.daemon.notifications import Wanted
 from cage_runtime.daemon.options import options, text
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.service import RESOURCE, Parts, channel
@@ -16,6 +17,9 @@ from cage_runtime.daemon.what import What
 from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
 from cage_runtime.text import escape
+
+NOTIFIER = "notify"
+"""The one mediator that may show notifications."""
 
 
 class MediationService:
@@ -29,7 +33,8 @@ class MediationService:
         """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-            "Withdraw": self._withdraw, "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
+            "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
+            "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
@@ -43,6 +48,12 @@ class MediationService:
     def answered(self, waiter: Waiter) -> None:
         """Have whoever waits confirm again."""
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Answered", "s", (waiter.request,), to=waiter.sender)
+
+    def acted(self, number: int, action: str) -> None:
+        """Tell whoever shows notifications what a person did with one."""
+        if NOTIFIER in self._listening:
+            self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action),
+                                 to=self._listening[NOTIFIER])
 
     def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
         for connection in self._listening.values():
@@ -89,6 +100,21 @@ class MediationService:
         source, template, request = call.arguments
         cage = await self._parts.mediation.dispose(mediator, source, template, request)
         return Answer(values=(cage.name, cage.uuid))
+
+    async def _show(self, call: Call) -> Answer:
+        await self._notifier(call)
+        source, _request, notification = call.arguments
+        cage = self._parts.mediation.running(source)
+        return Answer(values=(self._parts.notifications.show(cage, options(notification, Wanted)),))
+
+    async def _unshow(self, call: Call) -> Answer:
+        await self._notifier(call)
+        self._parts.notifications.close(*call.arguments)
+        return Answer()
+
+    async def _notifier(self, call: Call) -> None:
+        if await self._parts.authorization.mediator(call.sender) != NOTIFIER:
+            raise NotAuthorized(f"only the mediator {NOTIFIER} shows notifications")
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[3])

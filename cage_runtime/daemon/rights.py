@@ -84,7 +84,7 @@ _MEMBERS = {
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor"),
-    About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent"),
+    About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent", "NotificationAction"),
     About.HOST: (
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
     ),
@@ -98,7 +98,7 @@ _DOES = {
     **dict.fromkeys((
         "Create", "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run",
         "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote", "RemoveRemote", "ReloadPolicy",
-        "AnswerPrompt", "RevokeGrant",
+        "AnswerPrompt", "RevokeGrant", "NotificationAction",
     ), Does.CHANGES),
 }
 """Each by its name: one that is new and not here is no method, as the core does not start without it."""

@@ -25,6 +25,7 @@ from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
+from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.options import NoOptions, options, text
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
@@ -61,6 +62,7 @@ class Parts:
     applications: Applications
     mediation: Mediation
     asking: AskingService
+    notifications: Notifications
     recovery: Recovery
     jobs: Jobs
 

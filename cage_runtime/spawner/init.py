@@ -120,8 +120,8 @@ class Init:
                     argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
                           "--config-file=/opt/cage-runtime/cage-bus/bus.conf")),
             LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID, profile=ProfileName.SESSION,
-                    argv=("/usr/bin/dbus-daemon", "--session", "--nofork", "--nopidfile", "--nosyslog",
-                          "--address=systemd:")),
+                    argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
+                          "--config-file=/opt/cage-runtime/session-bus/bus.conf")),
         ]
 
     def hand_over(self, listener: int, born: float) -> None:

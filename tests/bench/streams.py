@@ -10,7 +10,6 @@ from __future__ import annotations
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 
 from tests.bench.figures import Row, summary
 from tests.bench.runtime import Client, Runtime

@@ -272,11 +272,14 @@ class Runtime:
         return {entry.name: entry for entry in entries if not entry.suffix}  # else one beside a cage's
 
     def process(self, program: str) -> int:
-        """The pid of one of our processes, one of the supervisor's children."""
+        """The pid of one of our processes, one of the supervisor's children; of mediators, the one of files, unless
+        its name goes after a space."""
         assert self.supervisor is not None
+        name, _, mediator = program.partition(" ")
         for pid in processes():
             words = arguments_of(pid)
-            if parent_of(pid) == self.supervisor.pid and any(word.endswith(f"/bin/{program}") for word in words[:4]):
+            if parent_of(pid) == self.supervisor.pid and any(word.endswith(f"/bin/{name}") for word in words[:4]) \
+                    and (name != "cage-mediator" or (mediator or "files") in words):
                 return pid
         raise LookupError(f"{program} does not run")
 

@@ -63,6 +63,7 @@ ALLOWED = {
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    "cage_runtime.portal": FOUNDATION | BUS,
     "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.journald", "cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""

@@ -132,6 +132,9 @@ class StandInCaged:
         self.told: list[dict[str, Any]] = []
         """What each request turned out to be."""
         self.withdrawn: list[str] = []
+        self.notifications: list[tuple[str, int, dict[str, Any]]] = []
+        """What was to be shown: the source, the id, the notification."""
+        self.unshown: list[tuple[str, int]] = []
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -142,7 +145,8 @@ class StandInCaged:
 
     def _serve(self) -> None:
         handlers = {"Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
-                    "Withdraw": self._withdraw, "Deliver": self._deliver, "Record": self._record,
+                    "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
+                    "Deliver": self._deliver, "Record": self._record,
                     "RecordMalformed": self._record_malformed}
         interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
         mortal = {member: self._mortal(member, handler) for member, handler in handlers.items()}
@@ -196,6 +200,21 @@ class StandInCaged:
         if 0 < self.max_size < told["size"]:
             raise PolicyRefused("it is larger than the policy lets through by now")
         return permission
+
+    async def _show(self, call: Call) -> Answer:
+        """Ids of its own, or the one that is replaced; as caged, whether or not anybody sees it."""
+        source, _request, about = call.arguments
+        told = {key: variant.value for key, variant in about.items()}
+        number = told.get("replaces") or 1000 + len(self.notifications)
+        self.notifications.append((source, number, told))
+        return Answer(values=(number,))
+
+    async def _unshow(self, call: Call) -> Answer:
+        self.unshown.append(tuple(call.arguments))
+        return Answer()
+
+    def act(self, number: int, action: str) -> None:
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "Acted", "us", (number, action), to=self.mediator.result())
 
     async def _withdraw(self, call: Call) -> Answer:
         self.withdrawn.append(call.arguments[0])

@@ -22,7 +22,7 @@ READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List"
 """Methods that change nothing and whose answers are one's own, or no secret."""
 DEFAULTS = ("allow_any", "allow_inactive", "allow_active")
 OWN = ("auth_self_keep",) * 3
-ANSWERING = {"AnswerPrompt", "RevokeGrant"}
+ANSWERING = {"AnswerPrompt", "RevokeGrant", "NotificationAction"}
 """What a person does at once on the console, or not at all."""
 ADMINISTRATOR = ("auth_admin", "auth_admin", "auth_admin_keep")
 
