@@ -25,6 +25,7 @@ call.Wait   *      hostile  answers  allow
 call.Wait   *      hostile  second   allow
 call.Wait   *      hostile  third    allow
 call.Keep   *      hostile  answers  allow  direction=one-way
+call.Hang   *      hostile  answers  allow  direction=one-way
 keys.List   *      hostile  answers  allow
 keys.Sign   +work  hostile  answers  allow
 """
@@ -39,6 +40,7 @@ def answers(shared_cage: MakeCage) -> Cage:
     cage.sh("""mkdir -p ~/.config/incage/services ~/.config/incage/keys && cd ~/.config/incage &&
         printf '#!/bin/sh\\nexec cat\\n' >services/Echo &&
         printf '#!/bin/sh\\necho begun\\nread line\\n' >services/Wait &&
+        printf '#!/bin/sh\\necho >>~/hanging; exec sleep 1000\\n' >services/Hang &&
         printf '#!/bin/sh\\ncat >~/kept.new; mv ~/kept.new ~/kept; echo said; exit 3\\n' >services/Keep &&
         chmod 755 services/* && ssh-keygen -q -t ed25519 -N '' -f keys/work""")
     return cage
@@ -221,6 +223,19 @@ def test_one_way_whoever_goes_before_the_end_has_sent_nothing(half: DBusConnecti
     close(status, outward, inward)
     assert call(half, "Echo", "nowhere")[0] == "PolicyRefused"  # answered after
     assert answers.enter("test", "-e", "/home/user/kept").returncode != 0
+
+
+def test_one_way_nobody_hears_how_busy_the_target_is(runtime: Runtime, half: DBusConnection, answers: Cage) -> None:
+    """More than the target takes at once are accepted all the same; what it did not take is in the record."""
+    for _ in range(STREAMS_PER_PAIR + 1):
+        inward, outward, status = pipes(half, "Hang")
+        close(inward, outward)
+        assert outcome(status) == {"status": 0}
+        close(status)
+    until(lambda: [fields for fields in records(runtime, "transfer") if "one way are going on" in fields["outcome"]],
+          "the record of the one too many")
+    assert answers.sh("wc -l <~/hanging").strip() == str(STREAMS_PER_PAIR)
+    answers.sh("pkill sleep")
 
 
 # --- keys --------------------------------------------------------------------------------------------------------

@@ -179,6 +179,30 @@ def test_another_key_is_not_in_the_rule(dev: Cage, payload: dict[str, str]) -> N
     assert b'incage: keys.Sign+other to "vault" is refused' in ended.stderr
 
 
+# --- secrets of applications ---------------------------------------------------------------------------------------
+def secret(cage: Cage, target: str, application: str) -> list[str]:
+    script = RAW.replace('"Sign", "ssayayua{sv}"', '"Secret", "ssa{sv}"')
+    ended = cage.enter("/usr/bin/python3", "-IS", "-c", script, json.dumps([target, application, {}]))
+    assert ended.returncode == 0, ended.stderr.decode()
+    answer: list[str] = json.loads(ended.stdout)
+    return answer
+
+
+def test_an_application_has_its_secret(runtime: Runtime, dev: Cage, vault: Cage) -> None:
+    """Always the same, no other's, and not where policy does not let it have one."""
+    with policy(runtime, POLICY + "keys.Secret +org.example.A dev vault allow\nkeys.Secret +B dev vault allow\n"):
+        first, other = secret(dev, "vault", "org.example.A"), secret(dev, "vault", "B")
+        assert (first[0], other[0], len(first[1]), first[1] == other[1]) == ("signed", "signed", 64, False)
+        assert secret(dev, "vault", "org.example.A") == first
+        assert secret(dev, "vault", "C")[0] == "PolicyRefused"
+        assert secret(dev, "vault", "../B")[0] == "InvalidArgument"
+        vault.sh("chmod 644 ~/.config/incage/secret")
+        assert secret(dev, "vault", "B")[0] == "TransferFailed"
+        vault.sh("chmod 600 ~/.config/incage/secret")
+    assert records(runtime, "keys.Secret")[-1]["outcome"].startswith("the key cage ended it with status")
+    assert first[1] not in json.dumps(records(runtime, "keys.Secret"))
+
+
 # --- what a person is asked ----------------------------------------------------------------------------------------
 ASKING = POLICY.replace("keys.Sign  +work    dev  vault  allow", "keys.Sign  +work    dev  vault  ask")
 SIGN = "cd ~ && echo document >asked && rm -f asked.sig && ssh-keygen -Y sign -q -f work.pub -n release asked"
