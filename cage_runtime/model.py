@@ -274,6 +274,10 @@ CALL_SECONDS = 24 * 3600.0
 """What a call may take in all."""
 CALL_IDLE_SECONDS = 3600.0
 """How long a call goes on in which nothing is sent either way."""
+ONE_WAY_PER_CAGE = 2
+"""One-way calls of one source cage that are being taken at once."""
+ONE_WAY_MAX = 64
+"""Those of all cages, and again those that are being sent on: with the next bound, 512 MiB of the core's memory."""
 CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
 """Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
 DEFAULT_TASKS = 4096
