@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,8 @@ from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
+STARTS_MAX = CAGES_MAX
+"""Requests whose target may still be started."""
 TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
@@ -92,6 +95,8 @@ class Mediation:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
         self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
+        self._may_start: OrderedDict[str, str] = OrderedDict()
+        """The requests that were permitted last and whose target may be started for them, with the target's uuid."""
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
         self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
@@ -174,9 +179,18 @@ class Mediation:
         if permission.decision.action is Action.ASK:
             return permission
         self._asking.withdraw(waiter)
+        self._note_start(asked, permission)
         if what.files:
             self._bucket(permission.source.uuid).give_back()  # many files are no flood: each of them was copied
         return permission
+
+    def _note_start(self, asked: Asked, permission: Permission) -> None:
+        """Where the rule says autostart=yes, what the request is for may be started for it, once."""
+        target = permission.target
+        if target is not None and permission.decision.parameters.autostart and target.state is not CageState.RUNNING:
+            self._may_start[asked.request] = target.uuid
+            while len(self._may_start) > STARTS_MAX:
+                self._may_start.popitem(last=False)
 
     def withdraw(self, sender: str, request_id: str) -> None:
         """Whoever made the request is gone."""
@@ -302,9 +316,12 @@ class Mediation:
 
     async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
                       request_id: str) -> Started:
-        """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        """Start the mediator's delivery half in the instance; WrongState where it does not run, unless the rule that
+        permitted the request has it started."""
         _check_request(request_id)
         cage = self._manager.by_uuid(target_uuid)
+        if cage is not None and self._may_start.pop(request_id, None) == target_uuid:
+            await self._manager.start(cage)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptors)
