@@ -26,6 +26,27 @@ DISPOSABLES_PER_PERSON = 16
 """Those of one person's cages together, root's too."""
 DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
+CLIP_BYTES_MAX = 1024**2
+"""Bytes of what is copied for another cage to paste."""
+CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
+"""How long it can be pasted, where whoever copies says nothing, and at most."""
+CLIP_PASTES_MAX = 100
+"""How often it can be pasted at most."""
+CLIP_BURST, CLIPS_PER_SECOND = 10, 1.0
+"""Copies, and as many pastes, of one cage that are answered however fast they come, and those that are after that: a
+cage that pastes has its question counted as one of the cage that copied."""
+OPEN_SECONDS = 30.0
+"""What a target has to begin to open what it was given."""
+EDIT_SECONDS = 24 * 3600.0
+"""How long a file that was opened elsewhere may be open there, and still come back."""
+EDITS_PER_CAGE = 4
+"""Files of one cage that are open elsewhere and may come back, at once."""
+EDITED_BYTES_MAX = 64 * 1024**2
+"""Bytes of a file that comes back, whatever the policy says."""
+EDITED_WAIT_SECONDS = 600.0
+"""What one call waits for a file to come back; whoever wants to wait longer calls again."""
+EDITED_KEPT_SECONDS = 300.0
+"""How long a file that has come back waits for whoever asked for it."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -115,6 +136,8 @@ DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
 """Bytes for which a delivery has a second more."""
+DELIVERY_FILES_PER_SECOND = 200
+"""Files of a tree for which it has one."""
 DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0

@@ -63,9 +63,14 @@ ALLOWED = {
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
-    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    "cage_runtime.packing": set(),
     "cage_runtime.portal": FOUNDATION | BUS,
-    "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.journald", "cage_runtime.spawner.channel"},
+    "cage_runtime.cli": FOUNDATION
+    | {"cage_runtime.packing", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    "mediators": FOUNDATION
+    | BUS
+    | PROGRAM
+    | {"cage_runtime.journald", "cage_runtime.packing", "cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
 
@@ -76,6 +81,7 @@ FORBIDDEN = {
     "cage_runtime.spawner": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.scopes": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.syscalls": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
+    "cage_runtime.desktop": {"asyncio", "ctypes", "dbus_fast", "subprocess"},
     "cage_runtime.cli": {"asyncio", "dbus_fast", "pyroute2", "cryptography"},
 }
 """Room → outside modules that it must not import: pure rooms have no system, caged makes no system calls of its own,
