@@ -50,7 +50,7 @@ class Core:
                done: Callable[[str | None], None]) -> None:
         """AnswerPrompt; `done` is told what caged says against it, None where it has taken it."""
         arguments = GLib.Variant("(ssa{sv})", (id_, verdict, _variants(options)))
-        self._call("AnswerPrompt", arguments, lambda _values: done(None), done)
+        self._call("AnswerPrompt", arguments, lambda _values: done(None), done, interactive=True)
 
     def act(self, number: int, action: str) -> None:
         """NotificationAction: what a person clicked, or "" where it was closed."""
@@ -103,8 +103,10 @@ class Core:
         LOG.error("caged shows its questions elsewhere: %s; cagectl prompts list shows them, too", why)
 
     def _call(self, member: str, arguments: Any, done: Callable[[tuple[Any, ...]], None],
-              failed: Callable[[str], None]) -> None:
+              failed: Callable[[str], None], *, interactive: bool = False) -> None:
+        """`interactive`, polkit may have the person asked for a password first."""
         owner = self._owner
+        flags = Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION if interactive else Gio.DBusCallFlags.NONE
 
         def answered(bus: Any, result: Any) -> None:
             try:
@@ -116,7 +118,7 @@ class Core:
                 done(reply.unpack())
 
         self._bus.call(owner or CORE_BUS_NAME, CORE_PATH, MANAGER, member, arguments, None,
-                       Gio.DBusCallFlags.ALLOW_INTERACTIVE_AUTHORIZATION, _NO_END, None, answered)
+                       flags, _NO_END, None, answered)
 
 
 def _variants(options: dict[str, tuple[str, object]]) -> dict[str, Any]:

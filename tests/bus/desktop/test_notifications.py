@@ -16,8 +16,9 @@ from tests.bus.desktop.conftest import SERVER, Caged, Desktop, Server, Start, un
 
 
 def tells(caged: Caged, number: int = 7, **more: Any) -> None:
-    caged.tells(**{"kind": "notification", "id": number, "source": "work", "source_level": "internal",
-                   "source_colour": "#ef6c00", "summary": "done", "body": "", "urgency": "normal", "actions": [], **more})
+    caged.tells(**{
+        "kind": "notification", "id": number, "source": "work", "source_level": "internal", "source_colour": "#ef6c00",
+        "summary": "done", "body": "", "urgency": "normal", "actions": [], **more})
 
 
 def shown(server: Server, count: int = 1) -> tuple[Any, ...]:

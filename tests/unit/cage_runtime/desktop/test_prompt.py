@@ -20,7 +20,8 @@ def prompt(**more: Any) -> Prompt:
 OPEN = {"target": "", "choices": {"diary": "public", "vault": "secret"}}
 
 
-@pytest.mark.parametrize("values", [{}, {"id": 1}, {"size": "x"}, {"lines": "x"}, {"choices": ["vault"]}, {"for": -0.5}])
+@pytest.mark.parametrize("values", [
+    {}, {"id": 1}, {"size": "x"}, {"lines": "x"}, {"choices": ["vault"]}, {"for": -0.5}])
 def test_what_is_no_prompt_is_refused(values: dict[str, Any]) -> None:
     with pytest.raises(RuntimeFailure, match="another version"):
         words.read(values if not values else {"id": "1", "service": "x", "rule": "a:1", "source": "work", **values})
@@ -35,7 +36,8 @@ def test_a_later_caged_may_say_more() -> None:
     ("#000000; } * { color: #ffffff", ""), ("#000000\n", ""),
 ])
 def test_a_colour_is_six_digits_or_none(colour: str, kept: str) -> None:
-    shown = words.source(prompt(**{"source-level": "public", "source-colour": colour, "source-compartments": ["a", "b"]}))
+    it = prompt(**{"source-level": "public", "source-colour": colour, "source-compartments": ["a", "b"]})
+    shown = words.source(it)
     assert shown == End(name="work", label="public, a, b", colour=kept)
 
 
@@ -68,7 +70,8 @@ def test_facts_are_those_there_are() -> None:
 
 
 @pytest.mark.parametrize(("size", "said"), [
-    (1, "1 bytes"), (1023, "1 023 bytes"), (1024, "1.0 KiB (1 024 bytes)"), (1 << 40, "1.0 TiB (1 099 511 627 776 bytes)"),
+    (1, "1 bytes"), (1023, "1 023 bytes"), (1024, "1.0 KiB (1 024 bytes)"),
+    (1 << 40, "1.0 TiB (1 099 511 627 776 bytes)"),
     (2**64 - 1, "16777216.0 TiB (18 446 744 073 709 551 615 bytes)")])
 def test_sizes(size: int, said: str) -> None:
     assert words.bytes_(size) == said
