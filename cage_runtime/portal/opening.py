@@ -44,7 +44,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
         async def work() -> Results:
             try:
                 name = _name_of(descriptor)
-                await ask("open", "File", "hssa{sv}", (0, name, ANYWHERE, {}), (descriptor,))
+                await ask("open", "File", "ssha{sv}", (name, ANYWHERE, 0, {}), (descriptor,))
             finally:
                 os.close(descriptor)
             return {}

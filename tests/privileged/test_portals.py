@@ -160,3 +160,52 @@ def test_what_is_no_name_of_a_file_is_not_saved(runtime: Runtime, work: Cage, na
 
 def test_nobody_chooses_where_there_is_no_display(runtime: Runtime, work: Cage) -> None:
     assert ask(runtime, work, "FileChooser", "OpenFile", f"('', 'Open', {{{TOKEN}}})") == "2"
+
+
+@pytest.fixture(scope="module")
+def opened(vault: Cage) -> str:
+    """Where vault notes what it is given to open."""
+    vault.sh("mkdir -p .config/incage && echo 'echo \"$1\" >> ~/opened' > .config/incage/open")
+    return "opened"
+
+
+def has_opened(vault: Cage, opened: str, what: str) -> bool:
+    return what in vault.enter("cat", opened).stdout.decode().splitlines()
+
+
+@pytest.mark.parametrize(("command", "arrives"), [
+    (("gio", "open", "https://example.org/a?b=c"), "https://example.org/a?b=c"),
+    (("xdg-open", "https://example.org/x"), "https://example.org/x"),
+    (("xdg-email", "--subject", "Figures & sums", "press@example.org"),
+     "mailto:press@example.org?subject=Figures%20%26%20sums"),
+])
+def test_links_and_messages_open_where_policy_says(runtime: Runtime, work: Cage, vault: Cage, opened: str,
+                                                   command: tuple[str, ...], arrives: str) -> None:
+    with policy(runtime, "open.Uri * work @default allow target=vault\n"):
+        ended = tools(runtime, work, *command)
+        assert ended.returncode == 0, ended.stderr
+        until(lambda: has_opened(vault, opened, arrives), f"{arrives} is opened in vault")
+
+
+def test_what_policy_refuses_opens_nowhere(runtime: Runtime, work: Cage, vault: Cage, opened: str) -> None:
+    with policy(runtime, "open.Uri * work * deny\n"):
+        assert ask(runtime, work, "OpenURI", "OpenURI", f"('', 'https://example.org/no', {{{TOKEN}}})") == "2"
+    assert not has_opened(vault, opened, "https://example.org/no")
+
+
+def test_a_file_opens_as_a_copy(runtime: Runtime, work: Cage, vault: Cage, opened: str) -> None:
+    """gio hands a descriptor over; what is opened has the file's name and content."""
+    folder = f".var/app/{debian.TOOLS}/data"
+    work.sh(f"mkdir -p {folder} && echo figures > {folder}/report.txt")
+    with policy(runtime, "open.File * work @default allow declassify target=vault\n"):
+        ended = tools(runtime, work, "gio", "open", f"/home/user/{folder}/report.txt")
+        assert ended.returncode == 0, ended.stderr
+        until(lambda: b"report.txt" in vault.enter("cat", opened).stdout, "the file is opened in vault")
+    path = next(line for line in vault.sh(f"cat {opened}").splitlines() if line.endswith("report.txt"))
+    assert vault.enter("cat", path).stdout == b"figures\n"
+
+
+def test_a_message_with_an_attachment_is_not_sent_without_it(runtime: Runtime, work: Cage) -> None:
+    ended = tools(runtime, work, "python3", "-c", ASK, "Email", "ComposeEmail",
+                  f"('', {{{TOKEN}, 'attachments': <['file:///etc/passwd']>}})")
+    assert b"attachments cannot be passed on" in ended.stderr
