@@ -35,7 +35,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
             await ask("open", "Uri", "ssa{sv}", (uri, ANYWHERE, {}))
             return {}
 
-        return requests.begin(call, options, work)
+        return requests.begin(call, options, work, outlives=True)
 
     async def open_file(call: Call) -> Answer:
         _window, index, options = call.arguments
@@ -50,7 +50,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
             return {}
 
         try:
-            return requests.begin(call, options, work)
+            return requests.begin(call, options, work, outlives=True)
         except CageError:
             os.close(descriptor)
             raise
@@ -63,7 +63,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
             await ask("open", "Uri", "ssa{sv}", (uri, ANYWHERE, {}))
             return {}
 
-        return requests.begin(call, options, work)
+        return requests.begin(call, options, work, outlives=True)
 
     handlers = {OPEN_URI: {"OpenURI": open_uri, "OpenFile": open_file}, EMAIL: {"ComposeEmail": compose}}
     return tuple(Service(interface=described(DESCRIPTION, name), handlers=theirs,

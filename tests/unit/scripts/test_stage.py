@@ -122,8 +122,9 @@ def test_files_name_the_prefix_that_they_are_for(staged: Staged) -> None:
         if place.startswith(f"{staged.layout.prefix}/lib/"):
             continue
         named = set(re.findall(rf"{other}\S*", file.read_text()))
-        # A manual page and the cage's own bus speak of the place inside.
-        inside = place.startswith(f"{staged.layout.prefix}/cage-bus/") or "/man/" in place
+        # A manual page and the cage's own buses speak of the place inside.
+        buses = tuple(f"{staged.layout.prefix}/{bus}/" for bus in ("cage-bus", "session-bus"))
+        inside = place.startswith(buses) or "/man/" in place
         assert not named or (inside and other + "/" == IN_A_CAGE), place
         assert file.stat().st_mode & 0o7777 in (0o644, 0o755)
 
