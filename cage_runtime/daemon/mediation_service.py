@@ -14,9 +14,10 @@ from cage_runtime.daemon.options import options, text
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.service import RESOURCE, Parts, channel
 from cage_runtime.daemon.what import What
-from cage_runtime.errors import UsageError
+from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
 from cage_runtime.text import escape
+
 
 class MediationService:
     """org.cageruntime.Core1.Mediation, for the core halves of mediators alone."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from dbus_next import Variant
 
-from cage_runtime.bus import Bus
+from cage_runtime.bus import Bus, Service
 from cage_runtime.daemon.sessions import FLATPAK
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
+from mediators import wire
 from mediators.files.core import FilesCore
 from mediators.files.stage import Stager
 from mediators.wire import Caged, Gateway
@@ -124,8 +126,10 @@ def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
     async def served() -> dict[str, str]:
         bus = await Bus.connect(core.address)
         bus.serve("/org/cageruntime/Apps1", Apps(cast(Installation, None), bus, frozenset()).service())
-        gateway = Gateway(name="work", uuid="0" * 32, address="")
-        await FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).serve(gateway, bus)
+        handlers = FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).handlers()
+        halves = {member: functools.partial(handler, Gateway(name="work", uuid="0" * 32, address=""))
+                  for member, handler in handlers.items()}
+        bus.serve(wire.path("files"), Service(interface=wire.interface("files"), handlers=halves))
         for name in (apps, files):
             await bus.own(name)
         said = await asyncio.to_thread(ask)
