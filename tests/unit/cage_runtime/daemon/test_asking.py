@@ -62,7 +62,8 @@ def test_a_question_says_from_where_to_where_what_and_by_which_rule(world: World
         "id": shown["id"], "source": "work", "source-level": "public", "source-colour": "#2e7d32",
         "source-compartments": [], "service": "files.Send", "argument": "", "asked": "vault", "target": "vault",
         "target-level": "secret", "target-colour": "#b71c1c", "target-compartments": [], "flow": "up",
-        "choices": {"vault": "secret"}, "default": "", "rule": "test:1", "lines": ["figures.txt"], "size": 17,
+        "choices": {"vault": "secret"}, "colours": {"secret": "#b71c1c"},
+        "default": "", "rule": "test:1", "lines": ["figures.txt"], "size": 17,
         "files": 1, "types": ["text/plain"], "sha256": "ab" * 32, "for": 0, "waiting": 1, "since": shown["since"],
         "seconds": int(PROMPT_SECONDS), "owner": OWNER.uid}
     assert len(shown["id"]) == 8
