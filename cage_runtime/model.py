@@ -136,6 +136,8 @@ DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
 """Bytes for which a delivery has a second more."""
+DELIVERY_FILES_PER_SECOND = 200
+"""Files of a tree for which it has one."""
 DECISIONS_BURST = 100
 """Requests of one source cage that are decided and recorded however fast they come."""
 DECISIONS_PER_SECOND = 10.0

@@ -46,8 +46,24 @@ def openat2(directory: int, path: str, *, flags: int, resolve: int) -> int:
     return int(result)
 
 
+class Marks:
+    """By what a file is known to be as it was read."""
+
+    __slots__ = ("file", "size", "times")
+
+    def __init__(self, status: os.stat_result) -> None:
+        self.file = status.st_dev, status.st_ino
+        self.size = status.st_size
+        self.times = status.st_mtime_ns, status.st_ctime_ns
+
+
+def is_as_read(status: os.stat_result, marks: Marks) -> bool:
+    now = Marks(status)
+    return (now.file, now.size, now.times) == (marks.file, marks.size, marks.times)
+
+
 def open_source(path: str) -> int:
-    """A read-only descriptor of the regular, non-empty file `path` beneath the home directory.
+    """A read-only descriptor of the regular, non-empty file or of the directory `path` beneath the home directory.
 
     Raises CageError with one sentence for everything else; nothing is followed out of the home directory.
     """
@@ -97,11 +113,12 @@ def _refusal(path: str, error: OSError) -> CageError:
 
 def _check_kind(path: str, status: os.stat_result) -> None:
     kinds = (
-        (stat.S_ISDIR, "a directory; send the files in it one by one"),
         (stat.S_ISFIFO, "a FIFO; only regular files can be sent"),
         (stat.S_ISCHR, "a device; only regular files can be sent"),
         (stat.S_ISBLK, "a device; only regular files can be sent"),
     )
+    if stat.S_ISDIR(status.st_mode):
+        return
     for is_kind, what in kinds:
         if is_kind(status.st_mode):
             raise CageError(f'"{path}" is {what}')

@@ -13,34 +13,36 @@ import asyncio
 import contextlib
 import functools
 import logging
-import os
 import signal
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Awaitable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-from cage_runtime import folders, log
-from cage_runtime.bus import Answer, Bus, Call, Service
-from cage_runtime.config import RuntimeConfig, load_runtime
-from cage_runtime.confine import confine
-from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
+from cage_runtime import log
+from cage_runtime.bus import Answer, Call
+from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
+    DELIVERY_FILES_PER_SECOND,
     DELIVERY_SECONDS,
     TRANSFER_SECONDS,
     TRANSFERS_PER_CAGE,
     TRANSFERS_PER_PAIR,
     Flow,
-    check_cage_name,
 )
 from cage_runtime.text import escape
-from mediators import session, wire
+from mediators import corehalf, session, wire
 from mediators.files import protocol
 from mediators.files.stage import Staged, Stager
+from mediators.files.stream import Stream
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
+
+CALLS_AT_ONCE = 2 * TRANSFERS_PER_CAGE
+"""Calls of one cage that are answered at once: those beyond what may be under way are told so."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -49,6 +51,9 @@ class Transfer:
 
     source: Gateway
     request: str
+    service: str
+    options: protocol.Options
+    tree: bool
     target_name: str
     name: str
     permission: Permission
@@ -56,15 +61,57 @@ class Transfer:
     """What the record says of it."""
     places: contextlib.ExitStack
     """Those that it takes among the transfers under way."""
+    accepted: asyncio.Future[str]
+    """What the source is told where nothing comes back but whether it was accepted, once it is."""
     in_target: bool = False
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
 
+    async def told(self, work: asyncio.Task[str]) -> str:
+        """What the source is to hear of `work`; CageError likewise."""
+        await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
+        return self.accepted.result() if self.accepted.done() else work.result()
 
-def delivery_seconds(size: int) -> float:
-    """The time that a target's delivery half has to receive so many bytes."""
-    return min(DELIVERY_SECONDS + size / DELIVERY_BYTES_PER_SECOND, TRANSFER_SECONDS)
+    def to_tell(self, arrived: str) -> str:
+        """As much of where it arrived as the source may hear; with the target's name, where it named none."""
+        if self.permission.flow is not Flow.LEVEL:
+            return _inbox_path(self.permission, "")
+        return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
+
+    def give_up(self, work: asyncio.Task[str]) -> None:
+        """Because whoever sent it has gone; what was accepted goes on."""
+        if not self.accepted.done():
+            work.cancel()
+
+
+def delivery_seconds(size: int, files: int = 1) -> float:
+    """The time that a target's delivery half has to receive so many bytes, and files."""
+    more = size / DELIVERY_BYTES_PER_SECOND + (files - 1) / DELIVERY_FILES_PER_SECOND
+    return min(DELIVERY_SECONDS + more, TRANSFER_SECONDS)
+
+
+def _check_move(options: protocol.Options, permission: Permission) -> None:
+    if options.move and permission.one_way:
+        raise PolicyRefused("what is moved is removed once it has arrived, and of that the policy lets nothing back; "
+                            "send it, and remove it yourself")
+
+
+async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> None:
+    """The source of a tree, what comes of it."""
+    try:
+        stream.arrived(await transfer.told(work))
+    except CageError as error:
+        stream.failed(error)
+    finally:
+        stream.close()
+
+
+async def _staged(transfer: Transfer, stage: Awaitable[Staged]) -> Staged:
+    try:
+        return await stage
+    except (TransferFailed, PolicyRefused) as error:
+        raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
 
 
 class FilesCore:
@@ -73,34 +120,65 @@ class FilesCore:
     def __init__(self, *, caged: Caged, stager: Stager) -> None:
         self._caged, self._stager = caged, stager
         self._under_way: Counter[tuple[str, ...]] = Counter()
-        self._interface = wire.interface("files")
+        self._going: set[asyncio.Task[Any]] = set()
 
-    async def serve(self, gateway: Gateway, bus: Bus) -> None:
-        send = functools.partial(self._send, gateway)
-        bus.malformed = functools.partial(self._malformed, gateway)
-        bus.serve(protocol.PATH, Service(interface=self._interface, handlers={protocol.SEND: send}))
-        await bus.follow_callers()
-
-    async def _malformed(self, source: Gateway, error: UsageError) -> None:
-        try:
-            await self._caged.record_malformed(source, protocol.SERVICE, error.sentence)
-        except CageError as failure:
-            LOG.error("not recorded: %s: %s", escape(error.sentence), escape(failure.sentence))
+    def handlers(self) -> dict[str, corehalf.Handler]:
+        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree}
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
-        wire.no_options(untrusted_options)
+        options = protocol.Options.read(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
-        name, target = protocol.check_file_name(untrusted_name), check_cage_name(untrusted_target)
-        request = wire.new_request()
-        permission = await self._caged.decide(source.uuid, protocol.SERVICE, "", target, request)
+        transfer = await self._begin(source, untrusted_target, untrusted_name, options)
+        work = self._start(transfer, self._stager.stage(descriptor, source.uuid, transfer.permission.max_size))
+        try:
+            return Answer(values=(await transfer.told(work),))
+        except asyncio.CancelledError:
+            transfer.give_up(work)
+            raise
+
+    async def _send_tree(self, source: Gateway, call: Call) -> Answer:
+        untrusted_target, untrusted_name, untrusted_options = call.arguments
+        options = protocol.Options.read(untrusted_options)
+        transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
+        stream, permission = Stream(), transfer.permission
+        work = self._start(transfer, self._stager.stage_tree(
+            stream.tree, source.uuid, permission.max_size, permission.max_files))
+        stream.when_gone(functools.partial(transfer.give_up, work))
+        telling = asyncio.ensure_future(_tell(transfer, work, stream))
+        self._going.add(telling)
+        telling.add_done_callback(self._going.discard)
+        return stream.answer()
+
+    async def _begin(self, source: Gateway, untrusted_target: str, untrusted_name: str, options: protocol.Options, *,
+                     tree: bool = False) -> Transfer:
+        """A transfer that policy permits at first sight, with its places among those that are under way."""
+        name, target = protocol.check_file_name(untrusted_name), protocol.check_target(untrusted_target)
+        request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
+        permission = await self._caged.decide(source.uuid, service, "", target, request)
+        _check_move(options, permission)
         pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
-            transfer = Transfer(source=source, request=request, target_name=target, name=name, permission=permission,
-                                details={"name": name, "request": request}, places=places)
-            return Answer(values=(await self._transfer(transfer, descriptor),))
+            return Transfer(source=source, request=request, service=service, options=options, tree=tree,
+                            target_name=target, name=name, permission=permission, places=places.pop_all(),
+                            accepted=asyncio.get_running_loop().create_future(),
+                            details={"name": f"{name}/" if tree else name, "request": request})
+
+    def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[str]:
+        """Have the transfer done, which gives its places back in the end, whoever waits for it."""
+        task = asyncio.get_running_loop().create_task(self._transfer(transfer, stage))
+        self._going.add(task)
+
+        def ended(task: asyncio.Task[str]) -> None:
+            self._going.discard(task)
+            transfer.places.close()
+            if not task.cancelled():
+                task.exception()  # whoever is to hear of it has: what was accepted has nobody
+
+        task.add_done_callback(ended)
+        return task
 
     @contextlib.contextmanager
     def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
@@ -115,12 +193,15 @@ class FilesCore:
             if not self._under_way[whose]:
                 del self._under_way[whose]
 
-    async def _transfer(self, transfer: Transfer, descriptor: int) -> str:
-        """Stage, decide again, deliver, record; returns the path in the target's home, or, where the source may not
-        hear which name the target gave it, that of the directory."""
+    async def _transfer(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
+        """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
+        not hear which name the target gave it, that of the directory.  Empty where nothing was delivered because the
+        name is taken, as asked for."""
         try:
-            staged = await self._staged(transfer, descriptor)
-            transfer.details |= {"size": str(staged.size), "sha256": staged.sha256}
+            staged = await _staged(transfer, stage)
+            transfer.details |= {"size": str(staged.content), "sha256": staged.sha256}
+            if transfer.tree:
+                transfer.details["files"] = str(staged.files)
             try:
                 arrived = await self._deliver(transfer, staged)
             finally:
@@ -132,38 +213,40 @@ class FilesCore:
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
                                  "stopped or full; the core's audit log says why") from error
         except asyncio.CancelledError:
-            transfer.places.close()  # whoever waits for one in the source does not wait for the record
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
+            transfer.places.close()  # whoever waits for one in the source does not wait for the record
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
-        await self._record_outcome(transfer, f"arrived as {arrived}")
-        return arrived if transfer.permission.flow is Flow.LEVEL else _inbox_path(transfer, "")
-
-    async def _staged(self, transfer: Transfer, descriptor: int) -> Staged:
-        try:
-            return await self._stager.stage(descriptor, transfer.source.uuid, transfer.permission.max_size)
-        except (TransferFailed, PolicyRefused) as error:
-            raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
+        await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
+        return transfer.to_tell(arrived)
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
-        what = What(size=staged.size, files=1, sha256=staged.sha256, lines=(transfer.name,))
+        shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
+        what = What(size=staged.content, files=staged.files, sha256=staged.sha256, lines=shown)
         permission = await self._caged.confirm(transfer.permission, what)
+        _check_move(transfer.options, permission)
         target = permission.target
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
+        if permission.one_way:
+            transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
         delivery = protocol.Delivery(
-            source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256
+            source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
+            tree=transfer.tree, conflict=transfer.options.conflict,
         )
         passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(permission.target_uuid, delivery.arguments(), (staged.descriptor,),
-                                            transfer.request, DELIVERY_SECONDS)
+        channel = await self._caged.deliver(
+            permission.target_uuid, delivery.arguments(), (staged.descriptor,), transfer.request, DELIVERY_SECONDS)
         ended = await session.run_to_end(
-            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size))
+            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
         if ended.status:
             transfer.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
             raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}: {why}')
-        return _inbox_path(transfer, protocol.parse_arrived(ended.untrusted_output, transfer.name))
+        name = protocol.parse_arrived(ended.untrusted_output, delivery)
+        if not name and transfer.options.move:
+            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, where the name is taken')
+        return _inbox_path(permission, name) if name else ""
 
     async def _passing(self, transfer: Transfer) -> None:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
@@ -172,7 +255,7 @@ class FilesCore:
 
     async def _record(self, transfer: Transfer, outcome: str) -> None:
         details = transfer.details | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.permission.target_uuid, protocol.SERVICE, details)
+        await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
 
     async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
@@ -183,39 +266,26 @@ class FilesCore:
                       escape(error.sentence))
 
 
-def _inbox_path(transfer: Transfer, name: str) -> str:
+def _inbox_path(permission: Permission, name: str) -> str:
     """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
-    return f"Inbox/{transfer.permission.source_name}/{name}"
+    return f"Inbox/{permission.source_name}/{name}"
 
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator files [--config FILE]`; ends when the system bus does, with the status of that error."""
     log.set_up("%(name)s: %(message)s")
     try:
-        if arguments and (len(arguments) != 2 or arguments[0] != "--config"):
-            raise UsageError("the core half takes --config FILE and nothing else")
-        config = load_runtime(Path(arguments[1]) if arguments else None)
-        folders.check_present(folders.of_state(config, "staging"))
-        os.umask(0o077)
-        _confine(config)
-        asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+        config = corehalf.configured(arguments)
+        if corehalf.begin("files", config):
+            asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
     return 0
 
 
-def _confine(config: RuntimeConfig) -> None:
-    """To the one folder; what cages hand over is open already."""
-    confine(config, "core", writable=(Path(config.paths.state, "staging"),))
-
-
 async def serve_until_bus_ends(stager: Stager) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
-    bus = await Bus.connect()
-    caged = Caged(bus)
-    core = FilesCore(caged=caged, stager=stager)
-    try:
-        await wire.Gateways(bus, caged, name=protocol.BUS_NAME, serve=core.serve).run()
-    finally:
-        bus.disconnect()
+    await corehalf.serve_until_bus_ends(
+        "files", protocol.SERVICE, lambda caged: FilesCore(caged=caged, stager=stager).handlers(),
+        at_once=CALLS_AT_ONCE)

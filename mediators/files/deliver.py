@@ -18,13 +18,29 @@ from collections.abc import Callable
 
 from cage_runtime.errors import TransferFailed
 from mediators.files import protocol
-from mediators.files.protocol import CHUNK, CROWDED, DAMAGED, FULL, INBOX, WITHDRAWN, Delivery
+from mediators.files.protocol import (
+    CHUNK,
+    CROWDED,
+    DAMAGED,
+    FAIL,
+    FULL,
+    HIDDEN,
+    INBOX,
+    RENAME,
+    REPLACE,
+    SKIP,
+    SKIPPED,
+    TAKEN,
+    WITHDRAWN,
+    Delivery,
+)
 
-_DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""How a directory of the home is opened."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GO = signal.Signals[protocol.GO]
 INIT_UID = 0
-_ENDS = (signal.SIGHUP, signal.SIGTERM)
+ENDS = (signal.SIGHUP, signal.SIGTERM)
 """Sent where the core half is gone, and where the cage stops."""
 
 
@@ -37,13 +53,13 @@ class Undelivered(TransferFailed):
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator files --deliver SOURCE NAME SIZE SHA256`; prints protocol.READY, waits for protocol.GO, and prints
-    which of protocol.candidate's names it took.
+    """`cage-mediator files --deliver file|tree CONFLICT SOURCE NAME SIZE SHA256`; prints protocol.READY, waits for
+    protocol.GO, and prints which of protocol.candidate's names it took, or protocol.SKIPPED.
     """
     delivery = protocol.parse_delivery(arguments)
     os.umask(0o022)
     signal.pthread_sigmask(signal.SIG_BLOCK, {_GO})
-    for number in _ENDS:
+    for number in ENDS:
         signal.signal(number, _withdraw)
     ordinal = deliver(0, os.environ.get("HOME", "/home/user"), delivery, _wait_for_go)
     sys.stdout.write(f"{ordinal}\n")
@@ -57,11 +73,11 @@ def _withdraw(*_: object) -> None:
 
 def _wait_for_go() -> None:
     """Say that all but the name is there, and wait for the word; Undelivered where another one comes."""
-    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     sys.stdout.write(protocol.READY)
     sys.stdout.flush()
     while True:
-        said = signal.sigwaitinfo((_GO, *_ENDS))
+        said = signal.sigwaitinfo((_GO, *ENDS))
         if said.si_signo != _GO:
             _withdraw()
         # The cage's user can send signals to us too; what the core half says comes from cage-init.
@@ -70,23 +86,33 @@ def _wait_for_go() -> None:
 
 
 def deliver(staged: int, home: str, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:
-    """Publish the file open as `staged` in the inbox below `home`, once it is there and `wait_for_go` has returned.
+    """Publish the file or the tree open as `staged` in the inbox below `home`, once it is there and `wait_for_go` has
+    returned.
 
-    Returns the ordinal of the name that was free.
+    Returns the ordinal of the name that it has, or SKIPPED.
     """
     try:
         with (
-            _Held(os.open(home, _DIRECTORY)) as root,
+            Held(os.open(home, DIRECTORY)) as root,
             _Subdirectory(root, "Inbox") as inbox,
             _Subdirectory(inbox, delivery.source) as directory,
         ):
+            if delivery.conflict in (SKIP, FAIL) and _is_taken(directory, delivery.name):
+                if delivery.conflict == FAIL:
+                    raise Undelivered(TAKEN)
+                wait_for_go()
+                return SKIPPED
+            if delivery.tree:
+                from mediators.files.unpack import publish_tree
+
+                return publish_tree(staged, directory, delivery, wait_for_go)
             return _publish(staged, directory, delivery, wait_for_go)
     except OSError as error:
         fault = FULL if error.errno in _NO_SPACE else INBOX
         raise Undelivered(fault, os.strerror(error.errno or 0)) from error
 
 
-class _Held:
+class Held:
     """A descriptor, closed at the end.  (contextlib alone would take a quarter of a delivery's time to import.)"""
 
     def __init__(self, descriptor: int) -> None:
@@ -113,7 +139,7 @@ class _Subdirectory:
             os.mkdir(name, 0o755, dir_fd=parent)
         except FileExistsError:
             self._made = False
-        self._descriptor = os.open(name, _DIRECTORY, dir_fd=parent)
+        self._descriptor = os.open(name, DIRECTORY, dir_fd=parent)
 
     def __enter__(self) -> int:
         return self._descriptor
@@ -132,12 +158,12 @@ class _Subdirectory:
 
 def _publish(staged: int, directory: int, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:
     unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
-    with _Held(unnamed):
+    with Held(unnamed):
         _copy(staged, unnamed, delivery)
         os.fchmod(unnamed, 0o644)
         os.fsync(unnamed)
         wait_for_go()
-        ordinal = _link(unnamed, directory, delivery.name)
+        ordinal = _link(unnamed, directory, delivery)
     os.fsync(directory)
     return ordinal
 
@@ -151,22 +177,56 @@ def _copy(staged: int, unnamed: int, delivery: Delivery) -> None:
         offset += len(chunk)
         if offset > delivery.size:
             raise Undelivered(DAMAGED, "longer than announced")
-        _write(unnamed, chunk)
+        write_all(unnamed, chunk)
     if offset != delivery.size or digest.hexdigest() != delivery.sha256:
         raise Undelivered(DAMAGED, "another length or digest than announced")
 
 
-def _write(descriptor: int, chunk: bytes) -> None:
+def write_all(descriptor: int, chunk: bytes | memoryview) -> None:
     rest = memoryview(chunk)
     while rest:
         rest = rest[os.write(descriptor, rest) :]
 
 
-def _link(unnamed: int, directory: int, name: str) -> int:
-    for ordinal in range(1, protocol.RENAMES_MAX + 1):
+def _is_taken(directory: int, name: str) -> bool:
+    try:
+        os.stat(name, dir_fd=directory, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def first_free(delivery: Delivery, take: Callable[[str], None]) -> int:
+    """The ordinal of the first name that `take`, which raises FileExistsError where it is taken, could give it."""
+    for ordinal in range(1, protocol.RENAMES_MAX + 1 if delivery.conflict == RENAME else 2):
         try:
-            os.link(f"/proc/self/fd/{unnamed}", protocol.candidate(name, ordinal), dst_dir_fd=directory)
+            take(protocol.candidate(delivery.name, ordinal))
         except FileExistsError:
             continue
         return ordinal
-    raise Undelivered(CROWDED)
+    if delivery.conflict == SKIP:
+        return SKIPPED
+    raise Undelivered(CROWDED if delivery.conflict == RENAME else TAKEN)
+
+
+def _link(unnamed: int, directory: int, delivery: Delivery) -> int:
+    def link(name: str) -> None:
+        os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=directory)
+
+    if delivery.conflict != REPLACE:
+        return first_free(delivery, link)
+    hidden = hidden_name()
+    link(hidden)
+    try:
+        os.rename(hidden, delivery.name, src_dir_fd=directory, dst_dir_fd=directory)
+    except OSError as error:
+        os.unlink(hidden, dir_fd=directory)
+        if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
+            raise Undelivered(TAKEN) from error
+        raise
+    return 1
+
+
+def hidden_name() -> str:
+    """For something on its way, until it has its name."""
+    return HIDDEN + os.urandom(8).hex()

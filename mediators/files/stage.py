@@ -14,6 +14,7 @@ import contextlib
 import ctypes
 import errno
 import fcntl
+import functools
 import hashlib
 import os
 import signal
@@ -25,7 +26,9 @@ from pathlib import Path
 
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
+from cage_runtime.packing import FILE, HEADER, PROGRAM
 from mediators.files.protocol import CHUNK
+from mediators.files.tree import Misfit, Tree, read_header
 
 REPORT_MAX = 512
 """Bytes of one message of a worker."""
@@ -37,7 +40,7 @@ O_PATH = 0o10000000
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
 _KINDS = {
-    stat.S_IFDIR: "is a directory; send its files one by one",
+    stat.S_IFDIR: "is a directory, not a regular file",
     stat.S_IFIFO: "is a pipe, not a regular file",
     stat.S_IFSOCK: "is a socket, not a regular file",
     stat.S_IFCHR: "is a device, not a regular file",
@@ -49,7 +52,7 @@ _GO = b"go"
 _CHANGED = "changed while it was read; send it again when nothing writes to it"
 
 
-class Unfit(Exception):
+class Unfit(Misfit):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 
@@ -65,7 +68,13 @@ class Staged:
     writable: int
     descriptor: int = -1
     size: int = 0
+    """Bytes of the copy, which for a tree is the whole stream."""
+    content: int = 0
+    """Bytes of all that was sent."""
+    files: int = 1
+    """Files, and directories, in a tree."""
     sha256: str = ""
+    """Of the file, or of the tree's manifest."""
     release: Callable[[Staged], None]
 
     def discard(self) -> None:
@@ -83,6 +92,8 @@ class Staged:
         return 0 if self.sha256 else max(0, self.size - os.fstat(self.writable).st_blocks * 512)
 
 
+Work = Callable[[int, socket.socket], str]
+"""Fills the staging file that the first is, having had its size granted over the second; what to report of it."""
 Copy = Callable[[int, int, int], tuple[int, str]]
 """Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
 
@@ -170,11 +181,19 @@ class Stager:
         (0: no such bound); both are worded to follow its name.
         """
         _check_access(descriptor)
+        work = functools.partial(_report_file, self._copier, descriptor, policy_max)
+        return await self._staged(descriptor, owner, work)
+
+    async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0) -> Staged:
+        """A copy of the tree that comes through the pipe `stream`; as `stage`, of which it differs in nothing else."""
+        return await self._staged(stream, owner, functools.partial(_report_tree, stream, max_size, max_files))
+
+    async def _staged(self, source: int, owner: str, work: Work) -> Staged:
         with contextlib.ExitStack() as on_failure:
             staged = Staged(owner=owner, writable=self._unnamed(), release=self._under_way.discard)
             on_failure.callback(staged.discard)
             self._under_way.add(staged)
-            staged.size, staged.sha256 = await self._copied(descriptor, staged, policy_max)
+            await self._copied(source, staged, work)
             # another open file, read-only: what the target is given cannot be written through
             staged.descriptor = os.open(f"/proc/self/fd/{staged.writable}", os.O_RDONLY | os.O_CLOEXEC)
             on_failure.pop_all()
@@ -189,18 +208,18 @@ class Stager:
                 raise TransferFailed(_NO_SPACE) from error
             raise RuntimeFailure(f"{self._directory}: cannot be staged in: {error.strerror}") from error
 
-    async def _copied(self, source: int, staged: Staged, policy_max: int) -> tuple[int, str]:
+    async def _copied(self, source: int, staged: Staged, work: Work) -> None:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near:
             with far:
-                worker = self._fork(source, staged.writable, far, policy_max)
+                worker = self._fork(source, staged.writable, far, work)
             try:
                 async with asyncio.timeout(self._seconds):
                     self._grant(staged, _read_size(await _message(near)))
                     near.send(_GO)
                     report = await _message(near)
                     await worker.ended()
-                    return _read_report(report)
+                    staged.size, staged.content, staged.files, staged.sha256 = _read_report(report)
             except TimeoutError as error:
                 raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
             finally:
@@ -218,14 +237,14 @@ class Stager:
             raise TransferFailed(_NO_SPACE)
         staged.size = size
 
-    def _fork(self, source: int, target: int, far: socket.socket, policy_max: int) -> Worker:
+    def _fork(self, source: int, target: int, far: socket.socket, work: Work) -> Worker:
         parent = os.getpid()
         pid = os.fork()
         if pid:
             return Worker(pid)
         try:
             _seclude(parent, {source, target, far.fileno()})
-            far.send(_report(self._copier, source, target, policy_max, far))
+            far.send(_report(work, target, far))
         finally:
             os._exit(0)
 
@@ -280,33 +299,70 @@ def _seclude(parent: int, keep: set[int]) -> None:
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
 
 
-def _report(copier: Copy, source: int, target: int, policy_max: int, far: socket.socket) -> bytes:
+def _report(work: Work, target: int, far: socket.socket) -> bytes:
+    """What comes of `work`, in the words that `_read` knows."""
     try:
-        before = _marks(os.fstat(source))
-        size = measure(source, policy_max)
-        far.send(b"size %d" % size)
-        if far.recv(len(_GO)) != _GO:
-            os._exit(0)
-        copied, sha256 = copier(source, target, size)
-        if _marks(os.fstat(source)) != before:
-            raise Unfit(_CHANGED)
-        return f"copied {copied} {sha256}".encode()
+        return b"copied " + work(target, far).encode()
     except TooLarge as error:
         return f"refused {error}".encode()[:REPORT_MAX]
-    except Unfit as error:
+    except Misfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]
     except OSError as error:
         full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
         return f"unfit {_NO_SPACE if full else f'cannot be sent: {os.strerror(error.errno or errno.EIO)}'}".encode()
 
 
+def _have_granted(far: socket.socket, size: int) -> None:
+    """Returns once the core half has granted so many bytes."""
+    far.send(b"size %d" % size)
+    if far.recv(len(_GO)) != _GO:
+        os._exit(0)
+
+
+def _report_file(copier: Copy, source: int, policy_max: int, target: int, far: socket.socket) -> str:
+    before = _marks(os.fstat(source))
+    size = measure(source, policy_max)
+    _have_granted(far, size)
+    copied, sha256 = copier(source, target, size)
+    if _marks(os.fstat(source)) != before:
+        raise Unfit(_CHANGED)
+    return f"{copied} {copied} 1 {sha256}"
+
+
+def _report_tree(stream: int, max_size: int, max_files: int, target: int, far: socket.socket) -> str:
+    """Copy the stream as it is, and look at all that is in it on the way."""
+    first = b""
+    while len(first) < HEADER.size and (chunk := os.read(stream, HEADER.size - len(first))):
+        first += chunk
+    announced = read_header(first)
+    if 0 < max_size < announced.content:
+        raise TooLarge(f"is larger than the {max_size} bytes that the policy lets through at once")
+    if 0 < max_files < announced.entries:
+        raise TooLarge(f"has more than the {max_files} files that the policy lets through at once")
+    _have_granted(far, announced.length)
+    os.posix_fallocate(target, 0, announced.length)
+    _write(target, first)
+
+    def source(most: int) -> bytes:
+        chunk = os.read(stream, min(most, CHUNK))
+        _write(target, chunk)
+        return chunk
+
+    tree = Tree(announced, source)
+    for kind, _name in tree.steps():
+        if kind in (FILE, PROGRAM):
+            for _piece in tree.content():
+                pass
+    return f"{announced.length} {announced.content} {announced.entries} {tree.digest}"
+
+
 def _read_size(message: bytes) -> int:
     return int(_read(message, "size"))
 
 
-def _read_report(message: bytes) -> tuple[int, str]:
-    size, sha256 = _read(message, "copied").split()
-    return int(size), sha256
+def _read_report(message: bytes) -> tuple[int, int, int, str]:
+    size, content, files, sha256 = _read(message, "copied").split()
+    return int(size), int(content), int(files), sha256
 
 
 def _read(message: bytes, expected: str) -> str:

@@ -177,7 +177,9 @@ def test_a_limit_that_may_be_missing_is_told_by_status_and_doctor(
 
 # --- what is sent ----------------------------------------------------------------------------------------------------
 SOURCES = [
-    ("mkdir -p D", "D", '"D" is a directory; send the files in it one by one'),
+    ("mkdir -p D; ln -s /etc D/away", "D", '"D/away" is a symbolic link, which is not followed; remove it, or put '
+     "there what it stands for"),
+    ("mkdir -p E; mkfifo E/pipe", "E", '"E/pipe" is neither a file nor a directory; only those can be sent'),
     ("mkfifo -m 600 F", "F", '"F" is a FIFO; only regular files can be sent'),
     (": > empty", "empty", '"empty" is empty; there is nothing to send'),
     ("ln -sf /etc/passwd out", "out",

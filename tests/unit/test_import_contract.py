@@ -62,9 +62,14 @@ ALLOWED = {
     | SPAWNER_WORDS
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
-    "cage_runtime.cli": FOUNDATION | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    "cage_runtime.packing": set(),
     "cage_runtime.portal": FOUNDATION | BUS,
-    "mediators": FOUNDATION | BUS | PROGRAM | {"cage_runtime.journald", "cage_runtime.spawner.channel"},
+    "cage_runtime.cli": FOUNDATION
+    | {"cage_runtime.packing", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    "mediators": FOUNDATION
+    | BUS
+    | PROGRAM
+    | {"cage_runtime.journald", "cage_runtime.packing", "cage_runtime.spawner.channel"},
 }
 """Room → what it may import of the project beside itself."""
 

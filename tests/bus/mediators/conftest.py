@@ -129,6 +129,7 @@ class StandInCaged:
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
+        self.one_way, self.max_files = False, 0
         self.told: list[dict[str, Any]] = []
         """What each request turned out to be."""
         self.withdrawn: list[str] = []
@@ -228,9 +229,10 @@ class StandInCaged:
                  "user": ""}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
-            **{key: Variant("b", False) for key in ("two-way", "one-way", "notify", "autostart")},
-            "max-size": Variant("t", self.max_size), "max-files": Variant("u", 0), "types": Variant("as", []),
-            "choices": Variant("as", []),
+            **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},
+            "one-way": Variant("b", self.one_way),
+            "max-size": Variant("t", self.max_size), "max-files": Variant("u", self.max_files),
+            "types": Variant("as", []), "choices": Variant("as", []),
         },))
 
     async def _deliver(self, call: Call) -> Answer:

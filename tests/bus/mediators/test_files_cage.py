@@ -29,9 +29,9 @@ HALF = """#!{python}
 import os, sys
 sys.path.insert(0, {top!r})
 from mediators import main
-from mediators.files import cage
-cage.CAGE_BUS, cage.GATEWAY = {bus!r}, {gateway!r}
-cage.FilesCage.__init__.__kwdefaults__.update(idle_seconds={idle}, core_seconds=0.2)
+from mediators import cagehalf
+cagehalf.CAGE_BUS, cagehalf.GATEWAY = {bus!r}, {gateway!r}
+cagehalf.CageHalf.__init__.__kwdefaults__.update(idle_seconds={idle}, core_seconds=0.2)
 with open({log!r}, "a", buffering=1) as log:
     log.write(f"started {{os.getpid()}}\\n")
     sys.argv[1:] = ["files", "--cage"]
@@ -124,7 +124,7 @@ def test_the_first_request_starts_it_and_passes_through(play: Play) -> None:
     async def test(cage: Cage) -> None:
         assert await cage.send("re\u0301sume\u0301.pdf") == "Inbox/work/x"
         assert await cage.send() == "Inbox/work/x"
-        assert cage.heard[0] == (["vault", "résumé.pdf", 0, {}], os.stat(__file__).st_size)
+        assert cage.heard[0] == (["vault", "re\u0301sume\u0301.pdf", 0, {}], os.stat(__file__).st_size)
         assert cage.log.read_text().count("started") == 1
 
     play(test)

@@ -150,9 +150,9 @@ def test_an_unknown_option_is_an_error(play: Play) -> None:
 
 def test_what_cannot_be_sent_is_named_and_recorded(play: Play) -> None:
     async def test(world: World) -> None:
-        with pytest.raises(TransferFailed, match="is a directory; send its files one by one"):
+        with pytest.raises(TransferFailed, match="is a directory, not a regular file"):
             await world.send("work", "vault", descriptor=os.open("/", os.O_RDONLY))
-        assert (await world.recorded())["outcome"] == '"figures.txt" is a directory; send its files one by one'
+        assert (await world.recorded())["outcome"] == '"figures.txt" is a directory, not a regular file'
         assert world.arrived() == []
 
     play(test)

@@ -84,7 +84,7 @@ def test_why_it_did_not_arrive_stays_there(play: Play, flow: Flow, fault: str) -
 def test_what_the_source_has_done_itself_it_hears(play: Play) -> None:
     async def test(world: World) -> None:
         world.caged.flow = Flow.UP
-        with pytest.raises(TransferFailed, match="is a directory; send its files one by one"):
+        with pytest.raises(TransferFailed, match="is a directory, not a regular file"):
             await world.send("work", "vault", descriptor=os.open("/", os.O_RDONLY))
         world.caged.asked.clear()
         world.caged.before_confirmed = world.caged.allowed.clear
@@ -167,7 +167,7 @@ def test_a_delivery_that_starts_too_late_does_not_arrive(play: Play, monkeypatch
 def test_a_target_that_stops_has_its_time_and_no_more(
     play: Play, monkeypatch: pytest.MonkeyPatch, flow: Flow
 ) -> None:
-    monkeypatch.setattr(core, "delivery_seconds", lambda _size: 0.2)
+    monkeypatch.setattr(core, "delivery_seconds", lambda _size, _files: 0.2)
 
     async def test(world: World) -> None:
         world.caged.flow, world.caged.stops, world.caged.keeps = flow, True, []

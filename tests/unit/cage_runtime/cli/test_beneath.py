@@ -75,8 +75,6 @@ def odd_files(home: Path) -> None:
 @pytest.mark.parametrize(
     ("path", "why"),
     [
-        ("Documents", "is a directory"),
-        (".", "is a directory"),
         ("empty", "is empty; there is nothing to send"),
         ("fifo", "is a FIFO"),
         ("socket", "is a socket"),

@@ -193,13 +193,13 @@ def test_one_that_fails_takes_no_directory_away_from_another(home: Path, staged:
 def test_nothing_is_visible_before_it_is_complete(home: Path, staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
     """M23: while it is copied, the inbox is empty."""
     seen: list[list[str]] = []
-    write = half._write
+    write = half.write_all
 
     def look_then_write(descriptor: int, chunk: bytes) -> None:
         seen.append(os.listdir(home / "Inbox/work"))
         write(descriptor, chunk)
 
-    monkeypatch.setattr(half, "_write", look_then_write)
+    monkeypatch.setattr(half, "write_all", look_then_write)
     deliver(staged(CONTENT), str(home), announced())
     assert seen == [[]]
 

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+from dataclasses import dataclass
+
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -106,21 +108,68 @@ def test_every_candidate_of_a_good_name_is_good(name: str, ordinal: int) -> None
     assert check_file_name(candidate(good, ordinal))
 
 
-def test_a_delivery_reads_back_what_was_asked() -> None:
-    asked = protocol.Delivery(source="work", name="a b.txt", size=7, sha256="0" * 64)
-    read = parse_delivery(asked.arguments())
+def asked(name: str, *, tree: bool = False, conflict: str = "rename") -> protocol.Delivery:
+    return protocol.Delivery(source="work", name=name, size=7, sha256="0" * 64, tree=tree, conflict=conflict)
+
+
+@pytest.mark.parametrize("tree", [False, True])
+@pytest.mark.parametrize("conflict", protocol.CONFLICTS)
+def test_a_delivery_reads_back_what_was_asked(conflict: str, tree: bool) -> None:
+    read = parse_delivery(asked("a b.txt", tree=tree, conflict=conflict).arguments())
     assert (read.source, read.name, read.size, read.sha256) == ("work", "a b.txt", 7, "0" * 64)
+    assert (read.tree, read.conflict) == (tree, conflict)
+
+
+@pytest.mark.parametrize(
+    ("kind", "conflict", "says"), [("pipe", "rename", "neither file nor tree"), ("file", "merge", "no conflict policy")]
+)
+def test_another_kind_of_delivery_is_refused(kind: str, conflict: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_delivery([kind, conflict, "work", "x", "1", "0" * 64])
+
+
+@dataclass
+class Variant:
+    signature: str
+    value: object
+
+
+def test_options_are_those_that_there_are() -> None:
+    read = protocol.Options.read({"conflict": Variant("s", "skip"), "move": Variant("b", True)})
+    assert (read.conflict, read.move) == ("skip", True)
+    read = protocol.Options.read({})
+    assert (read.conflict, read.move) == ("rename", False)
+
+
+@pytest.mark.parametrize(
+    "options",
+    [{"conflict": Variant("s", "merge")}, {"conflict": Variant("u", 1)}, {"move": Variant("s", "yes")},
+     {"mode": Variant("u", 0o4755)}, {"": Variant("s", "")}],
+)
+def test_any_other_option_is_an_error(options: dict[str, Variant]) -> None:
+    with pytest.raises(UsageError, match=r"option|conflict policy"):
+        protocol.Options.read(options)
 
 
 @pytest.mark.parametrize("size", ["", "0", "-1", "1.0", "1e3", "\u0661", "68719476737", "9" * 13, " 1"])
 def test_a_size_out_of_bounds_is_refused(size: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
-        parse_delivery(["work", "x", size, "0" * 64])
+        parse_delivery(["file", "rename", "work", "x", size, "0" * 64])
 
 
 def test_the_output_of_a_delivery_is_a_number_and_nothing_else() -> None:
-    assert parse_arrived(b"1\n", "a.txt") == "a.txt"
-    assert parse_arrived(b"12\n", "a.txt") == "a (12).txt"
+    assert parse_arrived(b"1\n", asked("a.txt")) == "a.txt"
+    assert parse_arrived(b"12\n", asked("a.txt")) == "a (12).txt"
+    assert parse_arrived(b"0\n", asked("a.txt", conflict="skip")) == ""
+
+
+@pytest.mark.parametrize(
+    ("conflict", "output"),
+    [("rename", b"0\n"), ("replace", b"2\n"), ("replace", b"0\n"), ("fail", b"0\n"), ("skip", b"2\n")]
+)
+def test_a_number_that_the_conflict_policy_does_not_know_is_no_answer(conflict: str, output: bytes) -> None:
+    with pytest.raises(TransferFailed, match="did not say how"):
+        parse_arrived(output, asked("a.txt", conflict=conflict))
 
 
 @pytest.mark.parametrize(
@@ -128,4 +177,4 @@ def test_the_output_of_a_delivery_is_a_number_and_nothing_else() -> None:
 )
 def test_any_other_output_tells_the_source_nothing(output: bytes) -> None:
     with pytest.raises(TransferFailed, match="did not say how"):
-        parse_arrived(output, "a.txt")
+        parse_arrived(output, asked("a.txt"))

@@ -4,21 +4,25 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ctypes
 import errno
 import hashlib
 import os
 import socket
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from cage_runtime import packing
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
 from mediators.files import stage
 from mediators.files.stage import Copy, Staged, Stager, copy
+from tests.unit.mediators.files.trees import DIGEST, TREE, stream
 
 CONTENT = b"quarterly figures\n" * 100_000
 WORK, VAULT = "1" * 32, "2" * 32
@@ -75,7 +79,7 @@ def half_of_a_socket(_file: Path) -> int:
 
 
 REFUSED: dict[str, tuple[Callable[[Path], int], str]] = {
-    "directory": (lambda file: os.open(file.parent, os.O_RDONLY), "is a directory; send its files one by one"),
+    "directory": (lambda file: os.open(file.parent, os.O_RDONLY), "is a directory, not a regular file"),
     "pipe": (pipe_end, "is a pipe, not a regular file"),
     "socket": (half_of_a_socket, "is a socket, not a regular file"),
     "device": (lambda _file: os.open("/dev/zero", os.O_RDONLY), "is a device, not a regular file"),
@@ -363,3 +367,72 @@ def test_a_worker_does_not_outlive_the_core_half(tmp_path: Path, file: Path) -> 
     os.waitpid(pid, 0)
     assert os.read(near, 1) == b""
     os.close(near)
+
+
+# --- trees -------------------------------------------------------------------------------------------------------
+def staged_tree(tmp_path: Path, raw: bytes, *, max_size: int = 0, max_files: int = 0, seconds: float = 20.0,
+                keep_open: bool = False) -> Staged:
+    """The stream as it comes through a pipe, whose writing end may stay open."""
+    async def run() -> Staged:
+        near, far = os.pipe()
+        writer = threading.Thread(target=_fill, args=(far, raw, keep_open))
+        writer.start()
+        try:
+            stager = Stager(tmp_path / "staging", seconds=seconds)
+            return await stager.stage_tree(near, WORK, max_size, max_files)
+        finally:
+            os.close(near)
+            await asyncio.to_thread(writer.join)
+            if keep_open:
+                os.close(far)
+
+    return asyncio.run(run())
+
+
+def _fill(far: int, raw: bytes, keep_open: bool) -> None:
+    with contextlib.suppress(BrokenPipeError):
+        rest = memoryview(raw)
+        while rest:
+            rest = rest[os.write(far, rest[:4096]) :]
+    if not keep_open:
+        os.close(far)
+
+
+def test_a_tree_is_kept_as_it_came(tmp_path: Path) -> None:
+    raw = stream(TREE)
+    copied = staged_tree(tmp_path, raw)
+    assert os.pread(copied.descriptor, len(raw) + 1, 0) == raw
+    content = sum(len(of) for _, _, of in TREE)
+    assert (copied.size, copied.content, copied.files, copied.sha256) == (len(raw), content, 6, DIGEST)
+
+
+@pytest.mark.parametrize(
+    ("bounds", "says"),
+    [({"max_size": 10}, "is larger than the 10 bytes"), ({"max_files": 5}, "has more than the 5 files")],
+)
+def test_a_tree_beyond_what_policy_lets_through_is_refused_as_announced(
+    tmp_path: Path, bounds: dict[str, int], says: str
+) -> None:
+    """M27: nothing but the header has been read, or has to have come."""
+    with pytest.raises(PolicyRefused, match=says):
+        staged_tree(tmp_path, stream(TREE)[: packing.HEADER.size], keep_open=True, **bounds)
+
+
+@pytest.mark.parametrize(
+    ("raw", "says"),
+    [(b"", "did not come as a tree comes"), (stream(TREE)[:-20], "did not come whole"),
+     (stream([(packing.FILE, b"../x", b"1")]), "cannot be a file's name"),
+     (packing.header(1_000_000, 0, 1 << 30), "has 1000000 files and directories"),
+     (packing.header(1, 1 << 28, (1 << 28) + 50), "did not come whole")],
+    ids=["nothing", "cut off", "a name", "a million", "less than announced"],
+)
+def test_a_stream_that_is_no_tree_is_refused_for_its_reason(tmp_path: Path, raw: bytes, says: str) -> None:
+    with pytest.raises(TransferFailed, match=says):
+        staged_tree(tmp_path, raw)
+    assert list((tmp_path / "staging").iterdir()) == []
+
+
+def test_a_stream_that_stops_has_its_time_and_no_more(tmp_path: Path) -> None:
+    """M25: as a file of a file system that never answers."""
+    with pytest.raises(TransferFailed, match="could not be read within"):
+        staged_tree(tmp_path, stream(TREE)[:50], keep_open=True, seconds=0.3)
