@@ -20,7 +20,7 @@ from cage_runtime.daemon.sessions import FLATPAK
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
 from mediators.files.core import FilesCore
-from mediators.files.stage import Stager
+from mediators.stage import Stager
 from mediators.wire import Caged, Gateway
 from tests import life, pages
 from tests.bus.core.conftest import Core, FakeApps

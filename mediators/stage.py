@@ -27,8 +27,8 @@ from pathlib import Path
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
-from mediators.files.protocol import CHUNK
-from mediators.files.tree import Misfit, Tree, read_header
+from mediators.names import CHUNK
+from mediators.tree import Misfit, Tree, read_header
 
 REPORT_MAX = 512
 """Bytes of one message of a worker."""
