@@ -11,7 +11,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from cage_runtime.model import Action, Decision, Instance, Levels, Request, ServiceKind
-from cage_runtime.policy.cells import Engine, Host, answers
+from cage_runtime.policy.cells import Engine, Host, answers, decided
 from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.flow import Chain, Proof, prove
 from cage_runtime.policy.parser import parse
@@ -162,8 +162,9 @@ def leaks_by_brute_force(engine: Engine) -> bool:
     what a rule sends on with a cage of every label where it could go to."""
     sources = [Instance(name=name, uuid=name, label=label, owner=1, tags=frozenset(tags))
                for name, tags in (("work", ()), ("vault", ()), ("any", ()), ("any", ("t",))) for label in LABELS]
-    targets = [Instance(name=name, uuid=name, label=label, owner=owner)
-               for name in (*NAMES, "other") for label in LABELS for owner in (1, 2)]
+    targets = [Instance(name=name, uuid=name, label=label, owner=owner, tags=frozenset(tags))
+               for name, tags in (("work", ()), ("vault", ()), ("other", ()), ("other", ("t",)))
+               for label in LABELS for owner in (1, 2)]
     asked = [(target.name, target) for target in targets]
     asked += [(name, target) for name in ("@core", "", "@disposable") for target in targets if target.owner == 1]
     reaches: set[tuple[object, object]] = set()
@@ -174,7 +175,7 @@ def leaks_by_brute_force(engine: Engine) -> bool:
     for source, (service, argument), (name, there), others in itertools.product(sources, services, asked, elsewhere):
         world = {**others, there.name: there, source.name: source}
         case = Case(request=Request(service=service, argument=argument, source=source, target_name=name), world=world)
-        for found in answers(engine, case, SMALL_HOST):
+        for found in answers(engine, case, SMALL_HOST, decided(engine, case, SMALL_HOST)):
             if found.action is not Action.DENY:
                 goes = found.target or name
                 reaches |= set(carried(found, of(source), of(SMALL_HOST.find(case, goes))))
