@@ -26,6 +26,27 @@ DISPOSABLES_PER_PERSON = 16
 """Those of one person's cages together, root's too."""
 DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
+CLIP_BYTES_MAX = 1024**2
+"""Bytes of what is copied for another cage to paste."""
+CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
+"""How long it can be pasted, where whoever copies says nothing, and at most."""
+CLIP_PASTES_MAX = 100
+"""How often it can be pasted at most."""
+CLIP_BURST, CLIPS_PER_SECOND = 10, 1.0
+"""Copies, and as many pastes, of one cage that are answered however fast they come, and those that are after that: a
+cage that pastes has its question counted as one of the cage that copied."""
+OPEN_SECONDS = 30.0
+"""What a target has to begin to open what it was given."""
+EDIT_SECONDS = 24 * 3600.0
+"""How long a file that was opened elsewhere may be open there, and still come back."""
+EDITS_PER_CAGE = 4
+"""Files of one cage that are open elsewhere and may come back, at once."""
+EDITED_BYTES_MAX = 64 * 1024**2
+"""Bytes of a file that comes back, whatever the policy says."""
+EDITED_WAIT_SECONDS = 600.0
+"""What one call waits for a file to come back; whoever wants to wait longer calls again."""
+EDITED_KEPT_SECONDS = 300.0
+"""How long a file that has come back waits for whoever asked for it."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -228,8 +249,8 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
-MEDIATORS_MAX = 32
-"""Mediators of one host."""
+MEDIATORS_MAX = 16
+"""Mediators of one host; the bus of each gateway has connections for all of them."""
 MEDIATOR_NAME_MAX = 20
 """Characters in a mediator's name, which its user's has too."""
 MEDIATOR_METHODS_MAX = 16

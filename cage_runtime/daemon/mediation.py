@@ -312,6 +312,10 @@ class Mediation:
         LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
         return await self._disposables.make(source, untrusted_template)
 
+    def person(self, source_uuid: str) -> int:
+        """The uid of whose cage the instance is; NoSuchCage where it does not run."""
+        return self.running(source_uuid).record.owner
+
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:
         """Record what came of a permitted request, also where there is no such source or target any more."""

@@ -298,8 +298,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
                            client.call("Confirm", *asked, {"size": ("t", 7 << 20)}, interface=MEDIATION)):
             assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
         client.call("Withdraw", "1" * 32, interface=MEDIATION)
+        assert client.call("Person", work, interface=MEDIATION) == os.geteuid()
         name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
+        life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)
         life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
                      interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)

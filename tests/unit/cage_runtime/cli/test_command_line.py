@@ -183,8 +183,10 @@ def test_version_is_that_of_the_package(capsys: pytest.CaptureFixture[str]) -> N
 
 INCAGE_BAD = (
     ("", "no command given"),
-    ("copy", "copy is not offered by this runtime yet"),
-    ("open https://example.org", "open is not offered by this runtime yet"),
+    ("copy --pastes 0", "--pastes"),
+    ("copy --seconds -1", "--seconds"),
+    ("open", "URI|FILE"),
+    ("open https://example.org two", "two"),
     ("list", 'no command "list"'),
     ("send x", "--to"),
     ("send --to vault", "FILE"),
