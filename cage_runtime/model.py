@@ -61,6 +61,16 @@ POLICY_RULES_MAX = 100_000
 """Rules in force at once, over all files."""
 POLICY_FAULTS_MAX = 1000
 """Faults of the policy files that are told at once."""
+POLICY_FINDINGS_MAX = 500
+"""Findings of one kind that are told of a policy without faults."""
+POLICY_CHANGES_MAX = 10_000
+"""Differences between two policies that are told at once."""
+GRAPH_CAGES_MAX = 200
+"""Cages in one picture of what may flow."""
+TRIED_FILES_MAX = 100
+"""Policy files that are not installed, of one question about them."""
+TRIED_BYTES_MAX = 4 * 1024**2
+"""Bytes of all of them."""
 POLICY_FILES_MAX = 1000
 """Policy files that are read for one policy, each as often as it is included (M6)."""
 POLICY_TOTAL_BYTES_MAX = 16 * 1024**2
@@ -239,8 +249,8 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
-MEDIATORS_MAX = 32
-"""Mediators of one host."""
+MEDIATORS_MAX = 16
+"""Mediators of one host; the bus of each gateway has connections for all of them."""
 MEDIATOR_NAME_MAX = 20
 """Characters in a mediator's name, which its user's has too."""
 MEDIATOR_METHODS_MAX = 16
@@ -377,6 +387,9 @@ class Label:
     level: str
     rank: int
     compartments: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return "+".join([self.level, *sorted(self.compartments)])
 
     def dominates(self, other: Label) -> bool:
         return self.rank >= other.rank and self.compartments >= other.compartments

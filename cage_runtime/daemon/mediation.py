@@ -138,10 +138,6 @@ class Mediation:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-    def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
-        """What would be decided, for whoever may know of both cages."""
-        request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
-        return self._evaluate(request)
 
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.

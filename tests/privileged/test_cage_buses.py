@@ -229,3 +229,18 @@ def test_a_uid_of_the_host_is_refused_even_where_the_socket_is_open(gateway: Pla
     gateway.socket.parent.chmod(0o755)
     for user in ("root", "caged", "nobody"):
         assert "no bus answers" in gateway.probe(uid=pwd.getpwnam(user).pw_uid, **HAS_OWNER)
+
+
+def test_a_core_half_has_its_own_name_and_calls_nobody(gateway: Place) -> None:
+    """A mediator that a cage has taken over is not another one, and not a cage to another one."""
+    gateway.socket.parent.chmod(0o755)
+    for mediator in MEDIATORS:
+        user = pwd.getpwnam(Users().mediator(mediator.name)).pw_uid
+        assert gateway.probe(uid=user, **HAS_OWNER) == "answered"
+        own = gateway.probe(uid=user, **HAS_OWNER, own=[mediator.bus_name])
+        assert own == "answered" if mediator.name != "files" else "is owned by another process" in own
+        for other in MEDIATORS:
+            if other is not mediator:
+                assert "not allowed to own" in gateway.probe(uid=user, **HAS_OWNER, own=[other.bus_name])
+        assert "Rejected send message" in gateway.probe(uid=user, **SEND)
+        assert "Rejected send message" in gateway.probe(uid=user, **MONITOR)

@@ -243,7 +243,8 @@ def test_results_have_the_keys_that_the_page_tells(foreign: DbusNext, mediator: 
     foreign.call("Wait", interface=JOB, path=foreign.call("InstallApplication", "work", APPLICATION, {}))
     arguments: dict[str, tuple[Any, ...]] = {
         "List": (), "Status": ("work",), "ListRemotes": (), "ListApplications": ("work",),
-        "ExplainPolicy": ("work", "files.Send", "", "work"), "Doctor": (), "ListPrompts": (), "ListGrants": ()}
+        "ExplainPolicy": ("work", "files.Send", "", "work"), "Doctor": (), "ListPrompts": (), "ListGrants": (),
+        "ProvePolicy": (), "Graph": (), "DiffPolicy": ({}, {"10-tried.policy": b"* * * * deny\n"})}
     told = pages.interfaces()[MANAGER].methods
     assert arguments.keys() == {member for member, method in told.items() if method.keys}
     for member, given in arguments.items():

@@ -200,6 +200,12 @@ def test_what_is_chosen_is_not_sent_on_elsewhere() -> None:
     assert asked.decide("work", "", chosen="mail").action is DENY
 
 
+def test_another_persons_cage_can_be_chosen_where_a_rule_names_it() -> None:
+    lines = "files.Send * * @default ask", "files.Send * * @any allow"
+    assert "theirs" not in world(*lines).decide("work", "").choices
+    assert "theirs" in world("files.Send * work theirs allow", *lines).decide("work", "").choices
+
+
 def test_how_much_there_is_to_choose_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """M12."""
     many = {f"c{n:03}": cage(f"c{n:03}", "internal") for n in range(CHOICES_MAX + 1)}

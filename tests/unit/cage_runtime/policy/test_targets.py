@@ -60,6 +60,14 @@ def test_nothing_is_looked_up_for_the_core_and_for_no_target() -> None:
     assert asked.looked_up == []
 
 
+@pytest.mark.parametrize("lines", [["* * * * deny"], [], ["* * * * allow"], ["* * * theirs deny", "* * * * ask"]])
+def test_as_much_is_looked_up_for_what_there_is_not_as_for_what_is_forbidden(lines: list[str]) -> None:
+    """M3: the work is the same."""
+    forbidden, unknown = world(*lines), world(*lines)
+    assert forbidden.decide("vault", "theirs").action is unknown.decide("vault", "ghost").action is DENY
+    assert len(forbidden.looked_up) == len(unknown.looked_up) == 1
+
+
 FLOWS = [
     # service, parameters, source, target: action, flow, two-way
     ("notify.Show", "", "vault", "@core", ALLOW, Flow.UP, False),
