@@ -155,9 +155,10 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
         with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
-            rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows]
+            rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows,
+                    *policy.rows(options.qrexec)]
             say("P8: a call, D-Bus")
-            rows += [*streams.rows(runtime, client, options.runs), *policy.rows(options.qrexec)]
+            rows += streams.rows(runtime, client, options.runs)
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
@@ -232,6 +233,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < RUNS_MIN or not 0 < options.cages <= CAGES_MAX:
         parser.error(f"--runs is {RUNS_MIN} or more, --cages is 1 to {CAGES_MAX}")
+    if options.policy and options.save:
+        parser.error("--save keeps all figures, --policy measures some")
     return options
 
 
