@@ -12,10 +12,9 @@ ENDS = (signal.SIGHUP, signal.SIGTERM)
 
 
 @pytest.fixture(autouse=True)
-def signals_as_they_were() -> Iterator[None]:
-    """A delivery half blocks those that end it; what is started later would never be ended by them."""
-    mask, handlers = signal.pthread_sigmask(signal.SIG_BLOCK, ()), {number: signal.getsignal(number) for number in ENDS}
+def handlers_as_they_were() -> Iterator[None]:
+    """A delivery half has handlers of its own for those that end it."""
+    handlers = {number: signal.getsignal(number) for number in ENDS}
     yield
     for number, handler in handlers.items():
         signal.signal(number, handler)
-    signal.pthread_sigmask(signal.SIG_SETMASK, mask)
