@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers
+from tests.bench import memory, peers, transfers
 from tests.bench.figures import (
     Bound,
     Change,
@@ -58,8 +58,10 @@ BOUNDS = (
     Bound(figure="P4", ours=P4, peer=PYTHON, limit=2.5),
     Bound(figure="P6", ours=memory.CREATED, peer=None, limit=4.0),
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
+    *transfers.BOUNDS,
 )
-OURS = frozenset({("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4)})
+OURS = frozenset({("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4),
+                  ("P7", transfers.SENT), ("P7", transfers.SENT_TREE)})
 
 Work = Callable[[], None]
 
@@ -143,6 +145,14 @@ def timed(runtime: Runtime, client: Client, programs: dict[str, str], runs: int,
         client.destroy("work")
 
 
+def sent(client: Client, runs: int) -> Iterator[Row]:
+    """P7."""
+    transfers.make(client)
+    for names in ((transfers.SENT, transfers.COPIED), (transfers.SENT_TREE, transfers.COPIED_TREE)):
+        yield from measure("P7", transfers.contenders(client, *names), runs)
+    transfers.remove(client)
+
+
 def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     programs = peers.found()
     name = f"cage-runtime-bench-{os.getpid()}"
@@ -150,7 +160,8 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
         with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
-            rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows]
+            times = list(timed(runtime, client, programs, options.runs, f"{name}-peers"))
+            rows = [*times, *sent(client, options.runs), *used, *rows]
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
