@@ -17,8 +17,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
-from cage_runtime.config import Paths, masked_file, parse_table, read_text
-from cage_runtime.errors import DefinitionError
+from cage_runtime.config import Paths, convert, line_of, masked_file, parse_table, read_text
+from cage_runtime.errors import DefinitionError, UsageError
 from cage_runtime.model import (
     DESCRIPTION_MAX,
     MEDIATOR_DESCRIPTORS_MAX,
@@ -63,7 +63,7 @@ class _Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=
 class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):
     description: Annotated[str, msgspec.Meta(min_length=1, max_length=DESCRIPTION_MAX)]
     methods: Annotated[list[_Member], msgspec.Meta(min_length=1, max_length=MEDIATOR_METHODS_MAX)]
-    services: Annotated[dict[str, _Service], msgspec.Meta(min_length=1, max_length=MEDIATOR_SERVICES_MAX)]
+    services: Annotated[dict[str, dict[str, object]], msgspec.Meta(min_length=1, max_length=MEDIATOR_SERVICES_MAX)]
     descriptors: Annotated[int, msgspec.Meta(ge=0, le=MEDIATOR_DESCRIPTORS_MAX)] = 0
     delivery: Literal["delivery", "session", "service", "none"] = "none"
     folder: _Folder | None = None
@@ -124,20 +124,28 @@ def kinds_of(mediators: Iterable[Mediator]) -> dict[str, ServiceKind]:
 def parse(text: str, name: str, file: str) -> Mediator:
     """The manifest of the mediator `name`; DefinitionError names `file` and the line of what is wrong."""
     table = parse_table(text, _Manifest, file)
-    for repeated in (*_repeated(table.methods), *(r for each in table.services.values() for r in
-                                                  _repeated(each.parameters))):
-        raise DefinitionError(f'{file}:1: "{repeated}" is there twice')
-    for service in table.services:
-        head, dot, tail = service.partition(".")
-        if head != name or not dot or not (tail == FAMILY[1:] or _SERVICE.match(tail)):
-            shown = escape(service, limit=80)
-            raise DefinitionError(f'{file}:1: services: "{shown}" is not a service of {name}, such as "{name}.Use"')
+    if repeated := _repeated(table.methods):
+        raise DefinitionError(f'{file}:{line_of(text, ("methods",))}: methods: "{repeated[0]}" is there twice')
+    services = {}
+    for service, untrusted_keys in table.services.items():
+        try:
+            services[service] = _kind(name, service, untrusted_keys)
+        except UsageError as error:
+            place = f"{file}:{line_of(text, ('services', service))}"
+            raise DefinitionError(f'{place}: services."{escape(service, limit=80)}": {error.sentence}') from error
     return Mediator(
         name=name, description=table.description, methods=tuple(table.methods), descriptors=table.descriptors,
-        delivery=Delivery(table.delivery), folder=table.folder,
-        services={service: ServiceKind(one_way=kind.one_way, parameters=frozenset(kind.parameters))
-                  for service, kind in table.services.items()},
-    )
+        delivery=Delivery(table.delivery), folder=table.folder, services=services)
+
+
+def _kind(name: str, service: str, untrusted_keys: dict[str, object]) -> ServiceKind:
+    head, dot, tail = service.partition(".")
+    if head != name or not dot or not (tail == FAMILY[1:] or _SERVICE.match(tail)):
+        raise UsageError(f'not a service of {name}, such as "{name}.Use"')
+    found = convert(untrusted_keys, _Service)
+    if repeated := _repeated(found.parameters):
+        raise UsageError(f'parameters: "{repeated[0]}" is there twice')
+    return ServiceKind(one_way=found.one_way, parameters=frozenset(found.parameters))
 
 
 def _repeated(words: Iterable[str]) -> list[str]:

@@ -26,6 +26,27 @@ DISPOSABLES_PER_PERSON = 16
 """Those of one person's cages together, root's too."""
 DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
+CLIP_BYTES_MAX = 1024**2
+"""Bytes of what is copied for another cage to paste."""
+CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
+"""How long it can be pasted, where whoever copies says nothing, and at most."""
+CLIP_PASTES_MAX = 100
+"""How often it can be pasted at most."""
+CLIP_BURST, CLIPS_PER_SECOND = 10, 1.0
+"""Copies, and as many pastes, of one cage that are answered however fast they come, and those that are after that: a
+cage that pastes has its question counted as one of the cage that copied."""
+OPEN_SECONDS = 30.0
+"""What a target has to begin to open what it was given."""
+EDIT_SECONDS = 24 * 3600.0
+"""How long a file that was opened elsewhere may be open there, and still come back."""
+EDITS_PER_CAGE = 4
+"""Files of one cage that are open elsewhere and may come back, at once."""
+EDITED_BYTES_MAX = 64 * 1024**2
+"""Bytes of a file that comes back, whatever the policy says."""
+EDITED_WAIT_SECONDS = 600.0
+"""What one call waits for a file to come back; whoever wants to wait longer calls again."""
+EDITED_KEPT_SECONDS = 300.0
+"""How long a file that has come back waits for whoever asked for it."""
 COMPARTMENTS_MAX = 16
 """Compartments of one cage."""
 DESCRIPTION_MAX = 200
@@ -40,6 +61,16 @@ POLICY_RULES_MAX = 100_000
 """Rules in force at once, over all files."""
 POLICY_FAULTS_MAX = 1000
 """Faults of the policy files that are told at once."""
+POLICY_FINDINGS_MAX = 500
+"""Findings of one kind that are told of a policy without faults."""
+POLICY_CHANGES_MAX = 10_000
+"""Differences between two policies that are told at once."""
+GRAPH_CAGES_MAX = 200
+"""Cages in one picture of what may flow."""
+TRIED_FILES_MAX = 100
+"""Policy files that are not installed, of one question about them."""
+TRIED_BYTES_MAX = 4 * 1024**2
+"""Bytes of all of them."""
 POLICY_FILES_MAX = 1000
 """Policy files that are read for one policy, each as often as it is included (M6)."""
 POLICY_TOTAL_BYTES_MAX = 16 * 1024**2
@@ -218,8 +249,8 @@ FILE_NAME_BYTES = 255
 """Bytes in a transferred file's name (NAME_MAX of Linux file systems)."""
 RENAMES_MAX = 1000
 """Names `NAME (n)` that are tried before a delivery into a full inbox fails."""
-MEDIATORS_MAX = 32
-"""Mediators of one host."""
+MEDIATORS_MAX = 16
+"""Mediators of one host; the bus of each gateway has connections for all of them."""
 MEDIATOR_NAME_MAX = 20
 """Characters in a mediator's name, which its user's has too."""
 MEDIATOR_METHODS_MAX = 16
@@ -352,6 +383,9 @@ class Label:
     level: str
     rank: int
     compartments: frozenset[str] = frozenset()
+
+    def __str__(self) -> str:
+        return "+".join([self.level, *sorted(self.compartments)])
 
     def dominates(self, other: Label) -> bool:
         return self.rank >= other.rank and self.compartments >= other.compartments

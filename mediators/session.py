@@ -28,6 +28,10 @@ DIAGNOSTICS_MAX = 1024
 """Bytes of a program's standard error that are kept for the record; the rest is read and dropped."""
 DESCRIPTORS_MAX = 3
 """Descriptors in one message of a channel."""
+CHUNK = 65536
+"""Bytes that are read from a program at a time."""
+
+Sink = Callable[[bytes], None]
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -58,8 +62,10 @@ class Gate:
     go: signal.Signals
 
 
-async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: float) -> Ended:
+async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: float, sink: Sink | None = None) -> Ended:
     """Follow the program at the other end of `channel`, which is closed in every case.
+
+    What it writes after `gate` is kept, or given to `sink` as it comes, which may raise a CageError.
 
     TransferFailed where it could not start, wrote more than `output_max` bytes, ended well without having passed
     `gate`, broke the protocol otherwise, or had not ended after `seconds`; then it is killed.
@@ -68,7 +74,7 @@ async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: floa
         near.setblocking(False)
         try:
             async with asyncio.timeout(seconds):
-                return await _follow(near, held, gate, output_max)
+                return await _follow(near, held, gate, output_max, sink)
         except TimeoutError as error:
             send_signal(near, signal.SIGKILL)
             raise TransferFailed(f"the target had not received it after {seconds:.0f} s") from error
@@ -84,13 +90,14 @@ def send_signal(near: socket.socket, number: signal.Signals) -> None:
         near.send(json.dumps({"signal": number}).encode())
 
 
-async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, output_max: int) -> Ended:
+async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, output_max: int,
+                  sink: Sink | None) -> Ended:
     started, pipes = await next_event(near, held)
     if started.event == "refused":
         raise TransferFailed("the target could not start to receive it")
     if started.event != "started" or len(pipes) != 2 or not all(map(is_pipe, pipes)):
         raise TransferFailed("the target did not answer as it should")
-    answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max))
+    answering = asyncio.ensure_future(_answer(near, pipes[0], gate, output_max, sink))
     diagnosing = asyncio.ensure_future(read(pipes[1], DIAGNOSTICS_MAX))
     ending = asyncio.ensure_future(_ended(near, held))
     tasks = (answering, diagnosing, ending)
@@ -106,14 +113,15 @@ async def _follow(near: socket.socket, held: contextlib.ExitStack, gate: Gate, o
     return Ended(status=ended.status, untrusted_output=output, untrusted_diagnostics=diagnosing.result())
 
 
-async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int) -> tuple[bool, bytes]:
+async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int,
+                  sink: Sink | None) -> tuple[bool, bytes]:
     """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
     first = await read(pipe, len(gate.ready), enough=True)
     if first != gate.ready:
         return False, first + await read(pipe, output_max + 1 - len(first))
     await gate.passing()
     send_signal(near, gate.go)
-    return True, await read(pipe, output_max + 1)
+    return True, await read(pipe, output_max + 1, sink=sink)
 
 
 async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
@@ -148,20 +156,26 @@ def is_pipe(descriptor: int) -> bool:
     return stat.S_ISFIFO(os.fstat(descriptor).st_mode)
 
 
-async def read(pipe: int, limit: int, *, enough: bool = False) -> bytes:
-    """What is written to `pipe`, of which the first `limit` bytes are kept; no more is read where that is `enough`."""
+async def read(pipe: int, limit: int, *, enough: bool = False, sink: Sink | None = None) -> bytes:
+    """What is written to `pipe`, of which the first `limit` bytes are kept; no more is read where that is `enough`.
+
+    With a `sink` nothing is kept, and that has the bound.
+    """
     os.set_blocking(pipe, False)
-    kept = b""
+    kept = bytearray()
     while not (enough and len(kept) == limit):
         await readable(pipe)
         try:
-            chunk = os.read(pipe, limit - len(kept) if enough else 4096)
+            chunk = os.read(pipe, limit - len(kept) if enough else CHUNK)
         except BlockingIOError:
             continue
         if not chunk:
             break
-        kept += chunk[: limit - len(kept)]
-    return kept
+        if sink is not None:
+            sink(chunk)
+        else:
+            kept += chunk[: limit - len(kept)]
+    return bytes(kept)
 
 
 async def readable(descriptor: int) -> None:

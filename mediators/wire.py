@@ -293,6 +293,10 @@ class Caged:
         name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
         return str(name), str(uuid)
 
+    async def person(self, source: str) -> int:
+        """The uid of whose cage the running instance `source` is."""
+        return int((await self._ask("Person", "s", (source,))).values[0])
+
     async def show(self, source: str, request: str, notification: dict[str, Variant]) -> int:
         """Show a notification of the instance `source` to its owner; its id, for a request that was decided."""
         (number,) = (await self._ask("Show", "ssa{sv}", (source, request, notification))).values

@@ -285,6 +285,8 @@ def spelled(kind: str, value: Any) -> list[str]:
                                    for word in (key, inner, *spelled(inner, entry)))]
     if kind == "a{ss}":
         return [str(len(value)), *(word for entry in value.items() for word in entry)]
+    if kind == "a{say}":
+        return [str(len(value)), *(word for key, content in value.items() for word in (key, *spelled("ay", content)))]
     if kind == "v":
         return [value[0], *spelled(*value)]
     if kind.startswith("a"):

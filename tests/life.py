@@ -101,8 +101,19 @@ def _record(client: Client, name: str) -> None:
     assert client.call("CheckPolicy", {}) == []
     client.call("ReloadPolicy", {})
     decision = client.call("ExplainPolicy", name, "files.Send", "", name, {})
-    assert decision.keys() == {"action", "rule", "reason", "flow"}
+    assert decision.keys() == {"action", "rule", "reason", "flow", "target", "parameters", "passed", "change"}
     assert (decision["action"], decision["flow"]) == ("deny", "level"), "no cage asks for anything of itself"
+    assert not [found["text"] for found in client.call("ProvePolicy", {}) if found["kind"] == "leak"]
+    tried = {"10-tried.policy": f"files.Send * {name} @core allow\n".encode()}
+    simulated = client.call("SimulatePolicy", name, "files.Send", "", "@core", tried, {})
+    assert (simulated["action"], simulated["rule"].rpartition("/")[2]) == ("allow", "10-tried.policy:1")
+    alone = {"before-alone": ("b", True), "after-alone": ("b", True)}
+    changes = client.call("DiffPolicy", {}, tried, alone)
+    assert [(name, "files.Send", "@core")] == [
+        (each["source"], each["service"], each["target"]) for each in changes if each["source"] == name]
+    graph = client.call("Graph", {})
+    assert name in [cage["name"] for cage in graph["cages"]]
+    assert [level["colour"] for level in graph["levels"]] == ["#2e7d32", "#ef6c00", "#c62828"]
     assert client.call("ListPrompts", {}) == client.call("ListGrants", {}) == []
     client.call("RegisterAgent", {})
     last = json.loads(client.call("TailAudit", {"count": ("u", 1)})[0])
@@ -124,6 +135,10 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "RemoveApplication": (("nobody", "org.example.App", {}), NOBODY),
     "CheckPolicy": (({"colour": ("s", "red")},), ILL),
     "ExplainPolicy": (("nobody", "files.Send", "", "nobody", {}), NOBODY),
+    "ProvePolicy": (({"colour": ("s", "red")},), ILL),
+    "SimulatePolicy": (("nobody", "files.Send", "", "nobody", {}, {}), NOBODY),
+    "DiffPolicy": (({}, {}, {"colour": ("s", "red")}), ILL),
+    "Graph": (({"colour": ("s", "red")},), ILL),
     "ReloadPolicy": (({"colour": ("s", "red")},), ILL),
     "TailAudit": (({"count": ("u", 0)},), ILL),
     "VerifyAudit": (({"colour": ("s", "red")},), ILL),

@@ -12,13 +12,15 @@ PROGRAM = Program(
     verbs={
         "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
         "call": ("verbs_incage_call", "call a service of another cage"),
+        "copy": ("verbs_incage_clipboard", "offer standard input to another cage, once"),
+        "open": ("verbs_incage_open", "open a link or a file in another cage"),
+        "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),
         "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
         "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
     },
-    later=("copy", "paste", "open"),
 )
 
 

@@ -77,13 +77,22 @@ class Access:
         caller = await self._caller(call)
         return await self._permitted(caller, str(call.arguments[0]))
 
-    async def to_pair(self, call: Call) -> tuple[Cage, Cage]:
-        """The cages that the first and the fourth argument name, for whoever may do what is called with each."""
+    async def to_pair(self, call: Call) -> tuple[Cage, Cage | None]:
+        """The cages that the first and the fourth argument name, for whoever may do what is called with each; None
+        where the latter is a word of the policy such as @core, which stands for no cage that there is."""
         caller = await self._caller(call)
         names = str(call.arguments[0]), str(call.arguments[3])
         source = await self._permitted(caller, names[0])
-        target = await self._permitted(caller, names[1])
+        target = None if names[1] == "" or names[1].startswith("@") else await self._permitted(caller, names[1])
         return self._still(names[0], source), target
+
+    async def sees_all(self, call: Call) -> bool:
+        """Whether the caller gets to see everybody's cages."""
+        return await self._authorization.sees_all(await self._caller(call), RIGHTS["List"])
+
+    def known(self, untrusted_name: str) -> Cage:
+        """The cage of that name, for who may do what is called to the whole host; NoSuchCage where there is none."""
+        return self._manager.find(untrusted_name)
 
     async def to_all(self, call: Call) -> View:
         """The caller's cages, and everybody's for whom they are there."""

@@ -90,6 +90,13 @@ def template_file(untrusted_name: str, paths: Paths) -> Path | None:
         return None
 
 
+def template_names(paths: Paths) -> list[str]:
+    """The names of the templates that there are."""
+    names = {file.name.removesuffix(".toml") for parent in (paths.shipped, paths.administrator)
+             for file in Path(parent, "templates.d").glob("*.toml")}
+    return sorted(name for name in names if template_file(name, paths) is not None)
+
+
 def check_label(definition: Definition, options: CreateOptions, levels: Levels) -> None:
     """UsageError, with the line where a file says so, unless this host has the level and the compartments."""
     try:

@@ -41,6 +41,8 @@ from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.mediation_service import MediationService
 from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.prompts import Waiter
+from cage_runtime.daemon.proof_service import ProofService
+from cage_runtime.daemon.proofs import Proofs
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.service import CoreService, Parts
 from cage_runtime.daemon.sessions import Sessions
@@ -83,12 +85,14 @@ class Daemon:
         agents = Agents(bus, connections)
         self._asking = Asking(self._manager, agents, connections, Grants(own / "grants.json", boot()),
                               tell=self._answered, show=Shown(self._manager.levels))
+        kinds = manifest.kinds_of(mediators)
+        mediation = Mediation(self._manager, sessions, paths, self._asking, kinds=kinds)
         self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
-            applications=self._applications, mediation=Mediation(
-                self._manager, sessions, paths, self._asking, kinds=manifest.kinds_of(mediators)),
+            applications=self._applications, mediation=mediation,
             asking=AskingService(access, self._asking, agents, self._notifications),
+            proofs=ProofService(access, Proofs(self._manager, mediation, paths, kinds=kinds), self._manager.levels),
             notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
         )
         self._bus, self._jobs = bus, parts.jobs

@@ -138,10 +138,6 @@ class Mediation:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-    def explain(self, source: Cage, service: str, argument: str, target: Cage) -> Decision:
-        """What would be decided, for whoever may know of both cages."""
-        request = Request(service=service, argument=argument, source=source.instance(), target_name=target.name)
-        return self._evaluate(request)
 
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
@@ -315,6 +311,10 @@ class Mediation:
         source = self.running(source_uuid)
         LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
         return await self._disposables.make(source, untrusted_template)
+
+    def person(self, source_uuid: str) -> int:
+        """The uid of whose cage the instance is; NoSuchCage where it does not run."""
+        return self.running(source_uuid).record.owner
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
              details: dict[str, str]) -> None:

@@ -34,7 +34,8 @@ class MediationService:
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
             "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
-            "Deliver": self._deliver, "Dispose": self._dispose, "Record": self._record,
+            "Deliver": self._deliver, "Dispose": self._dispose, "Person": self._person,
+            "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
@@ -100,6 +101,10 @@ class MediationService:
         source, template, request = call.arguments
         cage = await self._parts.mediation.dispose(mediator, source, template, request)
         return Answer(values=(cage.name, cage.uuid))
+
+    async def _person(self, call: Call) -> Answer:
+        await self._parts.authorization.mediator(call.sender)
+        return Answer(values=(self._parts.mediation.person(*call.arguments),))
 
     async def _show(self, call: Call) -> Answer:
         await self._notifier(call)

@@ -83,16 +83,17 @@ _MEMBERS = {
         "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
     ),
     About.PAIR: ("ExplainPolicy",),
-    About.ALL: ("List", "Doctor"),
+    About.ALL: ("List", "Doctor", "Graph"),
     About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent", "NotificationAction"),
     About.HOST: (
-        "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ReloadPolicy", "TailAudit", "VerifyAudit",
+        "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy",
+        "ReloadPolicy", "TailAudit", "VerifyAudit",
     ),
 }
 _DOES = {
     **dict.fromkeys((
-        "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes", "CheckPolicy",
-        "TailAudit", "VerifyAudit", "ListGrants",
+        "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes", "CheckPolicy",
+        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit", "ListGrants",
     ), Does.TELLS),
     **dict.fromkeys(("Logs", "ListPrompts", "RegisterAgent"), Does.SHOWS),
     **dict.fromkeys((

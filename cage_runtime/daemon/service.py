@@ -27,6 +27,7 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.daemon.notifications import Notifications
 from cage_runtime.daemon.options import NoOptions, options, text
+from cage_runtime.daemon.proof_service import ProofService
 from cage_runtime.daemon.recovery import Recovery
 from cage_runtime.daemon.sessions import SessionOptions, Sessions, Started
 from cage_runtime.errors import CageError, UsageError
@@ -62,6 +63,7 @@ class Parts:
     applications: Applications
     mediation: Mediation
     asking: AskingService
+    proofs: ProofService
     notifications: Notifications
     recovery: Recovery
     jobs: Jobs
@@ -89,7 +91,7 @@ class CoreService:
             "VerifyAudit": self._verify,
         }
         handlers: dict[str, Handler] = {
-            "Create": self._create, "ExplainPolicy": self._explain, **parts.asking.handlers,
+            "Create": self._create, **parts.asking.handlers, **parts.proofs.handlers,
             **{member: self._for_cage(handler) for member, handler in of_cage.items()},
             **{member: self._for_all(handler) for member, handler in of_all.items()},
             **{member: self._for_host(handler) for member, handler in of_host.items()},
@@ -298,15 +300,6 @@ class CoreService:
     async def _check_policy(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
         return Answer(values=(self._parts.mediation.check(),))
-
-    async def _explain(self, call: Call) -> Answer:
-        _, service, argument, _, given = call.arguments
-        source, target = await self._parts.access.to_pair(call)
-        options(given, NoOptions)
-        decision = self._parts.mediation.explain(source, service, argument, target)
-        shown = {"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
-                 "flow": decision.flow.value if decision.flow else ""}
-        return Answer(values=(text(shown),))
 
     async def _reload(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)

@@ -38,7 +38,7 @@ from cage_runtime.model import (
 )
 from cage_runtime.policy.match import Index, canonical, is_across, is_disposable, is_narrow, mismatch
 from cage_runtime.policy.parser import ARGUMENT_PATTERN, SERVICE_PATTERN, kind_of
-from cage_runtime.policy.rule import NO_PARAMETERS, Rule
+from cage_runtime.policy.rule import NO_PARAMETERS, Named, Rule
 from cage_runtime.policy.stricter import stricter
 from cage_runtime.text import escape
 
@@ -94,11 +94,15 @@ class Policy:
     """The services that mediators have; any other counts as two-way."""
     fault: str | None = None
     _index: Index = field(init=False, repr=False, compare=False)
+    _named: frozenset[str] = field(init=False, repr=False, compare=False)
+    """The targets that rules name that let something through: no other cage of another person can be reached."""
     _texts: dict[str, str] = field(init=False, repr=False, compare=False, default_factory=dict)
     """What is written at a place, of the rules that were needed so far."""
 
     def __post_init__(self) -> None:
         object.__setattr__(self, "_index", Index(self.rules))
+        named = (rule.target.name for rule in self.rules if isinstance(rule.target, Named) and not is_narrow(rule))
+        object.__setattr__(self, "_named", frozenset(named))
 
     @classmethod
     def refusing(cls, error: PolicySyntaxError) -> Policy:
@@ -232,7 +236,9 @@ class Policy:
         if decision.target:
             return replace(decision, choices=(decision.target,), default_target=self._preselected(verdict))
         choices, default = [], self._preselected(verdict)
-        for name in (default, canonical(DISPOSABLE_TARGET), *sorted(each.name for each in islice(cages(), CAGES_MAX))):
+        near = sorted(each.name for each in islice(cages(), CAGES_MAX)
+                      if each.owner == request.source.owner or each.name in self._named)
+        for name in (default, canonical(DISPOSABLE_TARGET), *near):
             if name and name not in choices and self._offered(request, verdict, name, world) is not None:
                 choices.append(name)
                 if len(choices) >= CHOICES_MAX:

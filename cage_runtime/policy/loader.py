@@ -32,6 +32,9 @@ from cage_runtime.text import escape
 
 _FILE_NAME = re.compile(r"[0-9]{2}-[A-Za-z0-9][A-Za-z0-9_-]*\.policy\Z")
 Kinds = Mapping[str, ServiceKind]
+_TRIED = -1
+"""The device of a file that is on none."""
+_NONE: Mapping[str, File] = {}
 
 
 def load_policy(paths: Paths, levels: Levels, kinds: Kinds) -> Policy:
@@ -40,6 +43,22 @@ def load_policy(paths: Paths, levels: Levels, kinds: Kinds) -> Policy:
     `kinds` are the services that mediators have.
     """
     return Policy(rules=tuple(sound(_Reading(levels, kinds).all(paths))), kinds=kinds)
+
+
+def load_tried(paths: Paths, levels: Levels, kinds: Kinds, untrusted_files: Mapping[str, bytes], *,
+               alone: bool = False) -> Policy:
+    """The policy that there would be if `untrusted_files`, texts by their names, were the administrator's too; with
+    `alone` if there were no others.  PolicySyntaxError for a fault anywhere in it.
+
+    What they include has to lie beside the installed ones: who tries a policy need not be who may read every file.
+    """
+    for untrusted_name in untrusted_files:
+        if not _FILE_NAME.match(untrusted_name):
+            raise PolicySyntaxError(f'"{escape(untrusted_name, limit=60)}": {_MISNAMED}')
+    directory = Path(paths.administrator, "policy.d")
+    tried = {name: File(path=directory / name, identity=(_TRIED, number), untrusted_text=text)
+             for number, (name, text) in enumerate(untrusted_files.items())}
+    return Policy(rules=tuple(sound(_Reading(levels, kinds).all(paths, tried, alone=alone))), kinds=kinds)
 
 
 def faults(paths: Paths, levels: Levels, kinds: Kinds) -> list[str]:
@@ -68,11 +87,16 @@ class _Reading:
         self._levels, self._kinds = levels, kinds
         self._rules = self._files = self._bytes = 0
 
-    def all(self, paths: Paths) -> Iterator[Rule | PolicySyntaxError]:
-        """Rules and faults of all files in their order; what is wrong with the directories comes first."""
-        files, misnamed = _policy_files(paths)
+    def all(self, paths: Paths, tried: Mapping[str, File] = _NONE, *,
+            alone: bool = False) -> Iterator[Rule | PolicySyntaxError]:
+        """Rules and faults of all files in their order; what is wrong with the directories comes first.
+
+        Files of `tried` are in the place of those of their names; `alone` there are no others.
+        """
+        installed, misnamed = ({}, []) if alone else _policy_files(paths)
         yield from misnamed
-        for found in self._top(files):
+        files: dict[str, Path | File] = {**installed, **tried}
+        for found in self._top([files[name] for name in sorted(files, key=os.fsencode)]):
             self._rules += isinstance(found, Rule)
             if isinstance(found, Rule) and self._rules > POLICY_RULES_MAX:
                 yield PolicySyntaxError(f"{found.place}: more than {POLICY_RULES_MAX} rules in all")
@@ -84,15 +108,15 @@ class _Reading:
     def _too_much(self) -> bool:
         return self._files > POLICY_FILES_MAX or self._bytes > POLICY_TOTAL_BYTES_MAX
 
-    def _top(self, files: list[Path]) -> Iterator[Rule | PolicySyntaxError]:
-        for path in files:
+    def _top(self, files: list[Path | File]) -> Iterator[Rule | PolicySyntaxError]:
+        for each in files:
             try:
-                file = read_policy_file(path)
+                file = each if isinstance(each, File) else read_policy_file(each)
             except PolicySyntaxError as error:
                 yield error
                 continue
             if file is not None:
-                yield from self._file(file, f"{path}:1", ())
+                yield from self._file(file, f"{file.path}:1", ())
 
     def _file(self, file: File, place: str, around: tuple[File, ...]) -> Iterator[Rule | PolicySyntaxError]:
         """What the file says, in the files `around` it; `place` is what it is there for."""
@@ -113,6 +137,9 @@ class _Reading:
     def _included(self, include: Include, around: tuple[File, ...]) -> Iterator[Rule | PolicySyntaxError]:
         if len(around) > POLICY_INCLUDE_DEPTH:
             yield PolicySyntaxError(f"{include.place}: more than {POLICY_INCLUDE_DEPTH} files within one another")
+            return
+        if around[-1].identity[0] == _TRIED and include.path.startswith("/"):
+            yield PolicySyntaxError(f"{include.place}: a file that is not installed includes none by its whole path")
             return
         path = around[-1].path.parent / include.path
         try:
@@ -150,8 +177,8 @@ def _counts(untrusted_name: str) -> bool:
     return untrusted_name.endswith(".policy") and not untrusted_name.startswith(".")
 
 
-def _policy_files(paths: Paths) -> tuple[list[Path], list[PolicySyntaxError]]:
-    """The files that count, in the order of their rules, without those that are masked; and what is named wrongly."""
+def _policy_files(paths: Paths) -> tuple[dict[str, Path], list[PolicySyntaxError]]:
+    """The files that count by their names, without those that are masked; and what is named wrongly."""
     found: dict[str, Path] = {}
     wrong: list[PolicySyntaxError] = []
     for parent in (paths.shipped, paths.run, paths.administrator):
@@ -166,7 +193,7 @@ def _policy_files(paths: Paths) -> tuple[list[Path], list[PolicySyntaxError]]:
                 found[untrusted_name] = directory / untrusted_name
             else:
                 wrong.append(PolicySyntaxError(f"{directory}/{escape(untrusted_name)}:1: {_MISNAMED}"))
-    return [found[name] for name in sorted(found, key=os.fsencode)], wrong
+    return found, wrong
 
 
 def _listed(directory: Path) -> list[str]:

@@ -22,8 +22,8 @@ from cage_runtime.model import (
     ServiceKind,
     parse_size,
 )
-from cage_runtime.policy.rule import LIMIT_UNITS
-from cage_runtime.text import escape
+from cage_runtime.policy.rule import LIMIT_UNITS, NO_PARAMETERS
+from cage_runtime.policy.tokens import Fault, redirect_of, shown
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}\Z")
 _LIMIT = re.compile(r"([1-9][0-9]{0,6})/(s|min|h)\Z")
@@ -33,14 +33,6 @@ _TYPE = re.compile(r"[a-z][a-z0-9-]{0,30}/(\*|[a-z0-9][a-z0-9!#$&^_.+-]{0,126})\
 _TOOL = re.compile(r"[a-z][a-z0-9-]{0,30}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
 _SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
-
-
-class Fault(Exception):
-    """What is wrong with a line; whoever reads it adds where."""
-
-
-def shown(untrusted_word: str) -> str:
-    return escape(untrusted_word, limit=60)
 
 
 def _size(untrusted: str) -> int:
@@ -135,41 +127,46 @@ _TOOLS = "a name, perhaps with an argument after a colon"
 _EVERYWHERE = (Action.ALLOW, Action.ASK, Action.DENY)
 
 
-def _known(redirect: Callable[[str], str]) -> dict[str, _Known]:
-    return {
-        "target": _Known(field="target", read=redirect, example="vault"),
-        "default-target": _Known(field="default_target", read=redirect, example="vault", actions=(Action.ASK,)),
-        "user": _Known(field="user", read=_matching(_USER, "a user's name"), example="user", of_service=True),
-        "notify": _Known(field="notify", read=_yes, example="yes", actions=_EVERYWHERE),
-        "autostart": _Known(field="autostart", read=_yes, example="yes"),
-        "direction": _Known(field="direction", read=lambda word: Direction(_one_of(Direction)(word)),
-                            example=Direction.ONE_WAY),
-        "max-size": _Known(field="max_size", read=_size, example="2G", of_service=True),
-        "max-files": _Known(field="max_files", read=_number, example="100", of_service=True),
-        "types": _Known(field="types", read=_types, example="application/pdf,image/*", of_service=True),
-        "limit": _Known(field="limit", read=_limit, example="60/min"),
-        "for": _Known(field="stands", read=_duration, example="10m", actions=(Action.ASK,)),
-        "until": _Known(field="until", read=_moment, example="2027-01-31T18:00Z"),
-        "transform": _Known(field="transform", read=_matching(_TOOL, _TOOLS), example="encrypt:KEY", of_service=True),
-        "require": _Known(field="require", read=_matching(_TOOL, _TOOLS), example="virus-scan", of_service=True),
-        "log": _Known(field="log", read=lambda word: Logged(_one_of(Logged)(word)), example=Logged.META,
-                      actions=_EVERYWHERE),
-        "declassify": _Known(field="declassify", read=None),
-    }
+def _redirect(untrusted: str) -> str:
+    return str(redirect_of(untrusted))
 
 
-def read_parameters(untrusted_words: list[str], action: Action, service: str | None, kind: ServiceKind | None,
-                    redirect: Callable[[str], str]) -> Parameters:
-    """The parameters of a rule about `service`, all where that is None; `redirect` reads a target.
+_KNOWN = {
+    "target": _Known(field="target", read=_redirect, example="vault"),
+    "default-target": _Known(field="default_target", read=_redirect, example="vault", actions=(Action.ASK,)),
+    "user": _Known(field="user", read=_matching(_USER, "a user's name"), example="user", of_service=True),
+    "notify": _Known(field="notify", read=_yes, example="yes", actions=_EVERYWHERE),
+    "autostart": _Known(field="autostart", read=_yes, example="yes"),
+    "direction": _Known(field="direction", read=lambda word: Direction(_one_of(Direction)(word)),
+                        example=Direction.ONE_WAY),
+    "max-size": _Known(field="max_size", read=_size, example="2G", of_service=True),
+    "max-files": _Known(field="max_files", read=_number, example="100", of_service=True),
+    "types": _Known(field="types", read=_types, example="application/pdf,image/*", of_service=True),
+    "limit": _Known(field="limit", read=_limit, example="60/min"),
+    "for": _Known(field="stands", read=_duration, example="10m", actions=(Action.ASK,)),
+    "until": _Known(field="until", read=_moment, example="2027-01-31T18:00Z"),
+    "transform": _Known(field="transform", read=_matching(_TOOL, _TOOLS), example="encrypt:KEY", of_service=True),
+    "require": _Known(field="require", read=_matching(_TOOL, _TOOLS), example="virus-scan", of_service=True),
+    "log": _Known(field="log", read=lambda word: Logged(_one_of(Logged)(word)), example=Logged.META,
+                  actions=_EVERYWHERE),
+    "declassify": _Known(field="declassify", read=None),
+}
+
+
+def read_parameters(untrusted_words: list[str], action: Action, service: str | None,
+                    kind: ServiceKind | None) -> Parameters:
+    """The parameters of a rule about `service`, all where that is None.
 
     `kind` is what is known of the service, None where no mediator has it: then whatever could be is taken.
     """
-    known, found = _known(redirect), dict[str, Any]()
+    if not untrusted_words:
+        return NO_PARAMETERS
+    found: dict[str, Any] = {}
     for word in untrusted_words:
         name, equals, untrusted_value = word.partition("=")
-        if name not in known:
-            raise Fault(f'"{shown(name)}" is not a parameter: there are {", ".join(known)}')
-        parameter = known[name]
+        if name not in _KNOWN:
+            raise Fault(f'"{shown(name)}" is not a parameter: there are {", ".join(_KNOWN)}')
+        parameter = _KNOWN[name]
         if parameter.field in found:
             raise Fault(f'the parameter "{name}" is given twice')
         if action not in parameter.actions:

@@ -10,38 +10,11 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator, Mapping
 
-from cage_runtime.errors import CageError, PolicySyntaxError
-from cage_runtime.model import (
-    CORE_TARGET,
-    DISPOSABLE_TARGET,
-    POLICY_BYTES_MAX,
-    POLICY_LINE_MAX,
-    Action,
-    Levels,
-    ServiceKind,
-    check_cage_name,
-)
-from cage_runtime.policy.parameters import Fault, read_parameters, shown
-from cage_runtime.policy.rule import (
-    ANY,
-    AnyCage,
-    Anyone,
-    AtLevel,
-    Core,
-    Default,
-    Disposable,
-    Include,
-    InCompartment,
-    Named,
-    Redirect,
-    Relation,
-    Rule,
-    SameOwner,
-    Service,
-    Source,
-    Tagged,
-    Target,
-)
+from cage_runtime.errors import PolicySyntaxError
+from cage_runtime.model import POLICY_BYTES_MAX, POLICY_LINE_MAX, Action, Levels, ServiceKind
+from cage_runtime.policy.parameters import read_parameters
+from cage_runtime.policy.rule import ANY, Default, Include, Rule, Service
+from cage_runtime.policy.tokens import Fault, shown, source_of, target_of
 from cage_runtime.text import escape
 
 SERVICE_PATTERN = r"(?=.{1,64}\Z)[A-Za-z][A-Za-z0-9-]*(\.[A-Za-z][A-Za-z0-9-]*)+\Z"
@@ -49,15 +22,11 @@ ARGUMENT_PATTERN = r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z"
 """What a request may name as its service, and as its argument where it has one."""
 _SERVICE = re.compile(SERVICE_PATTERN)
 _ARGUMENT = re.compile(rf"\+{ARGUMENT_PATTERN}")
-_WORD = re.compile(r"[a-z][a-z0-9-]{0,30}\Z")
 _PATH = re.compile(r"/?([A-Za-z0-9_+-][A-Za-z0-9._+-]*)(/[A-Za-z0-9_+-][A-Za-z0-9._+-]*)*\Z")
 _UNPRINTABLE = re.compile(r"[\x00-\x08\x0a-\x1f\x7f]")
 _INCLUDES = {"!include": False, "!include-dir": True}
 """The instruction, and whether it names a directory."""
 NO_KINDS: Mapping[str, ServiceKind] = {}
-_TARGETS_ALONE = frozenset({"@core", "@default", "@disposable", "@owner", *Relation})
-_TOKENS = "*, a cage's name, @any, @level:LEVEL, @compartment:COMPARTMENT, @tag:TAG"
-_TARGETS = f"{_TOKENS}, @core, @default, @disposable, @disposable:TEMPLATE, @owner, @dominates and @same-label"
 
 Found = Rule | Include | PolicySyntaxError
 """What a line can be."""
@@ -142,10 +111,10 @@ def _rule(words: list[str], place: str, levels: Levels, kinds: Mapping[str, Serv
     if len(words) < 5:
         raise Fault(f"{len(words)} words are no rule: it has a service, an argument, a source, a target and an action")
     service, action = _service(words[0], words[1]), _action(words[4])
-    source, target = _source(words[2], levels), _target(words[3], levels)
+    source, target = source_of(words[2], levels), target_of(words[3], levels)
     name = service.name if service else None
     kind = kind_of(name, kinds) if name else None
-    parameters = read_parameters(words[5:], action, name, kind, lambda word: str(_redirect(word)))
+    parameters = read_parameters(words[5:], action, name, kind)
     if isinstance(target, Default) and action is Action.ALLOW and not parameters.target:
         raise Fault('to allow "@default" takes target=: it is about requests that name no target')
     return Rule(service=service, source=source, target=target, action=action, parameters=parameters, place=place)
@@ -161,76 +130,6 @@ def _service(untrusted_service: str, untrusted_argument: str) -> Service | None:
     if not _SERVICE.match(untrusted_service):
         raise Fault(f'"{shown(untrusted_service)}" is not a service: write * for any, or a name such as files.Send')
     return Service(name=untrusted_service, argument=None if untrusted_argument == ANY else untrusted_argument[1:])
-
-
-def _source(untrusted_token: str, levels: Levels) -> Source:
-    if untrusted_token.partition(":")[0] in _TARGETS_ALONE:
-        raise Fault(f'"{shown(untrusted_token)}" says what the target is: it cannot be the source')
-    return _cages(untrusted_token, levels, _TOKENS)
-
-
-def _target(untrusted_token: str, levels: Levels) -> Target:
-    match untrusted_token:
-        case "@core":
-            return Core()
-        case "@default":
-            return Default()
-        case "@owner":
-            return SameOwner()
-        case Relation.DOMINATES | Relation.SAME_LABEL:
-            return Relation(untrusted_token)
-    return _disposable(untrusted_token) or _cages(untrusted_token, levels, _TARGETS)
-
-
-def _redirect(untrusted_target: str) -> Redirect:
-    """One target, not many."""
-    if untrusted_target == CORE_TARGET:
-        return Core()
-    if disposable := _disposable(untrusted_target):
-        return disposable
-    if untrusted_target.startswith("@"):
-        raise Fault(f'"{shown(untrusted_target)}" is not one target: write a cage\'s name, @core, @disposable or'
-                    " @disposable:TEMPLATE")
-    return _named(untrusted_target)
-
-
-def _disposable(untrusted_token: str) -> Disposable | None:
-    token, colon, untrusted_template = untrusted_token.partition(":")
-    if token != DISPOSABLE_TARGET:
-        return None
-    if colon and not _WORD.match(untrusted_template):
-        raise Fault(f'"{shown(untrusted_template)}" is not a template: 1 to 31 of a-z, 0-9 and "-", first a letter')
-    return Disposable(template=untrusted_template or None)
-
-
-def _cages(untrusted_token: str, levels: Levels, there: str) -> Source:
-    if untrusted_token == ANY:
-        return Anyone()
-    if not untrusted_token.startswith("@"):
-        return _named(untrusted_token)
-    kind, colon, untrusted_word = untrusted_token.partition(":")
-    if kind == "@any" and not colon:
-        return AnyCage()
-    try:
-        if kind == "@level":
-            return AtLevel(level=levels.label(untrusted_word).level)
-        if kind == "@compartment":
-            levels.label(levels.names[0], [untrusted_word])
-            return InCompartment(compartment=untrusted_word)
-    except CageError as error:
-        raise Fault(error.sentence) from None
-    if kind == "@tag":
-        if not _WORD.match(untrusted_word):
-            raise Fault(f'"{shown(untrusted_word)}" is not a tag: 1 to 31 of a-z, 0-9 and "-", first a letter')
-        return Tagged(tag=untrusted_word)
-    raise Fault(f'"{shown(untrusted_token)}" is not a token that can stand here: there are {there}')
-
-
-def _named(untrusted_name: str) -> Named:
-    try:
-        return Named(name=check_cage_name(untrusted_name))
-    except CageError as error:
-        raise Fault(error.sentence) from None
 
 
 def _action(untrusted_action: str) -> Action:

@@ -142,7 +142,7 @@ class Rule:
     def __str__(self) -> str:
         service, argument = (self.service.name, self.service.argument) if self.service else (ANY, None)
         words = [service, f"+{argument}" if argument else ANY, str(self.source), str(self.target), self.action.value]
-        return " ".join([*words, *_written(self.parameters)])
+        return " ".join([*words, *written(self.parameters)])
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -155,7 +155,7 @@ class Include:
     place: str
 
 
-def _written(parameters: Parameters) -> Iterator[str]:
+def written(parameters: Parameters) -> Iterator[str]:
     """The parameters as the language has them, in one order."""
     given = parameters
     yes = {"notify": given.notify, "autostart": given.autostart}

@@ -99,6 +99,8 @@ class Init:
         self._private, self._disposable = private, disposable
         self._used = False
         """Something has been started in it."""
+        self._buses_ever: set[int] = set()
+        """The pids of its buses, also of those that have ended: what they have started may go on."""
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
@@ -245,11 +247,12 @@ class Init:
     def _end_if_over(self) -> None:
         """End a disposable cage with the last process that was started in it, or that is left of one.
 
-        What the buses have started is theirs and no reason to go on; what else there is has a child of ours above it.
+        What the buses have started is in their sessions (setsid(2)) and no reason to go on; of what else there is, one
+        is a child of ours.
         """
         if self._disposable and self._used and not self._stopping and not self._running:
-            buses = {bus.pid for bus in self._buses}
-            if not children() - buses:
+            sessions = {os.getsid(pid) for pid in children()}
+            if not sessions - self._buses_ever:
                 self._end()
 
     # --- processes -------------------------------------------------------------------------------------------
@@ -416,6 +419,7 @@ class Init:
             self._bus_failed(bus, error)
         else:
             bus.pid = forked.pid
+            self._buses_ever.add(bus.pid)
             self._await(forked, lambda refusal: self._bus_failed(bus, refusal) if refusal else None)
         finally:
             streams.close_inner()

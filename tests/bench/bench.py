@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers, transfers
+from tests.bench import memory, peers, policy, transfers
 from tests.bench.figures import (
     Bound,
     Change,
@@ -58,9 +58,11 @@ BOUNDS = (
     Bound(figure="P4", ours=P4, peer=PYTHON, limit=2.5),
     Bound(figure="P6", ours=memory.CREATED, peer=None, limit=4.0),
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
+    *policy.BOUNDS,
     *transfers.BOUNDS,
 )
-OURS = frozenset({("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4),
+OURS = frozenset({("P9", policy.OURS), ("P9", policy.OURS_FEW), ("P9", policy.OURS_DENIED), ("P9", policy.OURS_FULL),
+                  ("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4),
                   ("P7", transfers.SENT), ("P7", transfers.SENT_TREE)})
 
 Work = Callable[[], None]
@@ -154,6 +156,8 @@ def sent(client: Client, runs: int) -> Iterator[Row]:
 
 
 def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
+    if options.policy:
+        return policy.rows(options.qrexec), {}
     programs = peers.found()
     name = f"cage-runtime-bench-{os.getpid()}"
     try:
@@ -161,7 +165,7 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
             times = list(timed(runtime, client, programs, options.runs, f"{name}-peers"))
-            rows = [*times, *sent(client, options.runs), *used, *rows]
+            rows = [*times, *sent(client, options.runs), *used, *rows, *policy.rows(options.qrexec)]
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
@@ -186,7 +190,9 @@ def saved() -> list[Verdict]:
 
 
 def shown(rows: list[Row], verdicts: list[Verdict], changed: list[Change]) -> str:
-    missing = sorted({package for name, package in peers.PACKAGES.items() if name not in peers.found()})
+    of_policy = {row.figure for row in rows} == {"P9"}
+    absent = () if of_policy else peers.PACKAGES.keys() - peers.found().keys()
+    missing = sorted({peers.PACKAGES[name] for name in absent})
     parts = [rows_shown(rows, OURS), verdicts_shown(verdicts, changed)]
     if missing:
         parts.append(f"Peers are missing; scripts/bench --install-peers brings them: {' '.join(missing)}")
@@ -226,6 +232,9 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--save", action="store_true", help="keep the result, to compare later ones with")
     parser.add_argument("--attacks", action="store_true",
                         help="the attacks of the catalogue instead, and what gets through here and there")
+    parser.add_argument("--policy", action="store_true", help="the figures of policy decisions alone; needs no root")
+    parser.add_argument("--qrexec", type=Path, metavar="DIR",
+                        help="a checkout of qubes-core-qrexec, whose parser decides beside ours")
     parser.add_argument("--install-peers", action="store_true",
                         help="first install the peers' packages from the distribution")
     options = parser.parse_args()
@@ -236,7 +245,8 @@ def arguments() -> argparse.Namespace:
 
 def main() -> int:
     options = arguments()
-    alone()
+    if not options.policy:
+        alone()
     signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     try:
         if options.attacks:

@@ -162,9 +162,9 @@ def is_zombie(pid: int) -> bool:
 class Runtime:
     """One private bus and one core; `start` and `stop` may alternate, cages outlive `kill`."""
 
-    def __init__(self, *through: str) -> None:
+    def __init__(self, *through: str, prefix: Path = PREFIX) -> None:
         """`through` is a command that executes the words after it, such as unshare(1)."""
-        self._through = through
+        self._through, self.prefix = through, prefix
         # Short, because the addresses of sockets below it may have 107 bytes.
         self.top = Path(tempfile.mkdtemp(prefix="cages-"))
         self.top.chmod(0o755)
@@ -175,7 +175,7 @@ class Runtime:
         self.cgroup = f"cage-runtime-{self.top.name}"
         self.address = f"unix:path={self.top}/bus"
         self.config = self.top / "caged.conf"
-        self.config.write_text(CAGED_CONFIGURATION.format(top=self.top, prefix=PREFIX, cgroup=self.cgroup))
+        self.config.write_text(CAGED_CONFIGURATION.format(top=self.top, prefix=prefix, cgroup=self.cgroup))
         self._log: IO[bytes] = (self.top / "log").open("ab")
         self._bus = self._start_bus()
         self.supervisor: subprocess.Popen[bytes] | None = None
@@ -200,7 +200,8 @@ class Runtime:
         """Start the core and wait until all of it is ready."""
         read, write = os.pipe()
         self.supervisor = subprocess.Popen(
-            [*self._through, PREFIX / "bin/caged", "--standalone", "--config", self.config, "--ready-fd", str(write)],
+            [*self._through, self.prefix / "bin/caged", "--standalone", "--config", self.config,
+             "--ready-fd", str(write)],
             pass_fds=(write,), env=self.environment(), stdin=subprocess.DEVNULL, stdout=self._log, stderr=self._log)
         os.close(write)
         wait_readable(read, "the core", 2 * SECONDS)
@@ -297,7 +298,7 @@ class Runtime:
 
     # --- driving ---------------------------------------------------------------------------------------------
     def popen(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
-        command = [str(PREFIX / "bin/cagectl"), *words]
+        command = [str(self.prefix / "bin/cagectl"), *words]
         return subprocess.Popen(command, **{"env": self.environment(), "stdin": subprocess.DEVNULL, **options})
 
     def cagectl(self, *words: str, input: bytes | None = None, seconds: float = SECONDS) -> Ended:  # noqa: A002

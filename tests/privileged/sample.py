@@ -6,7 +6,7 @@ from __future__ import annotations
 import shutil
 import subprocess
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,6 +16,8 @@ TOP = Path(__file__).parents[2]
 NOTES, PLATFORM = "org.cageruntime.Notes", "org.cageruntime.Platform"
 DIARY = "org.cageruntime.Diary"
 """What `Sample.add_diary` makes."""
+EDITOR = "org.cageruntime.Editor"
+"""What `Sample.add_editor` makes."""
 
 
 def run(*argv: str | Path, **options: Any) -> str:
@@ -71,6 +73,14 @@ class Sample:
     def add_diary(self, note: str) -> str:
         """Offer one more application on the same runtime, signed by the same key: a copy of Notes with `note` in it.
         The commit."""
+        return self._add(DIARY, {"files/note": note})
+
+    def add_editor(self, script: str, types: str) -> str:
+        """As `add_diary`, but one that executes `script`, and whose menu entry has the MIME `types`."""
+        entry = f"[Desktop Entry]\nType=Application\nName=Editor\nExec=notes --bad %U\nMimeType={types}\n"
+        return self._add(EDITOR, {"files/bin/notes": script, f"export/share/applications/{EDITOR}.desktop": entry})
+
+    def _add(self, application: str, files: Mapping[str, str]) -> str:
         with short_directory() as directory:
             tree, home = directory / "tree", directory / "home"
             home.mkdir(mode=0o700)
@@ -78,13 +88,16 @@ class Sample:
             self.ostree("checkout", "--user-mode", self.ref, str(tree))
             shutil.rmtree(tree / "export")
             tree.joinpath("export").mkdir()
-            metadata = (tree / "metadata").read_text().replace(f"name={NOTES}", f"name={DIARY}")
-            for name, content in (("metadata", metadata), ("files/note", note)):
+            metadata = (tree / "metadata").read_text().replace(f"name={NOTES}", f"name={application}")
+            for name, content in {"metadata": metadata, **files}.items():
+                (tree / name).parent.mkdir(parents=True, exist_ok=True)
                 (tree / name).unlink(missing_ok=True)
                 (tree / name).write_text(content)
+                if "/bin/" in name:
+                    (tree / name).chmod(0o755)
             listing = run("gpg", "--homedir", home, "--with-colons", "--list-secret-keys").splitlines()
             key = next(line.split(":")[9] for line in listing if line.startswith("fpr:"))
             signed = (f"--gpg-sign={key}", f"--gpg-homedir={home}")
             run("flatpak", "build-export", *signed, self.repository, tree, "stable")
             run("gpgconf", "--homedir", home, "--kill", "all")
-        return self.ostree("rev-parse", self.ref.replace(NOTES, DIARY))
+        return self.ostree("rev-parse", self.ref.replace(NOTES, application))

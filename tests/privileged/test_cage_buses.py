@@ -154,7 +154,9 @@ HAS_OWNER = {"member": "NameHasOwner", "signature": "s", "arguments": [FILES]}
 REQUEST = {"member": "RequestName", "signature": "su", "arguments": [FILES, 7]}
 MONITOR = {"interface": "org.freedesktop.DBus.Monitoring", "member": "BecomeMonitor", "signature": "asu",
            "arguments": [[], 0]}
-TWO = {"member": "Send", "signature": "hh", "arguments": [0, 1], "descriptors": 2}
+MOST = max(mediator.descriptors for mediator in MEDIATORS)
+TOO_MANY = {"member": "Send", "signature": "h" * (MOST + 1), "arguments": list(range(MOST + 1)),
+            "descriptors": MOST + 1}
 
 
 # --- a cage's own bus --------------------------------------------------------------------------------------------
@@ -176,7 +178,7 @@ def test_the_session_and_the_cages_root_may_send_and_nothing_more(cage_bus: Plac
     assert cage_bus.probe(uid=uid, **HAS_OWNER) == "answered"
     assert "Rejected send message" in cage_bus.probe(uid=uid, **REQUEST)
     assert "Rejected send message" in cage_bus.probe(uid=uid, **MONITOR)
-    assert "the bus went away" in cage_bus.probe(uid=uid, **TWO)
+    assert "the bus went away" in cage_bus.probe(uid=uid, **TOO_MANY)
 
 
 def test_the_mediator_owns_its_name_and_no_other(cage_bus: Place) -> None:
@@ -210,7 +212,7 @@ def test_the_cages_mediator_may_send_and_nothing_more(gateway: Place) -> None:
     assert gateway.probe(**mediator, **HAS_OWNER) == "answered"
     assert "Rejected send message" in gateway.probe(**mediator, **REQUEST)
     assert "Rejected send message" in gateway.probe(**mediator, **MONITOR)
-    assert "the bus went away" in gateway.probe(**mediator, **TWO)
+    assert "the bus went away" in gateway.probe(**mediator, **TOO_MANY)
 
 
 def test_the_session_does_not_reach_the_gateway(gateway: Place) -> None:
@@ -227,3 +229,18 @@ def test_a_uid_of_the_host_is_refused_even_where_the_socket_is_open(gateway: Pla
     gateway.socket.parent.chmod(0o755)
     for user in ("root", "caged", "nobody"):
         assert "no bus answers" in gateway.probe(uid=pwd.getpwnam(user).pw_uid, **HAS_OWNER)
+
+
+def test_a_core_half_has_its_own_name_and_calls_nobody(gateway: Place) -> None:
+    """A mediator that a cage has taken over is not another one, and not a cage to another one."""
+    gateway.socket.parent.chmod(0o755)
+    for mediator in MEDIATORS:
+        user = pwd.getpwnam(Users().mediator(mediator.name)).pw_uid
+        assert gateway.probe(uid=user, **HAS_OWNER) == "answered"
+        own = gateway.probe(uid=user, **HAS_OWNER, own=[mediator.bus_name])
+        assert own == "answered" if mediator.name != "files" else "is owned by another process" in own
+        for other in MEDIATORS:
+            if other is not mediator:
+                assert "not allowed to own" in gateway.probe(uid=user, **HAS_OWNER, own=[other.bus_name])
+        assert "Rejected send message" in gateway.probe(uid=user, **SEND)
+        assert "Rejected send message" in gateway.probe(uid=user, **MONITOR)

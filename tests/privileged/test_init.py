@@ -418,9 +418,15 @@ def test_a_disposable_cage_ends_with_its_last_command(spawner: Spawner) -> None:
 def test_what_a_command_left_behind_keeps_a_disposable_cage_and_its_bus_does_not(spawner: Spawner) -> None:
     cage = Cage(spawner, 600.0)
     script = ("dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.GetId >/dev/null"
-              " && setsid --fork sleep 4711 && exit 0")
+              " && setsid --fork sh -c 'echo; exec sleep 4711' && exit 0")
     with cage.spawn("sh", "-c", script) as channel:
-        assert [event(channel)["event"], event(channel)] == ["started", {"event": "exit", "status": 0}]
+        received = wire.receive(channel)
+        assert received is not None
+        os.read(received[1][1], 1)
+        while not any(arguments_of(pid) == ["sleep", "4711"] for pid in processes()):
+            os.sched_yield()
+        wire.close_all(received[1])
+        assert event(channel) == {"event": "exit", "status": 0}
     assert is_running(cage)
     left = cage.pid_of("sleep", "4711")
     assert any("dbus-daemon" in arguments_of(pid)[0] for pid in processes() if _is_of(pid, cage.uuid)

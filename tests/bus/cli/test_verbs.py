@@ -12,6 +12,7 @@ import socket
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+from xml.etree import ElementTree as ET
 
 import pytest
 
@@ -408,6 +409,7 @@ def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     record |= {"fields": {"source": "vault", "reason": "no rule", "x": "\\x1b", "file": 'a"="b'}}
     caged.answers["ExplainPolicy"] = lambda *_: ("a{sv}", (decision,))
     caged.answers["CheckPolicy"] = lambda _: ("as", ([],))
+    caged.answers["ProvePolicy"] = lambda _: ("aa{sv}", ([],))
     caged.answers["TailAudit"] = lambda _: ("as", ([json.dumps(record)],))
     caged.answers["VerifyAudit"] = lambda _: ("s", ("",))
     assert cagectl.main(["policy", "explain", "vault", "files.Send+a+b", "work"]) == 0
@@ -425,6 +427,124 @@ def test_policy_and_audit_are_shown(caged: Any, capsys: Captured) -> None:
     )
     assert cagectl.main(["audit", "tail", "--json=short"]) == 0
     assert json.loads(capsys.readouterr().out) == [record]
+
+
+def step(source: str, target: str, rule: str, **more: bool) -> dict[str, Any]:
+    words = {"source": source, "target": target, "service": "files.Send", "action": "ask", "rule": rule}
+    return {**{key: ("s", word) for key, word in words.items()},
+            "back": ("b", more.get("back", False)), "declassify": ("b", more.get("declassify", False))}
+
+
+def finding(kind: str, text: str, *chain: dict[str, Any]) -> dict[str, Any]:
+    return {"kind": ("s", kind), "text": ("s", text), "rules": ("as", []), "chain": ("aa{sv}", list(chain))}
+
+
+def test_what_is_proved_of_a_policy_is_shown_and_a_leak_fails(caged: Any, capsys: Captured) -> None:
+    opened = finding("opened", "data can get from vault (secret) to web (public)",
+                     step("vault (secret)", "press (public)", "p:1", declassify=True),
+                     step("press (public)", "web (public)", "p:2", back=True))
+    warned = finding("shadowed", "p:4: never decides anything: p:3 decides all that it is about")
+    caged.answers["CheckPolicy"] = lambda _: ("as", ([],))
+    caged.answers["ProvePolicy"] = lambda _: ("aa{sv}", ([warned, opened],))
+    assert cagectl.main(["policy", "check"]) == 0
+    assert capsys.readouterr().out == """\
+shadowed: p:4: never decides anything: p:3 decides all that it is about
+opened: data can get from vault (secret) to web (public)
+  vault (secret) -> press (public): files.Send, where a person says so, declassify (rule p:1)
+  press (public) -> web (public): files.Send, its answer, where a person says so (rule p:2)
+policy: sound, 1 warning
+"""
+    leak = finding("leak", "data can get from a to b, and no rule says declassify", step("a", "b", "p:9"))
+    caged.answers["ProvePolicy"] = lambda _: ("aa{sv}", ([leak],))
+    assert cagectl.main(["policy", "check"]) == 1
+    assert capsys.readouterr().out == """\
+leak: data can get from a to b, and no rule says declassify
+  a -> b: files.Send, where a person says so (rule p:9)
+"""
+    assert cagectl.main(["policy", "check", "--json=short"]) == 1
+    told = json.loads(capsys.readouterr().out)
+    assert {key: len(found) for key, found in told.items()} == {"faults": 0, "leaks": 1, "warnings": 0, "opened": 0}
+    assert told["leaks"][0]["chain"][0]["rule"] == "p:9"
+
+
+def test_why_tells_what_was_passed_over_and_what_would_change_it(caged: Any, capsys: Captured) -> None:
+    near = {"rule": ("s", "p:1"), "text": ("s", "files.Send * a b allow"), "why": ("s", "the target is not b")}
+    decision = {"action": ("s", "allow"), "rule": ("s", "p:2"), "reason": ("s", "it"), "flow": ("s", "up"),
+                "target": ("s", "vault"), "parameters": ("s", "max-size=1048576"),
+                "passed": ("aa{sv}", [near]), "change": ("s", "a line")}  # fmt: skip
+    caged.answers["ExplainPolicy"] = lambda *_: ("a{sv}", (decision,))
+    assert cagectl.main(["policy", "explain", "--why", "work", "files.Send", "@default"]) == 0
+    assert caged.calls[0] == ("ExplainPolicy", "work", "files.Send", "", "@default", {})
+    assert capsys.readouterr().out == """\
+allow: files.Send from work to @default, which goes to vault (up)
+      rule: p:2
+    reason: it
+parameters: max-size=1048576
+    passed: p:1: files.Send * a b allow: the target is not b
+    change: a line
+"""
+
+
+def test_policies_that_are_not_installed_go_as_their_texts(
+    caged: Any, capsys: Captured, tmp_path: Path
+) -> None:
+    file = tmp_path / "30-mine.policy"
+    file.write_bytes(b"* * * * deny\n")
+    (tmp_path / "README").write_text("no policy")
+    decision = {"action": ("s", "deny"), "rule": ("s", "30-mine.policy:1"), "reason": ("s", "it")}
+    caged.answers["SimulatePolicy"] = lambda *_: ("a{sv}", (decision,))
+    assert cagectl.main(["policy", "simulate", str(file), "--", "work", "files.Send+x", "vault"]) == 0
+    assert capsys.readouterr().out == "deny: files.Send+x from work to vault\n  rule: 30-mine.policy:1\nreason: it\n"
+    texts = {"30-mine.policy": list(b"* * * * deny\n")}
+    (member, *asked, files, given), = caged.calls
+    assert (member, asked, given) == ("SimulatePolicy", ["work", "files.Send", "x", "vault"], {})
+    assert {name: list(text) for name, text in files.items()} == texts
+    keys = ("source", "service", "target", "before", "after", "rule-before", "rule-after")
+    change = {key: ("s", key) for key in keys}
+    caged.answers["DiffPolicy"] = lambda *_: ("aa{sv}", ([change],))
+    assert cagectl.main(["policy", "diff", "installed", str(tmp_path)]) == 0
+    assert capsys.readouterr().out.splitlines()[1].split() == list(keys)
+    assert {name: list(text) for name, text in caged.calls[-1][2].items()} == texts
+    assert (caged.calls[-1][1], caged.calls[-1][3]) == (
+        {}, {"before-alone": ("b", False), "after-alone": ("b", True)})
+
+
+@pytest.mark.parametrize(("name", "fault"), [("none.policy", "No such file or directory"), ("big.policy", "divide it"),
+                                             ("fifo.policy", "not a regular file")])
+def test_a_file_that_is_no_policy_is_one_sentence(
+    caged: Any, capsys: Captured, tmp_path: Path, name: str, fault: str
+) -> None:
+    (tmp_path / "big.policy").write_bytes(b"#" * (1024**2 + 1))
+    os.mkfifo(tmp_path / "fifo.policy")
+    assert cagectl.main(["policy", "diff", "installed", str(tmp_path / name)]) == 1
+    assert fault in capsys.readouterr().err
+    assert caged.calls == []
+
+
+def test_a_graph_is_text_a_drawing_or_json(caged: Any, capsys: Captured) -> None:
+    levels = [{"name": ("s", name), "colour": ("s", "#2e7d32")} for name in ("public", "secret")]
+    cages = [{"name": ("s", "web"), "level": ("s", "public"), "compartments": ("as", [])},
+             {"name": ("s", "vault"), "level": ("s", "secret"), "compartments": ("as", ["legal"])}]  # fmt: skip
+    flow = {"source": ("s", "web"), "target": ("s", "vault"), "action": ("s", "ask"), "two-way": ("b", False),
+            "declassify": ("b", True), "services": ("as", ["files.Move", "files.Send"]), "rules": ("as", ["p:1"])}
+    graph = {"levels": ("aa{sv}", levels), "cages": ("aa{sv}", cages), "flows": ("aa{sv}", [flow])}
+    caged.answers["Graph"] = lambda _: ("a{sv}", (graph,))
+    assert cagectl.main(["graph"]) == 0
+    assert capsys.readouterr().out == """\
+secret  vault (secret+legal)
+public  web
+
+SOURCE    TARGET ACTION DOWN       SERVICES
+web    -> vault  ask    declassify files.Move, files.Send
+
+1 flow.
+"""
+    assert cagectl.main(["graph", "--format=dot"]) == 0
+    assert '"web" -> "vault" [label="files.Move\\nfiles.Send", style=dashed' in capsys.readouterr().out
+    assert cagectl.main(["graph", "--format=svg"]) == 0
+    assert ET.fromstring(capsys.readouterr().out).tag == "{http://www.w3.org/2000/svg}svg"
+    assert cagectl.main(["graph", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out)["flows"][0]["services"] == ["files.Move", "files.Send"]
 
 
 def test_faults_of_policy_and_audit_fail(caged: Any, capsys: Captured) -> None:

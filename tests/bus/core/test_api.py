@@ -243,7 +243,8 @@ def test_results_have_the_keys_that_the_page_tells(foreign: DbusNext, mediator: 
     foreign.call("Wait", interface=JOB, path=foreign.call("InstallApplication", "work", APPLICATION, {}))
     arguments: dict[str, tuple[Any, ...]] = {
         "List": (), "Status": ("work",), "ListRemotes": (), "ListApplications": ("work",),
-        "ExplainPolicy": ("work", "files.Send", "", "work"), "Doctor": (), "ListPrompts": (), "ListGrants": ()}
+        "ExplainPolicy": ("work", "files.Send", "", "work"), "Doctor": (), "ListPrompts": (), "ListGrants": (),
+        "ProvePolicy": (), "Graph": (), "DiffPolicy": ({}, {"10-tried.policy": b"* * * * deny\n"})}
     told = pages.interfaces()[MANAGER].methods
     assert arguments.keys() == {member for member, method in told.items() if method.keys}
     for member, given in arguments.items():
@@ -297,8 +298,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
                            client.call("Confirm", *asked, {"size": ("t", 7 << 20)}, interface=MEDIATION)):
             assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
         client.call("Withdraw", "1" * 32, interface=MEDIATION)
+        assert client.call("Person", work, interface=MEDIATION) == os.geteuid()
         name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
+        life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)
         life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
                      interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)

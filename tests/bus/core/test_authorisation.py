@@ -43,7 +43,7 @@ ALICE, BOB = "games", "news"
 HERS, HIS, NOBODYS = "a-cage", "b-cage", "c-cage"
 CAGE = f"{PATH}/cage/"
 MANAGER = ET.parse(TOP / f"cage_runtime/resources/{CORE}.xml").find(f"interface[@name='{CORE}.Manager']")
-EMPTY: dict[str, Any] = {"s": "org.example.App", "as": [], "ay": b"", "a{sv}": {}}
+EMPTY: dict[str, Any] = {"s": "org.example.App", "as": [], "ay": b"", "a{sv}": {}, "a{say}": {}}
 OF_CAGE = [member for member, right in RIGHTS.items() if right.about is About.CAGE]
 OF_HOST = [member for member, right in RIGHTS.items() if right.about is About.HOST]
 Outcome = tuple[str, str]
@@ -383,7 +383,9 @@ def authorisation(client: Client) -> tuple[str, str]:
 def test_doctor_tells_who_may(core: Core, client: Client) -> None:
     assert authorisation(client) == ("limited", "only root may use cages (there is no polkit)")
     fake = FakePolkit(core.address)
-    assert authorisation(client)[1].startswith("only root may use cages (polkit does not know 53 of this runtime's")
+    count = len({action for right in RIGHTS.values() for action in right.actions})
+    told = authorisation(client)[1]
+    assert told.startswith(f"only root may use cages (polkit does not know {count} of this runtime's")
     fake.close()
     fake = FakePolkit(core.address, tuple(action for right in RIGHTS.values() for action in right.actions))
     assert authorisation(client) == ("ok", "polkit decides what each person may")
@@ -757,7 +759,8 @@ def test_what_is_not_counted_writes_no_record(polkit: FakePolkit, alice: Client,
     polkit.says = lambda _asked: YES
     before = records(client)
     for member in (member for member, right in RIGHTS.items() if not right.recorded):
-        first = [HERS, "files.Send", "", HERS] if member == "ExplainPolicy" else [HERS] if member in OF_CAGE else []
+        asked = member in ("ExplainPolicy", "SimulatePolicy")
+        first = [HERS, "files.Send", "", HERS] if asked else [HERS] if member in OF_CAGE else []
         last = [{"count": ("u", 5)}] if member == "TailAudit" else []
         assert outcome(alice, member, *first, *last) == ("", "")
     assert records(client) == before

@@ -17,7 +17,7 @@ TOP = Path(__file__).parents[4]
 DESCRIPTION = ET.parse(TOP / f"cage_runtime/resources/{CORE_BUS_NAME}.xml")
 POLKIT = ET.parse(TOP / f"policies/polkit/{CORE_BUS_NAME}.policy").getroot()
 ACTIONS = {action.attrib["id"]: action for action in POLKIT.findall("action")}
-READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "ListRemotes",
+READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes",
            "ListPrompts", "ListGrants", "RegisterAgent"}
 """Methods that change nothing and whose answers are one's own, or no secret."""
 DEFAULTS = ("allow_any", "allow_inactive", "allow_active")
@@ -108,7 +108,8 @@ def test_the_bus_lets_everybody_call_what_is_decided_again_and_mediators_the_res
 def test_every_method_has_a_class_and_what_tells_of_something_is_all_that_the_bus_lets_a_watcher_call() -> None:
     told = {member for member, right in RIGHTS.items() if right.does is Does.TELLS}
     shown = {"Logs", "ListPrompts", "RegisterAgent"}
-    assert told == (READING | {"CheckPolicy", "TailAudit", "VerifyAudit"}) - shown
+    host = {"CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit"}
+    assert told == (READING | host) - shown
     assert {member for member, right in RIGHTS.items() if right.does is Does.SHOWS} == shown
     assert all(right.recorded is (right.does is Does.CHANGES) for right in RIGHTS.values())
     policy = ET.parse(TOP / f"policies/dbus/{CORE_BUS_NAME}.conf").find(f"policy[@group='{Users().watch}']")

@@ -12,14 +12,17 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
+from cage_runtime.config import Paths
 from cage_runtime.errors import PolicySyntaxError, Refused
+from cage_runtime.manifest import service_kinds
 from cage_runtime.model import POLICY_BYTES_MAX, POLICY_LINE_MAX, Levels, ServiceKind
 from cage_runtime.policy.parser import parse, read
 from cage_runtime.policy.rule import Include, Rule
 from cage_runtime.text import is_visible
 
 CORPUS = Path(__file__).parent / "corpus"
-SHIPPED = Path(__file__).parents[4] / "policies" / "policy.d"
+SHIPPED = Path(__file__).parents[4] / "policies"
+SHIPPED_KINDS = service_kinds(Paths(shipped=str(SHIPPED), administrator="/nonexistent"))
 LEVELS = Levels(names=("public", "internal", "secret"), compartments=frozenset({"finance"}))
 
 KINDS = {
@@ -27,6 +30,8 @@ KINDS = {
         {"max-size", "max-files", "types", "transform", "require"})),
     "clipboard.Paste": ServiceKind(one_way=True, parameters=frozenset({"max-size", "types"})),
     "call.*": ServiceKind(one_way=False, parameters=frozenset({"user", "direction", "max-size"})),
+    "open.Uri": ServiceKind(one_way=True, parameters=frozenset()),
+    "keys.List": ServiceKind(one_way=False, parameters=frozenset()),
     "keys.Sign": ServiceKind(one_way=False, parameters=frozenset()),
 }
 
@@ -164,7 +169,19 @@ def test_a_hostile_word_is_cut_in_the_sentence() -> None:
 def test_the_shipped_policy_is_sound() -> None:
     rules = [
         str(rule)
-        for file in sorted(SHIPPED.glob("*.policy"))
-        for rule in parse(file.read_bytes(), file=file.name, levels=LEVELS)
+        for file in sorted(SHIPPED.glob("policy.d/*.policy"))
+        for rule in parse(file.read_bytes(), file=file.name, levels=LEVELS, kinds=SHIPPED_KINDS)
     ]
-    assert rules == ["files.Send * * @same-label allow", "files.Send * * @dominates allow", "* * * * deny"]
+    assert rules == [
+        "files.Send * * @same-label allow", "files.Send * * @dominates allow", "files.Send * * @default ask",
+        "files.Move * * @same-label allow", "files.Move * * @dominates allow", "files.Move * * @default ask",
+        "clipboard.Paste * * @same-label ask", "open.Uri * * @disposable ask",
+        "open.Uri * * @default ask default-target=@disposable", "open.File * * @disposable ask",
+        "open.File * * @default ask default-target=@disposable", "notify.Show * * @core allow limit=60/min",
+        "log.Write * * @core allow", "* * * * deny",
+    ]  # fmt: skip
+
+
+@pytest.mark.parametrize("file", sorted(SHIPPED.glob("examples/*.policy")), ids=lambda file: file.stem)
+def test_the_examples_are_sound(file: Path) -> None:
+    assert parse(file.read_bytes(), file=file.name, levels=LEVELS, kinds=KINDS)

@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import importlib
 import re
 import sys
@@ -26,8 +27,18 @@ from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.options import NoOptions
 from cage_runtime.daemon.service import InstallOptions, TailOptions
 from cage_runtime.daemon.sessions import SessionOptions
-from cage_runtime.model import Action
-from cage_runtime.policy.rule import Relation
+from cage_runtime.model import (
+    POLICY_FILES_MAX,
+    POLICY_INCLUDE_DEPTH,
+    POLICY_SECONDS_MAX,
+    POLICY_TOTAL_BYTES_MAX,
+    TAGS_MAX,
+    Action,
+    Direction,
+    Logged,
+    Parameters,
+)
+from cage_runtime.policy.rule import AnyCage, Core, Default, Disposable, Relation, SameOwner
 from tests import pages
 
 PAGES = Path(caged.__file__).parents[1] / "resources/man"
@@ -101,10 +112,25 @@ def test_the_defaults_of_caged_conf_are_the_true_ones() -> None:
 
 def test_the_policys_page_has_its_words() -> None:
     text = page("cage.policy.5")
-    assert set(re.findall(r"@[a-z-]+", text)) == {"@level", *Relation}
-    assert set(re.findall(r"^\.It Cm (\S+)", text, re.M)) == {"declassify", "max-size"}
+    tokens = re.findall(r"^\.It Li (@[a-z-]+)", text, re.M)
+    alone = {str(token()) for token in (AnyCage, Core, Default, Disposable, SameOwner)}
+    assert set(tokens) == {*alone, "@level", "@compartment", "@tag", *Relation}
+    assert set(re.findall(r"@[a-z-]+", text)) == set(tokens)
+    there = {field.name.replace("_", "-") for field in dataclasses.fields(Parameters)}
+    assert set(re.findall(r"^\.It Cm (\S+)", text, re.M)) == there - {"stands"} | {"for"}
+    for words in (Direction, Logged):
+        assert f" Ns = Ns Cm {' | '.join(words)}\n" in text
     actions = text.partition("\n.It Ar action\n")[2].partition("\n.El\n")[0]
-    assert set(re.findall(r"\.Li (\w+)", actions)) == {Action.ALLOW, Action.DENY}
+    assert set(re.findall(r"\.Li (\w+)", actions)) == set(Action)
+    assert set(re.findall(r"^\.It Li (!\S+)", text, re.M)) == {"!include", "!include-dir"}
+
+
+def test_the_bounds_of_the_policys_page_are_the_true_ones() -> None:
+    text = " ".join(page("cage.policy.5").split())
+    assert f"more than {POLICY_INCLUDE_DEPTH} within one another, more than {POLICY_FILES_MAX} and" in text
+    assert f"{POLICY_TOTAL_BYTES_MAX // 1024**2} MiB in all" in text
+    assert f"at most {POLICY_SECONDS_MAX // 86400}d." in text
+    assert f"at most {TAGS_MAX} words" in " ".join(page("cage.toml.5").split())
 
 
 # --- the bus interface ---------------------------------------------------------------------------------------------

@@ -1,0 +1,230 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""The core half: holds what one cage of a person has offered, in memory, until another has pasted it.
+
+Law of this room: there is one offer a person, that of the last copy, by when it was asked for; what a person was asked
+about or policy has decided on is that offer and no later one.  What is pasted is a copy of its own, sealed.  A cage
+that may not paste learns nothing, not even whether there is an offer.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import fcntl
+import hashlib
+import itertools
+import logging
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from cage_runtime import log
+from cage_runtime.bus import Answer, Call
+from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
+from cage_runtime.model import CAGES_MAX, CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND
+from mediators import corehalf, wire
+from mediators.clipboard import protocol
+from mediators.clipboard.text import clean
+from mediators.files.stage import Stager
+from mediators.wire import Caged, Gateway, What
+
+LOG = logging.getLogger(__name__)
+
+
+@dataclass(kw_only=True, slots=True, eq=False)
+class Offer:
+    """What can be pasted."""
+
+    number: int
+    """By which of two copies the later one is known: when they were asked for."""
+    source: Gateway
+    content: bytearray
+    sha256: str
+    pastes: int
+    """How often it still can be."""
+    expiry: asyncio.TimerHandle | None = None
+
+    def wipe(self) -> None:
+        if self.expiry is not None:
+            self.expiry.cancel()
+        self.content[:] = bytes(len(self.content))
+        self.pastes = 0
+
+
+class MemoryStager(Stager):
+    """As Stager, with copies in memory."""
+
+    def _unnamed(self) -> int:
+        return os.memfd_create("clip", os.MFD_CLOEXEC)
+
+
+class Rates:
+    """How often each cage may ask."""
+
+    def __init__(self, clock: Callable[[], float]) -> None:
+        self._clock = clock
+        self._tokens: dict[str, tuple[float, float]] = {}
+
+    def take(self, uuid: str) -> None:
+        """PolicyRefused where it asks too often."""
+        now = self._clock()
+        tokens, since = self._tokens.get(uuid, (float(CLIP_BURST), now))
+        tokens = min(float(CLIP_BURST), tokens + (now - since) * CLIPS_PER_SECOND)
+        if tokens < 1:
+            raise PolicyRefused("this cage asks too often; try again in a moment")
+        if len(self._tokens) >= 2 * CAGES_MAX:
+            self._tokens.clear()
+        self._tokens[uuid] = tokens - 1, now
+
+    def forget(self, uuid: str) -> None:
+        self._tokens.pop(uuid, None)
+
+
+class ClipboardCore:
+    def __init__(self, stager: Stager, clock: Callable[[], float]) -> None:
+        self._stager = stager
+        self._offers: dict[int, Offer] = {}
+        """By the uid of the person."""
+        self._numbers = itertools.count()
+        self._copies, self._pastes = Rates(clock), Rates(clock)
+        self._caged: Caged
+
+    def handlers(self, caged: Caged) -> Mapping[str, corehalf.Handler]:
+        self._caged = caged
+        return {"Copy": self.copy, "Paste": self.paste}
+
+    # --- copy ------------------------------------------------------------------------------------------------
+    async def copy(self, source: Gateway, call: Call) -> Answer:
+        number = next(self._numbers)
+        untrusted_type, _index, untrusted_options = call.arguments
+        protocol.check_type(untrusted_type)
+        options = protocol.copy_options(untrusted_options)
+        descriptor = wire.only_descriptor(call, 1)
+        self._copies.take(source.uuid)
+        content = clean(await self._read(source, descriptor)).encode()
+        if not content:
+            raise TransferFailed("the clip has nothing in it but what is stripped")
+        offer = Offer(number=number, source=source, content=bytearray(content), pastes=options.pastes,
+                      sha256=hashlib.sha256(content).hexdigest())
+        await self._record(offer, "", "is offered")
+        # Last, and nothing is waited for after it: an instance that ends from now on is heard of after this.
+        self._offer(await self._caged.person(source.uuid), offer, options.seconds)
+        return Answer()
+
+    async def _read(self, source: Gateway, descriptor: int) -> bytes:
+        try:
+            staged = await self._stager.stage(descriptor, source.uuid, CLIP_BYTES_MAX)
+        except PolicyRefused as error:
+            raise TransferFailed(f"the clip has more than {CLIP_BYTES_MAX} bytes") from error
+        except TransferFailed as error:
+            raise TransferFailed(f"the clip {error.sentence}") from error
+        try:
+            return os.pread(staged.descriptor, staged.size, 0)
+        finally:
+            staged.discard()
+
+    def _offer(self, person: int, offer: Offer, seconds: int) -> None:
+        before = self._offers.get(person)
+        if before is not None and before.number > offer.number:
+            raise TransferFailed("something was copied after it, and stays")
+        if before is not None:
+            before.wipe()
+        self._offers[person] = offer
+        offer.expiry = asyncio.get_running_loop().call_later(seconds, self._end, person, offer)
+
+    def _end(self, person: int, offer: Offer) -> None:
+        """It cannot be pasted any more."""
+        offer.wipe()
+        if self._offers.get(person) is offer:
+            del self._offers[person]
+
+    def left(self, uuid: str) -> None:
+        """The instance has ended, and what it has offered with it."""
+        for person, offer in list(self._offers.items()):
+            if offer.source.uuid == uuid:
+                self._end(person, offer)
+        self._copies.forget(uuid)
+        self._pastes.forget(uuid)
+
+    # --- paste -----------------------------------------------------------------------------------------------
+    async def paste(self, target: Gateway, call: Call) -> Answer:
+        untrusted_type, untrusted_options = call.arguments
+        protocol.check_type(untrusted_type)
+        wire.no_options(untrusted_options)
+        self._pastes.take(target.uuid)
+        person = await self._caged.person(target.uuid)
+        offer = self._offers.get(person)
+        try:
+            await self._decided(offer, target, person)
+        except (PolicyRefused, NoSuchCage) as error:
+            LOG.info("%s pastes nothing: %s", target.name, error.sentence)
+            raise protocol.nothing() from error
+        if offer is None:
+            raise protocol.nothing()
+        return self._given(person, offer)
+
+    async def _decided(self, offer: Offer | None, target: Gateway, person: int) -> None:
+        """PolicyRefused where there is no offer that policy lets the target have.
+
+        Where there is none at all, policy is asked all the same, about the target itself: it takes as long.
+        """
+        request = wire.new_request()
+        source = offer.source.uuid if offer is not None else target.uuid
+        permission = await self._caged.decide(source, protocol.SERVICE, "", target.name, request)
+        if offer is None or permission.target_uuid != target.uuid:
+            raise protocol.nothing()
+        lines = (f"{len(offer.content)} bytes of text",)
+        what = What(size=len(offer.content), types=(protocol.TEXT,), sha256=offer.sha256, lines=lines)
+        confirmed = await self._caged.confirm(permission, what)
+        self._check_current(person, offer)
+        if confirmed.target_uuid != target.uuid:
+            raise protocol.nothing()
+        await self._record(offer, target.uuid, "is pasted", request)  # what cannot be recorded is not done
+        self._check_current(person, offer)
+
+    def _check_current(self, person: int, offer: Offer) -> None:
+        """PolicyRefused where it is not what can be pasted now: something was copied since, or it was pasted."""
+        if self._offers.get(person) is not offer or offer.pastes < 1:
+            raise protocol.nothing()
+
+    def _given(self, person: int, offer: Offer) -> Answer:
+        descriptor = _sealed(offer.content)
+        offer.pastes -= 1
+        if offer.pastes < 1:
+            self._end(person, offer)
+        return Answer(values=(0,), descriptors=(descriptor,))
+
+    async def _record(self, offer: Offer, target: str, outcome: str, request: str = "") -> None:
+        about = {"request": request} if request else {}
+        await self._caged.record(offer.source, target, protocol.SERVICE, {
+            "outcome": outcome, "size": str(len(offer.content)), "sha256": offer.sha256, **about})
+
+
+def _sealed(content: bytes | bytearray) -> int:
+    """A descriptor of a file in memory that nobody can change any more, the caller's."""
+    descriptor = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    rest = memoryview(content)
+    while rest:
+        rest = rest[os.write(descriptor, rest):]
+    rest.release()
+    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS,
+                fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
+    return descriptor
+
+
+def run(arguments: list[str]) -> int:
+    """`cage-mediator clipboard [--config FILE]`; ends when the system bus does, with the status of that error."""
+    log.set_up("%(name)s: %(message)s")
+    try:
+        if not corehalf.begin("clipboard", corehalf.configured(arguments)):
+            return 0
+        asyncio.run(_serve())
+    except CageError as error:
+        LOG.critical("%s", error.sentence)
+        return error.exit_status
+    return 0
+
+
+async def _serve() -> None:
+    core = ClipboardCore(MemoryStager(Path("/dev/shm")), asyncio.get_running_loop().time)  # noqa: S108 - not written
+    await corehalf.serve_until_bus_ends("clipboard", protocol.SERVICE, core.handlers, left=core.left)

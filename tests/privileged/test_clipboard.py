@@ -1,0 +1,138 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""What is copied in one cage is pasted in another, where and as often as it may be, and nothing else (M40 to M46)."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from cage_runtime.model import CLIP_BYTES_MAX
+from tests.privileged.conftest import MakeCage
+from tests.privileged.runtime import Cage, Ended, Runtime
+from tests.privileged.test_transfer import events
+
+RULES = """clipboard.Paste * alpha beta allow
+clipboard.Paste * beta alpha allow
+clipboard.Paste * alpha above allow
+"""
+NOTHING = b"incage: there is nothing that this cage may paste\n"
+
+
+@pytest.fixture(scope="module", autouse=True)
+def rules(runtime: Runtime) -> Iterator[None]:
+    file = Path(runtime.top, "etc/policy.d/20-clipboard.policy")
+    file.parent.mkdir(parents=True, exist_ok=True)
+    file.write_text(RULES)
+    runtime.ok("policy", "reload")
+    yield
+    file.unlink()
+    runtime.ok("policy", "reload")
+
+
+@pytest.fixture
+def alpha(cage: MakeCage) -> Cage:
+    return cage("alpha", "--level", "internal", "--ephemeral")
+
+
+@pytest.fixture
+def beta(cage: MakeCage) -> Cage:
+    return cage("beta", "--level", "internal", "--ephemeral")
+
+
+def copy(cage: Cage, content: bytes, *options: str) -> Ended:
+    return cage.enter("incage", "copy", *options, input=content)
+
+
+def paste(cage: Cage) -> Ended:
+    return cage.enter("incage", "paste")
+
+
+def test_what_is_copied_is_pasted_once(runtime: Runtime, alpha: Cage, beta: Cage) -> None:
+    assert copy(alpha, "grüß dich\n".encode()).returncode == 0
+    ended = paste(beta)
+    assert (ended.returncode, ended.stdout.decode(), ended.stderr) == (0, "grüß dich\n", b"")
+    noted = events(runtime, "transfer")[-1]
+    assert (noted["cage"], noted["target"], noted["outcome"], noted["size"]) == ("alpha", "beta", "is pasted", "12")
+    again = paste(beta)
+    assert (again.returncode, again.stdout, again.stderr) == (126, b"", NOTHING), "M45: consumed"
+
+
+def test_m45_as_often_as_was_said(alpha: Cage, beta: Cage) -> None:
+    assert copy(alpha, b"twice", "--pastes", "2").returncode == 0
+    assert [paste(beta).stdout for _ in range(3)] == [b"twice", b"twice", b""]
+
+
+def test_m45_it_expires(alpha: Cage, beta: Cage) -> None:
+    assert copy(alpha, b"brief", "--seconds", "1", "--pastes", "100").returncode == 0
+    ended, begun = paste(beta), time.monotonic()
+    assert ended.stdout == b"brief"
+    beta.sh("sleep 1.1")
+    assert paste(beta).stderr == NOTHING
+    assert time.monotonic() > begun + 1.0
+
+
+@pytest.mark.parametrize("how", ["stop", "destroy"])
+def test_m45_it_goes_with_its_source(runtime: Runtime, alpha: Cage, beta: Cage, how: str) -> None:
+    """Also where a cage of that name comes again: what was offered was another one's (M17)."""
+    assert copy(alpha, b"gone").returncode == 0
+    runtime.ok(how, "alpha", *(["--yes"] if how == "destroy" else []))
+    ended = paste(beta)
+    assert (ended.returncode, ended.stderr) == (126, NOTHING)
+    if how == "destroy":
+        runtime.ok("create", "alpha", "--level", "internal", "--ephemeral")
+        assert paste(beta).stderr == NOTHING
+
+
+def test_the_last_copy_counts_and_nothing_is_left_of_the_one_before(alpha: Cage, beta: Cage) -> None:
+    """M42: the smaller clip after the larger."""
+    assert copy(alpha, b"a long and secret clip", "--pastes", "2").returncode == 0
+    assert copy(alpha, b"short", "--pastes", "2").returncode == 0
+    assert paste(beta).stdout == b"short"
+    assert copy(beta, b"back").returncode == 0
+    assert paste(beta).stderr == NOTHING, "M40: what alpha offered is no more, and this is its own"
+    assert paste(alpha).stdout == b"back"
+
+
+def test_who_may_not_paste_learns_nothing_of_an_offer(cage: MakeCage, alpha: Cage, beta: Cage) -> None:
+    other = cage("other", "--level", "internal", "--ephemeral")
+    before = paste(other)
+    assert copy(alpha, b"not for others").returncode == 0
+    after = paste(other)
+    assert (before.returncode, before.stdout, before.stderr) == (after.returncode, after.stdout, after.stderr)
+    assert after.stderr == NOTHING
+    assert paste(beta).stdout == b"not for others", "it is not used up by that"
+
+
+def test_down_it_does_not_go(cage: MakeCage, alpha: Cage) -> None:
+    above = cage("above", "--level", "secret", "--ephemeral")
+    assert copy(above, b"secret").returncode == 0
+    assert paste(alpha).stderr == NOTHING
+    assert copy(alpha, b"up").returncode == 0
+    assert paste(above).stdout == b"up"
+
+
+@pytest.mark.parametrize(("content", "text"), [
+    (b"ls\x1b[201~\nrm -rf ~\n", b"ls\nrm -rf ~\n"), (b"\x1b]52;c;aGk=\x07x", b"x"), ("a\u009b201~b".encode(), b"ab"),
+    (b"x" * CLIP_BYTES_MAX, b"x" * CLIP_BYTES_MAX),
+])
+def test_m44_text_is_text(alpha: Cage, beta: Cage, content: bytes, text: bytes) -> None:
+    assert copy(alpha, content).returncode == 0
+    assert paste(beta).stdout == text
+
+
+@pytest.mark.parametrize(("content", "options", "status", "why"), [
+    (b"x" * (CLIP_BYTES_MAX + 1), (), 1, b"more than 1048576 bytes"), (b"a\0b", (), 1, b"has a NUL"),
+    (b"\xff\xfe", (), 1, b"not UTF-8"), (b"", (), 1, b"is empty"), (b"\x1b[A", (), 1, b"nothing in it"),
+    (b"\x89PNG", ("--type", "image/png"), 2, b"only text/plain"), (b"x", ("--pastes", "101"), 2, b"1 to 100"),
+    (b"x", ("--seconds", "3601"), 2, b"1 to 3600"), (b"x", ("--pastes", "0"), 2, b"--pastes"),
+])
+def test_m44_what_cannot_be_copied_is_not(alpha: Cage, beta: Cage, content: bytes, options: tuple[str, ...],
+                                          status: int, why: bytes) -> None:
+    assert copy(alpha, b"before").returncode == 0
+    ended = copy(alpha, content, *options)
+    assert ended.returncode == status, ended.stderr
+    assert why in ended.stderr
+    assert paste(beta).stdout == b"before"
