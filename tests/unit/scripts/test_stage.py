@@ -62,7 +62,7 @@ def sources(pattern: str) -> set[str]:
 def test_every_program_starts_from_wherever_it_lies(staged: Staged) -> None:
     programs = staged.at(f"{staged.layout.prefix}/bin")
     assert staged.names(f"{staged.layout.prefix}/bin") == set(PROGRAMS)
-    for name in PROGRAMS.keys() - {"cage-mediator", "cage-spawner"}:
+    for name in PROGRAMS.keys() - {"cage-mediator", "cage-portal", "cage-spawner"}:
         ended = subprocess.run([programs / name, "--help"], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert name in ended.stdout
@@ -122,8 +122,9 @@ def test_files_name_the_prefix_that_they_are_for(staged: Staged) -> None:
         if place.startswith(f"{staged.layout.prefix}/lib/"):
             continue
         named = set(re.findall(rf"{other}\S*", file.read_text()))
-        # A manual page and the cage's own bus speak of the place inside.
-        inside = place.startswith(f"{staged.layout.prefix}/cage-bus/") or "/man/" in place
+        # A manual page and the buses of a cage speak of the place inside.
+        buses = tuple(f"{staged.layout.prefix}/{name}/" for name in ("cage-bus", "session-bus"))
+        inside = place.startswith(buses) or "/man/" in place
         assert not named or (inside and other + "/" == IN_A_CAGE), place
         assert file.stat().st_mode & 0o7777 in (0o644, 0o755)
 
