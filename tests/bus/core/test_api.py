@@ -22,7 +22,7 @@ from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
 from mediators import wire
 from mediators.files.core import FilesCore
-from mediators.files.stage import Stager
+from mediators.stage import Stager
 from mediators.wire import Caged, Gateway
 from tests import life, pages
 from tests.bus.core.conftest import Core, FakeApps
