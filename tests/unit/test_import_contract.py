@@ -19,6 +19,8 @@ BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources", "ca
 PROGRAM = {"cage_runtime.arguments", "cage_runtime.confine", "cage_runtime.folders", "cage_runtime.log",
            "cage_runtime.notify", "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
+RECEIVING = {f"cage_runtime.{name}" for name in ("filenames", "intree", "packing", "placing")}
+"""How a tree is one stream, and becomes a tree again."""
 SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
 """What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
 
@@ -64,13 +66,19 @@ ALLOWED = {
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.packing": set(),
+    "cage_runtime.filenames": {"cage_runtime.errors", "cage_runtime.text"},
+    "cage_runtime.intree": {f"cage_runtime.{name}" for name in ("errors", "filenames", "packing", "text")},
+    "cage_runtime.placing": {f"cage_runtime.{name}" for name in ("errors", "filenames", "intree", "packing")},
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
-    | {"cage_runtime.packing", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    | RECEIVING
+    | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
     | BUS
     | PROGRAM
-    | {"cage_runtime.journald", "cage_runtime.packing", "cage_runtime.spawner.channel"},
+    | RECEIVING
+    | {"cage_runtime.journald", "cage_runtime.spawner.channel"}
+    | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""
 
