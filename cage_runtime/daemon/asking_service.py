@@ -93,6 +93,8 @@ class Shown:
                     "sha256": escape(what.sha256, limit=64)}),
             **self._end("source", question.source), **self._end("target", chosen),
             "choices": Variant("a{ss}", {choice.name: choice.level for choice in question.choices}),
+            "colours": Variant("a{ss}", {choice.level: self._levels.colours[choice.level]
+                                         for choice in question.choices if choice.level in self._levels.colours}),
             "owner": Variant("u", question.owner), "seconds": Variant("u", int(seconds)),
             "for": Variant("u", question.stands), "waiting": Variant("u", max(1, len(prompt.waiting))),
             "size": Variant("t", what.size), "files": Variant("u", what.files),

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from cage_runtime import packing
 from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, hidden_name, write_all
 from mediators.files.protocol import CHUNK, DAMAGED, HIDDEN, REPLACE, SKIPPED, Delivery
-from mediators.files.tree import Misfit, Tree, read_header
+from mediators.tree import Misfit, Tree, read_header
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -138,9 +138,10 @@ def _clear(directory: int) -> None:
 
 
 def _clear_away(directory: int, name: str) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     with contextlib.suppress(OSError):  # what stays is hidden, and for the next one to clear
         _remove(directory, name)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove(parent: int, name: str, depth: int = 0) -> None:

@@ -63,6 +63,7 @@ ALLOWED = {
     | SPAWNER_WORDS
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
+    "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.packing": set(),
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
@@ -81,6 +82,7 @@ FORBIDDEN = {
     "cage_runtime.spawner": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.scopes": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
     "cage_runtime.syscalls": {"asyncio", "dbus_fast", "jeepney", "cryptography"},
+    "cage_runtime.desktop": {"asyncio", "ctypes", "dbus_fast", "subprocess"},
     "cage_runtime.cli": {"asyncio", "dbus_fast", "pyroute2", "cryptography"},
 }
 """Room → outside modules that it must not import: pure rooms have no system, caged makes no system calls of its own,
@@ -159,7 +161,8 @@ def test_mediators_do_not_know_each_other() -> None:
 
 def test_only_known_libraries_are_imported() -> None:
     """A new dependency is a decision: it goes into pyproject.toml first."""
-    known = {"cryptography", "dbus_fast", "msgspec", "prctl", "pyroute2", "pyseccomp", "cage_runtime", "mediators"}
+    libraries = {"cryptography", "dbus_fast", "gi", "msgspec", "prctl", "pyroute2", "pyseccomp"}
+    known = libraries | {"cage_runtime", "mediators"}
     for module in MODULES:
         outside = {name.partition(".")[0] for name in imports_of(module)} - sys.stdlib_module_names - known
         assert not outside, f"{module} imports {', '.join(sorted(outside))}"

@@ -154,8 +154,9 @@ class Client:
 class Core:
     """One bus, one spawner and, between `start` and `stop`, one caged."""
 
-    def __init__(self, top: Path) -> None:
-        self.top = top
+    def __init__(self, top: Path, mediator: str = "files") -> None:
+        """`mediator` is the one that there is."""
+        self.top, self._mediator = top, mediator
         # caged reads the project's files wherever they are; it writes nowhere but below `top`.
         as_root = os.geteuid() == 0
         self.user = pwd.getpwnam("nobody") if as_root else pwd.getpwuid(os.geteuid())
@@ -185,7 +186,7 @@ class Core:
         masks = self.top / "etc/mediators.d"
         masks.mkdir(parents=True)
         for manifest in (TOP / "policies/mediators.d").glob("*.toml"):
-            if manifest.name != "files.toml":
+            if manifest.stem != self._mediator:
                 (masks / manifest.name).symlink_to(os.devnull)
 
     def _start_bus(self) -> subprocess.Popen[bytes]:
@@ -267,11 +268,11 @@ class Core:
             os.seteuid(0)
 
 
-@pytest.fixture
-def core() -> Iterator[Core]:
-    """caged with nothing in it."""
+@contextlib.contextmanager
+def running(mediator: str = "files") -> Iterator[Core]:
+    """caged with nothing in it, and with that mediator."""
     top = Path(tempfile.mkdtemp(prefix="core-"))
-    core = Core(top)
+    core = Core(top, mediator)
     try:
         core.start()
         yield core
@@ -279,6 +280,12 @@ def core() -> Iterator[Core]:
         core.close()
         print(core.log.read_text(errors="replace"))  # noqa: T201 - which pytest shows of what fails
         shutil.rmtree(top)
+
+
+@pytest.fixture
+def core() -> Iterator[Core]:
+    with running() as core:
+        yield core
 
 
 @pytest.fixture

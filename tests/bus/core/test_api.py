@@ -15,13 +15,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from dbus_next import Variant
 
-from cage_runtime.bus import Bus
+from cage_runtime.bus import Bus, Service
 from cage_runtime.daemon.sessions import FLATPAK
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
-from mediators.files.core import FilesCore
-from mediators.files.stage import Stager
-from mediators.wire import Caged, Gateway
+from mediators import wire
 from tests import life, pages
 from tests.bus.core.conftest import Core, FakeApps
 from tests.foreign import (
@@ -33,6 +31,7 @@ from tests.foreign import (
     MEDIATION,
     PATH,
     STANDARD,
+    TOP,
     Busctl,
     Client,
     DbusNext,
@@ -118,15 +117,17 @@ def test_properties_are_served_with_their_types(core: Core, foreign: DbusNext) -
 
 
 def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
-    """Those of the applications' installation and of the files mediator, whose own buses let nobody ask."""
-    apps, files = "org.cageruntime.Apps1", "org.cageruntime.Files1"
+    """Those of the applications' installation and of the mediators, whose own buses let nobody ask."""
+    apps = "org.cageruntime.Apps1"
+    mediators = sorted(path.parent.name for path in (TOP / "mediators").glob("*/interface.xml"))
+    names = [apps, *map(wire.bus_name, mediators)]
 
     async def served() -> dict[str, str]:
         bus = await Bus.connect(core.address)
         bus.serve("/org/cageruntime/Apps1", Apps(cast(Installation, None), bus, frozenset()).service())
-        gateway = Gateway(name="work", uuid="0" * 32, address="")
-        await FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).serve(gateway, bus)
-        for name in (apps, files):
+        for mediator in mediators:
+            bus.serve(wire.path(mediator), Service(interface=wire.interface(mediator)))
+        for name in names:
             await bus.own(name)
         said = await asyncio.to_thread(ask)
         bus.disconnect()
@@ -134,12 +135,14 @@ def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
 
     def ask() -> dict[str, str]:
         with contextlib.closing(DbusNext(core.address)) as client:
-            return {name: told(client, "/" + name.replace(".", "/"), name) for name in (apps, files)}
+            return {name: told(client, "/" + name.replace(".", "/"), name) for name in names}
 
-    assert asyncio.run(served()) == {name: written(*COMMON, name) for name in (apps, files)}
+    assert asyncio.run(served()) == {name: written(*COMMON, name) for name in names}
 
 
 WHAT = {"size": ("t", 3), "files": ("u", 1), "lines": ("as", ["x"]), "types": ("as", ["text/plain"])}
+
+
 
 
 def a_question(foreign: DbusNext, mediator: DbusNext) -> tuple[str, ...]:
@@ -178,6 +181,12 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     foreign.call("AnswerPrompt", plain(heard[-1].body[0])["id"], "deny", {})
     heard += everybody.until("PromptRemoved") + the_mediator.until("Answered")
     life.refused(mediator, "org.cageruntime.Error.PolicyRefused", "Confirm", *asked, WHAT, interface=MEDIATION)
+    source = {cage["name"]: cage["uuid"] for cage in foreign.call("List", {})}["work"]
+    shown = mediator.call("Show", source, "1" * 32, {"summary": ("s", "done"), "actions": ("a(ss)", [["a", "A"]])},
+                          interface=MEDIATION)
+    heard += everybody.until("Notified")
+    foreign.call("NotificationAction", shown, "a", {})
+    heard += the_mediator.until("Acted")
     foreign.call("Destroy", "peer", {})
     everybody.until("CageRemoved")
     job = foreign.call("InstallApplication", "work", APPLICATION, {})
@@ -192,7 +201,7 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     heard += for_everybody
     shapes = {(signal.interface, signal.member): signal.signature for signal in heard}
     promised = promised_signals(*OURS, life.OBJECT_MANAGER, life.PROPERTIES)
-    assert shapes == {signal: shape for signal, shape in promised.items() if signal[1] != "Notified"}
+    assert shapes == promised
     changes = [(signal.path, plain(signal.body[1])) for signal in heard if signal.member == "PropertiesChanged"]
     assert (job, {"Progress": "done"}) in changes
     assert (path, {"State": "running", "Autostart": False}) in changes
@@ -302,6 +311,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
         life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)
+        shown = client.call("Show", work, "1" * 32, {"summary": ("s", "done")}, interface=MEDIATION)
+        client.call("Unshow", work, shown, interface=MEDIATION)
+        life.refused(client, "org.cageruntime.Error.NoSuchCage", "Show", "0" * 32, "1" * 32, {"summary": ("s", "x")},
+                     interface=MEDIATION)
         life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
                      interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
@@ -320,8 +333,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         assert b"--deliver report.txt" in (mediator.output(channel) or b"")
         life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], *given,
                      interface=MEDIATION)
-    assert mediator.succeeded == mediator.refused == methods(MEDIATION)
-    assert busctl.succeeded == methods(MEDIATION) - {(MEDIATION, "Deliver")}, "busctl has no descriptor to send"
+    theirs = methods(MEDIATION)
+    assert mediator.refused == methods(MEDIATION)
+    assert mediator.succeeded == theirs
+    assert busctl.succeeded == theirs - {(MEDIATION, "Deliver")}, "busctl has no descriptor to send"
 
 
 # --- what the specification names ------------------------------------------------------------------------------------

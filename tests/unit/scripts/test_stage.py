@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime import manifest
+from cage_runtime.config import Paths
+
 TOP = Path(__file__).parents[3]
 PROGRAMS = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
 IN_A_CAGE = "/opt/cage-runtime/"
@@ -62,7 +65,7 @@ def sources(pattern: str) -> set[str]:
 def test_every_program_starts_from_wherever_it_lies(staged: Staged) -> None:
     programs = staged.at(f"{staged.layout.prefix}/bin")
     assert staged.names(f"{staged.layout.prefix}/bin") == set(PROGRAMS)
-    for name in PROGRAMS.keys() - {"cage-mediator", "cage-spawner"}:
+    for name in PROGRAMS.keys() - {"cage-mediator", "cage-portal", "cage-spawner"}:
         ended = subprocess.run([programs / name, "--help"], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert name in ended.stdout
@@ -90,8 +93,11 @@ def test_what_systemd_reads_is_complete(staged: Staged) -> None:
     files = [path for path in (TOP / "systemd").iterdir() if path.is_file()]
     units = {path.name for path in files if path.suffix not in (".conf", ".preset")}
     assert {"caged.service", "cage-spawner.service"} <= units
-    drop_ins = {"cage-mediator@files.service.d", "cage-mediators.target.wants"}
-    assert staged.names(f"{systemd}/system") == units | drop_ins
+    mediators = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
+    drop_ins = {f"cage-mediator@{mediator.name}.service.d" for mediator in mediators if mediator.folder}
+    assert staged.names(f"{systemd}/system") == units | drop_ins | {"cage-mediators.target.wants"}
+    assert staged.names(f"{systemd}/system/cage-mediators.target.wants") == {
+        f"cage-mediator@{mediator.name}.service" for mediator in mediators}
     assert staged.names(f"{systemd}/system-preset") == sources("systemd/*.preset")
     assert staged.names(f"{systemd}/catalog") == sources("cage_runtime/resources/*.catalog")
     for kind in ("sysusers", "tmpfiles"):
@@ -122,8 +128,9 @@ def test_files_name_the_prefix_that_they_are_for(staged: Staged) -> None:
         if place.startswith(f"{staged.layout.prefix}/lib/"):
             continue
         named = set(re.findall(rf"{other}\S*", file.read_text()))
-        # A manual page and the cage's own bus speak of the place inside.
-        inside = place.startswith(f"{staged.layout.prefix}/cage-bus/") or "/man/" in place
+        # A manual page and the buses of a cage speak of the place inside.
+        buses = tuple(f"{staged.layout.prefix}/{name}/" for name in ("cage-bus", "session-bus"))
+        inside = place.startswith(buses) or "/man/" in place
         assert not named or (inside and other + "/" == IN_A_CAGE), place
         assert file.stat().st_mode & 0o7777 in (0o644, 0o755)
 
