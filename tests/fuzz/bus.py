@@ -9,9 +9,11 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
 import json
 import os
 import random
+import select
 import subprocess
 import sys
 import time
@@ -20,8 +22,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from jeepney import message_bus
 from jeepney.io.blocking import DBusConnection
 
+from mediators.wire import bus_name
 from tests.fuzz.hostile import NAMES, memory
 from tests.privileged.gateways import ask, gateway
 from tests.privileged.rules import policy, until
@@ -49,6 +53,8 @@ WARM_SECONDS = 5.0
 """Of hostility before anything is measured: what is imported and made once is there then."""
 MEMORY_GROWTH_MAX = 16 * 1024
 """KiB of resident memory that a process may have more in the end: what a heap in pieces has."""
+PAUSE_SECONDS = 0.1
+"""Of the other cage between two requests, which else would be told that it asks too often."""
 SLOWER = 2.0
 """So many times may the 99th percentile of another cage be, of what it was before (M13)."""
 
@@ -92,6 +98,7 @@ class Neighbour:
                 began = time.perf_counter()
                 work()
                 self.took[service].append(time.perf_counter() - began)
+                select.select([], [], [], PAUSE_SECONDS)
 
     def _ask(self, *words: Any) -> Any:
         error, body = ask(self._half, *words)
@@ -167,7 +174,7 @@ def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float,
     alone, beside = Neighbour(half), Neighbour(half)
     alone_until = time.monotonic() + min(60.0, seconds / 2)
     alone.work(lambda: time.monotonic() < alone_until)
-    _settled(runtime)
+    _settled(runtime, cage)
     before, log = processes(runtime, cage), len(runtime.log())
     with hostile(runtime, cage, seconds, seed) as process:
         beside.work(lambda: process.poll() is None)
@@ -175,7 +182,7 @@ def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float,
         did = json.loads(process.stdout.read())
     faults = []
     try:
-        _settled(runtime)
+        _settled(runtime, cage)
         until(lambda: not _more_open(before, processes(runtime, cage)), "descriptors are left open")
     except AssertionError as error:
         faults.append(str(error))
@@ -185,10 +192,15 @@ def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float,
     return report
 
 
-def _settled(runtime: Runtime) -> None:
-    """Nobody is asked any more, and nothing is staged."""
+def _settled(runtime: Runtime, cage: Cage) -> None:
+    """Nobody is asked any more, nothing is staged, and no mediator has closed the cage's channel."""
     until(lambda: runtime.call("ListPrompts", "a{sv}", {})[0] == [], "questions of one that has gone wait")
     until(lambda: not list((runtime.state / "staging").iterdir()), "something is staged still")
+    with gateway(runtime, cage) as half:
+        half.send_and_get_reply(message_bus.Hello())
+        for name in NAMES:
+            has = functools.partial(half.send_and_get_reply, message_bus.NameHasOwner(bus_name(name)))
+            until(lambda has=has: has().body[0], f"{name} has not come back to the cage's gateway")  # type: ignore[misc]
 
 
 def _more_open(before: dict[str, Process], after: dict[str, Process]) -> list[str]:

@@ -14,6 +14,7 @@ import contextlib
 import json
 import os
 import random
+import re
 import select
 import socket
 import sys
@@ -30,16 +31,30 @@ from dbus_fast import Message, MessageFlag, MessageType
 
 from cage_runtime.bus import DBUS, PROPERTIES
 from mediators import wire
-from tests.fuzz.corpus import KEPT, inputs
+from tests.fuzz.inputs import KEPT, read
 from tests.fuzz.values import TYPES, Taken, types
 
+ERROR = re.compile(rb"org\.[a-z]+\.(?:DBus\.)?Error\.(\w+)\0")
 HERE = Path(__file__).parents[2] / "mediators"
 NAMES = sorted(file.parent.name for file in HERE.glob("*/interface.xml"))
-ACTS = 60
-"""Things said on one connection, after which there is a new one."""
-PER_SECOND = 400.0
-"""Messages at most."""
-STREAMS = [content[1:] for content in inputs(KEPT / "files_tree")]
+ACTS, CONNECTION_SECONDS = 60, 2.0
+"""Things said on one connection, and how long it lasts, at most; then there is a new one."""
+PACES = (10, 30, 100, 400, 2000)
+"""Messages in a second, of which each connection has one: those that are slow get further than those that flood."""
+OFFENCE_SECONDS = 2.0
+"""At least between two messages that no honest half sends: each closes a mediator's channel for some seconds, and
+nothing is heard there meanwhile."""
+STREAMS = [content[1:] for content in read(KEPT / "files_tree")]
+HONEST: dict[str, tuple[Any, ...]] = {
+    "Call": ("Echo", "", "pit", {}), "Copy": ("text/plain", 0, {}), "Paste": ("text/plain", {}),
+    "Send": ("pit", "a.txt", 0, {}), "SendTree": ("pit", "tree", {}), "List": ("pit", {}),
+    "Sign": ("pit", "work", b"\0\0\0\x0bssh-ed25519", b"SSHSIG\0\0\0\4file\0\0\0\0\0\0\0\6sha256\0\0\0\x20" + b"d" * 32,
+             0, {}),
+    "Secret": ("pit", "org.example.App", {}), "Write": (["a line"], {}), "Show": ("summary", "body", {}),
+    "Close": (1,), "Wait": ([1, 2],), "Uri": ("https://example.org/", "pit", {}), "File": ("a.txt", "pit", 0, {}),
+    "Edited": ("1", {}),
+}
+"""What an honest half could say, of which one argument or another is then something else."""
 WORDS = ("", "@core", "@default", "@disposable", "@disposable:plain", "@any", "nobody", "a.txt", "Echo", "text/plain",
          "https://example.org/", "mailto:a@b", "rename", "replace", "../x", "-o", "x" * 4000, "\u202e", "\x1b[2J", "é")
 
@@ -123,17 +138,19 @@ class Hostile:
         self._members = members()
         self.did: Counter[str] = Counter()
         self._connection: socket.socket | None = None
-        self._serial = self._acts = 0
+        self._serial = self._left = 0
+        self._pace, self._offended = float(PACES[0]), 0.0
 
     def run(self, seconds: float) -> None:
-        began = time.monotonic()
-        said = 0
-        while (now := time.monotonic()) < began + seconds:
-            behind = began + said / PER_SECOND - now
-            self._hear(max(0.0, behind))
-            if behind <= 0:
-                said += 1
-                self._act()
+        end = time.monotonic() + seconds
+        due = 0.0
+        while (now := time.monotonic()) < end:
+            if now < due:
+                self._hear(due - now)
+                continue
+            self._hear(0)
+            self._act()
+            due = max(due, now - 1) + 1 / self._pace
         self._leave()
 
     def say(self, count: int) -> None:
@@ -144,13 +161,13 @@ class Hostile:
         self._leave()
 
     def _act(self) -> None:
-        if self._connection is None or self._acts >= ACTS:
+        if self._connection is None or self._left <= 0:
             self._leave()
             self._connect()
-        self._acts += 1
+        self._left -= 1
         acts = (self._honest, self._wrong_types, self._elsewhere, self._other_kind, self._to_the_bus, self._broken,
                 self._half, self._leave_at_once)
-        act = self._random.choices(acts, (600, 3, 30, 30, 30, 20, 10, 20))[0]
+        act = self._random.choices(acts, (600, 40 if self._may_offend() else 0, 30, 30, 30, 20, 10, 20))[0]
         self.did[act.__name__.strip("_").replace("_", " ")] += 1
         try:
             act()
@@ -168,7 +185,11 @@ class Hostile:
         except OSError:
             self.did["could not connect"] += 1
             self._leave()
-        self._acts = 0
+        self._pace = float(self._random.choice(PACES))
+        self._left = min(ACTS, int(self._pace * CONNECTION_SECONDS))
+
+    def _may_offend(self) -> bool:
+        return time.monotonic() >= self._offended + OFFENCE_SECONDS
 
     def _leave(self) -> None:
         if self._connection is not None:
@@ -193,19 +214,24 @@ class Hostile:
     def _honest(self) -> None:
         """The right types, whatever is in them."""
         member = self._random.choice(self._members)
-        values = self._values(member.signature)
+        values, others = list(HONEST[member.name]), self._values(member.signature)
+        if self._random.random() < 0.6:
+            for at in self._random.choices(range(len(values)), k=self._random.choice((1, 1, 2, 3))):
+                values[at] = others[at]
         descriptors: list[int] = []
         for at, kind in enumerate(types(member.signature)):
             if kind == "h":
-                values[at] = 0 if self._random.random() < 0.95 else values[at]
-                which = self._random.choice((*KINDS, "a file", "in memory", "a file", "in memory"))
+                values[at] = 0
+                which = self._random.choice((*KINDS, *("a file", "in memory") * 8))
                 descriptors.append(KINDS[which]())
-        if self._random.random() < 0.01:
-            descriptors.append(KINDS["a file"]())
+        if descriptors and self._may_offend() and self._random.random() < 0.1:
+            self._offended = time.monotonic()
+            values[types(member.signature).index("h")] = self._random.choice((1, 2, 7, 2**32 - 1))
+            descriptors += [KINDS["a file"]() for _ in range(self._random.randrange(3))]
         self._send(self._to(member, member.signature, values), descriptors)
 
     def _wrong_types(self) -> None:
-        """What closes the channel: it is seldom, or nothing else would be heard."""
+        self._offended = time.monotonic()
         member = self._random.choice(self._members)
         signature = "".join(self._random.choices(TYPES, k=self._random.randrange(5)))
         self._send(self._to(member, signature, self._values(signature)), [])
@@ -298,7 +324,8 @@ class Hostile:
         if not content:
             self.did["was disconnected"] += 1
             self._leave()
-        self.did["answers"] += content.count(b"org.cageruntime.Error") or bool(content)
+        for error in ERROR.findall(content):
+            self.did[f"was told {error.decode()}"] += 1
 
     def _use(self, descriptor: int) -> None:
         try:

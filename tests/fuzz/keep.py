@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.fuzz import corpus
+from tests.fuzz import inputs
 
 if __name__ == "__main__":
     name, found = sys.argv[1:]
-    sys.stdout.write(f"{name}: {corpus.keep(name, Path(found))} inputs are kept\n")
+    sys.stdout.write(f"{name}: {inputs.keep(name, Path(found))} inputs are kept\n")

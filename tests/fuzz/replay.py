@@ -6,8 +6,8 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from tests.fuzz import corpus
+from tests.fuzz import inputs
 
 if __name__ == "__main__":
-    corpus.attempt(corpus.target(sys.argv[1]), Path(sys.argv[2]).read_bytes())
+    inputs.attempt(inputs.target(sys.argv[1]), Path(sys.argv[2]).read_bytes())
     sys.stdout.write("it raises nothing that it may not\n")

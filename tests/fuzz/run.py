@@ -12,7 +12,7 @@ from pathlib import Path
 
 import atheris
 
-from tests.fuzz import corpus
+from tests.fuzz import inputs
 
 SECONDS_EACH = 10
 """An input that takes longer is a fault too."""
@@ -22,15 +22,15 @@ MEMORY = 1024
 
 def main(name: str, seconds: str, found: str, faults: str) -> None:
     atheris.enabled_hooks.add("str")  # so that it sees with what startswith() and the like compare
-    with atheris.instrument_imports(include=list(corpus.OURS)):
-        module = corpus.target(name)
+    with atheris.instrument_imports(include=list(inputs.OURS)):
+        module = inputs.target(name)
     for folder in (found, faults):
         Path(folder).mkdir(parents=True, exist_ok=True)
-    kept = corpus.KEPT / name
+    kept = inputs.KEPT / name
     kept.mkdir(exist_ok=True)
     options = [f"-max_total_time={seconds}", f"-artifact_prefix={faults}/", f"-timeout={SECONDS_EACH}",
-               f"-rss_limit_mb={MEMORY}", f"-max_len={corpus.INPUT_BYTES_MAX}", "-print_final_stats=1"]
-    atheris.Setup([sys.argv[0], *options, found, str(kept)], lambda untrusted: corpus.attempt(module, untrusted))
+               f"-rss_limit_mb={MEMORY}", f"-max_len={inputs.INPUT_BYTES_MAX}", "-print_final_stats=1"]
+    atheris.Setup([sys.argv[0], *options, found, str(kept)], lambda untrusted: inputs.attempt(module, untrusted))
     atheris.Fuzz()
 
 

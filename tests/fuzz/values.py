@@ -107,8 +107,8 @@ class Taken:
 
     def _text(self, kind: str) -> str:
         if kind == "o":
-            return self.one_of(("/", "/a", "/org/cageruntime/Core1", "/" + "x" * 200, "/a/b_c/D0"))
-        return self.one_of(TYPES) if kind == "g" else self.text()
+            return str(self.one_of(("/", "/a", "/org/cageruntime/Core1", "/" + "x" * 200, "/a/b_c/D0")))
+        return str(self.one_of(TYPES)) if kind == "g" else self.text()
 
     def _sequence(self, signature: str, depth: int) -> Any:
         if signature == "ay":

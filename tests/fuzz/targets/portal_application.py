@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import tempfile
 
+from cage_runtime.model import APPLICATION_MAX
 from cage_runtime.portal import application
 
 MAY_RAISE = ()
@@ -17,4 +18,4 @@ def run(untrusted: bytes) -> None:
     FILE.write(untrusted)
     FILE.flush()
     name = application.read(FILE.name)
-    assert len(name) <= application.APPLICATION_MAX
+    assert len(name) <= APPLICATION_MAX

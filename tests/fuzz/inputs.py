@@ -42,7 +42,7 @@ def attempt(module: ModuleType, untrusted: bytes) -> None:
         return
 
 
-def inputs(*directories: Path, like: str = "*") -> list[bytes]:
+def read(*directories: Path, like: str = "*") -> list[bytes]:
     """The smallest first."""
     found = {file.read_bytes() for directory in directories for file in directory.glob(like) if file.is_file()}
     return sorted(found, key=lambda content: (len(content), content))
@@ -99,8 +99,8 @@ def keep(name: str, found: Path) -> int:
     """Lay the inputs of `found` beside those that are kept already, and leave what is worth it; how many that are."""
     folder = KEPT / name
     folder.mkdir(exist_ok=True)
-    seeds = inputs(folder, like=f"{SEED}*")
-    kept = worth_keeping(target(name), seeds, inputs(folder, found))
+    seeds = read(folder, like=f"{SEED}*")
+    kept = worth_keeping(target(name), seeds, read(folder, found))
     for file in folder.iterdir():
         if not file.name.startswith(SEED):
             file.unlink()
