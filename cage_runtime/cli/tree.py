@@ -14,6 +14,10 @@ from cage_runtime import packing
 from cage_runtime.cli.beneath import Marks, is_as_read
 from cage_runtime.errors import CageError
 
+TYPE_CHECKING = False
+if TYPE_CHECKING:
+    from collections.abc import Callable
+
 CHUNK = 1024 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -76,9 +80,12 @@ class Listing:
             raise CageError(f'"{path}" is neither a file nor a directory; only those can be sent')
 
 
-def write(stream: int, top: int, listing: Listing) -> None:
-    """The tree below the open directory `top` as one stream; BrokenPipeError where it is not wanted any more."""
-    out = _Buffered(stream)
+def write(stream: int, top: int, listing: Listing, progress: Callable[[int], object] = lambda _written: None) -> None:
+    """The tree below the open directory `top` as one stream; BrokenPipeError where it is not wanted any more.
+
+    `progress` is told, now and then, how many bytes of it have been taken.
+    """
+    out = _Buffered(stream, progress)
     out.add(packing.header(listing.entries, listing.content, listing.length))
     open_, path = [top], [listing.path.rstrip("/")]
     try:
@@ -120,27 +127,29 @@ def _copy(out: _Buffered, file: int, marks: Marks, shown: str) -> None:
 class _Buffered:
     """Small pieces together, in one write."""
 
-    def __init__(self, stream: int) -> None:
-        self._stream, self._pieces, self._size = stream, bytearray(), 0
+    def __init__(self, stream: int, progress: Callable[[int], object]) -> None:
+        self._stream, self._pieces, self._written, self._progress = stream, bytearray(), 0, progress
 
     def add(self, piece: bytes) -> None:
         if len(piece) >= CHUNK // 4:
             self.flush()
-            _write(self._stream, piece)
+            self._write(piece)
             return
         self._pieces += piece
         if len(self._pieces) >= CHUNK // 4:
             self.flush()
 
     def flush(self) -> None:
-        _write(self._stream, self._pieces)
+        self._write(self._pieces)
         self._pieces = bytearray()
 
-
-def _write(stream: int, content: bytes | bytearray) -> None:
-    rest = memoryview(content)
-    while rest:
-        rest = rest[os.write(stream, rest) :]
+    def _write(self, content: bytes | bytearray) -> None:
+        rest = memoryview(content)
+        while rest:
+            written = os.write(self._stream, rest)
+            rest = rest[written:]
+            self._written += written
+            self._progress(self._written)
 
 
 def remove(top: int, listing: Listing) -> str:

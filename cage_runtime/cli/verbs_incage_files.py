@@ -6,6 +6,8 @@ from __future__ import annotations
 import contextlib
 import os
 import stat
+import sys
+import time
 
 from cage_runtime.cli import verbs_incage
 from cage_runtime.cli.beneath import Marks, is_as_read, open_source
@@ -19,6 +21,8 @@ if TYPE_CHECKING:
 
     from cage_runtime.cli.client import Peer
 
+PROGRESS_SECONDS = 0.3
+"""Between two looks at how far it is."""
 CONFLICTS = ("rename", "skip", "replace", "fail")
 
 
@@ -47,7 +51,8 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
 
     verbs_incage.require_inside()
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
-    sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}))
+    sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}),
+                     silent=args.quiet or screen.as_json or not sys.stderr.isatty())
     worst = 0
     arrived = []
     for path in args.files:
@@ -73,8 +78,8 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
 class _Sender:
     """Sends to one cage, with the same options; the mediator is reached when there is something to send."""
 
-    def __init__(self, reach: Any, target: str, options: dict[str, object]) -> None:
-        self._reach, self._target, self._options = reach, target, options
+    def __init__(self, reach: Any, target: str, options: dict[str, object], *, silent: bool) -> None:
+        self._reach, self._target, self._options, self._silent = reach, target, options, silent
         self._peer: Peer | None = None
 
     @property
@@ -116,22 +121,43 @@ class _Sender:
         from cage_runtime.cli.tree import Listing, remove, write
 
         listing = Listing.of(top, path)
+        progress = _Progress(f"{cell(name)} -> {cell(self._target)}", listing.length, silent=self._silent)
         tree, status = self._mediator.call("SendTree", "ssa{sv}", self._target, name, self._options, returns="hh")
         try:
             try:
-                write(tree, top, listing)
+                write(tree, top, listing, progress.show)
             except BrokenPipeError:  # it is being said why
                 pass
             finally:
                 os.close(tree)
             arrived = _told(status, name)
         finally:
+            progress.clear()
             os.close(status)
         kept = remove(top, listing) if "move" in self._options else ""
         if "move" in self._options and not kept:
             with contextlib.suppress(OSError):  # something has come into it meanwhile
                 os.rmdir(path)
         return arrived, kept
+
+
+class _Progress:
+    """How far something is, on one line of a terminal, which is empty again in the end."""
+
+    def __init__(self, what: str, whole: int, *, silent: bool) -> None:
+        self._what, self._whole, self._silent = what, whole, silent
+        self._due, self._shown = time.monotonic() + PROGRESS_SECONDS, False
+
+    def show(self, done: int) -> None:
+        if not self._silent and time.monotonic() >= self._due:
+            self._due, self._shown = time.monotonic() + PROGRESS_SECONDS, True
+            sys.stderr.write(f"\r\x1b[K{self._what}: {100 * done // self._whole} %")
+            sys.stderr.flush()
+
+    def clear(self) -> None:
+        if self._shown:
+            sys.stderr.write("\r\x1b[K")
+            sys.stderr.flush()
 
 
 def _told(status: int, name: str) -> str:

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers, policy, streams
+from tests.bench import memory, peers, policy, streams, transfers
 from tests.bench.figures import (
     Bound,
     Change,
@@ -60,9 +60,11 @@ BOUNDS = (
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
     Bound(figure="P8", ours=streams.CALL, peer=streams.BUS, limit=3.0),
     *policy.BOUNDS,
+    *transfers.BOUNDS,
 )
 OURS = frozenset({("P9", policy.OURS), ("P9", policy.OURS_FEW), ("P9", policy.OURS_DENIED), ("P9", policy.OURS_FULL),
-                  ("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4), ("P8", streams.CALL)})
+                  ("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4), ("P8", streams.CALL),
+                  ("P7", transfers.SENT), ("P7", transfers.SENT_TREE)})
 
 Work = Callable[[], None]
 
@@ -146,6 +148,14 @@ def timed(runtime: Runtime, client: Client, programs: dict[str, str], runs: int,
         client.destroy("work")
 
 
+def sent(client: Client, runs: int) -> Iterator[Row]:
+    """P7."""
+    transfers.make(client)
+    for names in ((transfers.SENT, transfers.COPIED), (transfers.SENT_TREE, transfers.COPIED_TREE)):
+        yield from measure("P7", transfers.contenders(client, *names), runs)
+    transfers.remove(client)
+
+
 def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     if options.policy:
         return policy.rows(options.qrexec), {}
@@ -155,8 +165,8 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
         with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
-            rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows,
-                    *policy.rows(options.qrexec)]
+            times = list(timed(runtime, client, programs, options.runs, f"{name}-peers"))
+            rows = [*times, *sent(client, options.runs), *used, *rows, *policy.rows(options.qrexec)]
             say("P8: a call, D-Bus")
             rows += streams.rows(runtime, client, options.runs)
     finally:
