@@ -24,7 +24,7 @@ def run(untrusted: bytes) -> None:
     notification = protocol.read(replace(call, arguments=[summary, body, options]))
     shown = (notification.summary, *notification.lines, *(label for _, label in notification.actions))
     assert all(map(is_visible, shown))
-    assert max(map(len, shown)) <= 4 * NOTIFICATION_LINE_MAX
+    assert max(map(len, shown)) <= len(r"\U000e0001") * NOTIFICATION_LINE_MAX + 1
     assert len(notification.lines) <= NOTIFICATION_LINES_MAX + 1
     assert len(notification.actions) <= NOTIFICATION_ACTIONS_MAX
     assert notification.urgency in protocol.URGENCIES
