@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import argparse
 import asyncio
 import logging
 import os
@@ -63,6 +64,8 @@ class Portal:
 
 def main() -> int:
     """The exit status is the error's; the error is one sentence on standard error."""
+    argparse.ArgumentParser(prog="cage-portal", allow_abbrev=False,
+                            description="Serves the portals of a cage; its session bus starts it.").parse_args()
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     try:
         asyncio.run(_serve())

@@ -66,7 +66,7 @@ def test_every_program_starts_from_wherever_it_lies(staged: Staged) -> None:
         ended = subprocess.run([programs / name, "--help"], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert name in ended.stdout
-    for name in ("bin/cagectl", "sbin/caged"):
+    for name in ("bin/cagectl", "bin/cage-desktop", "sbin/caged"):
         command = staged.at(f"{staged.layout.base}/{name}")
         assert str(command.readlink()) == f"{staged.layout.prefix}/bin/{command.name}"
 
@@ -90,7 +90,7 @@ def test_what_systemd_reads_is_complete(staged: Staged) -> None:
     files = [path for path in (TOP / "systemd").iterdir() if path.is_file()]
     units = {path.name for path in files if path.suffix not in (".conf", ".preset")}
     assert {"caged.service", "cage-spawner.service"} <= units
-    drop_ins = {"cage-mediator@files.service.d", "cage-mediators.target.wants"}
+    drop_ins = {"cage-mediator@files.service.d", "cage-mediator@open.service.d", "cage-mediators.target.wants"}
     assert staged.names(f"{systemd}/system") == units | drop_ins
     assert staged.names(f"{systemd}/system-preset") == sources("systemd/*.preset")
     assert staged.names(f"{systemd}/catalog") == sources("cage_runtime/resources/*.catalog")
@@ -104,6 +104,7 @@ def test_what_others_read_is_complete(staged: Staged) -> None:
     assert staged.names(f"{staged.layout.bus}/system.d") == sources("policies/dbus/*.conf")
     pages = {page for section in (1, 5, 8) for page in staged.names(f"{share}/man/man{section}")}
     assert pages == sources("cage_runtime/resources/man/*")
+    assert staged.names("/etc/xdg/autostart") == {"cage-desktop.desktop"}
     assert {"cagectl.1", "incage.1", "cage.policy.5", "cage.toml.5", "caged.conf.5", "org.cageruntime.Core1.5",
             "caged.8"} <= pages  # fmt: skip
     assert staged.names(f"{share}/bash-completion/completions") == {"cagectl", "incage"}
@@ -122,8 +123,9 @@ def test_files_name_the_prefix_that_they_are_for(staged: Staged) -> None:
         if place.startswith(f"{staged.layout.prefix}/lib/"):
             continue
         named = set(re.findall(rf"{other}\S*", file.read_text()))
-        # A manual page and the cage's own bus speak of the place inside.
-        inside = place.startswith(f"{staged.layout.prefix}/cage-bus/") or "/man/" in place
+        # A manual page and the cage's own buses speak of the place inside.
+        buses = tuple(f"{staged.layout.prefix}/{bus}/" for bus in ("cage-bus", "session-bus"))
+        inside = place.startswith(buses) or "/man/" in place
         assert not named or (inside and other + "/" == IN_A_CAGE), place
         assert file.stat().st_mode & 0o7777 in (0o644, 0o755)
 
