@@ -48,6 +48,13 @@ def confine(config: RuntimeConfig, profile: str, *, readable: Iterable[Path | st
         raise HostUnsupported(f"this host {what}, and the core is not to run unconfined: {error}") from error
 
 
+def seal() -> None:
+    """Confine a worker of this process, which has all that it needs open, to that: it opens nothing, not even what
+    /proc has of whoever started it."""
+    capability.one_way()
+    landlock.Reach().restrict()
+
+
 def bound_supervisor() -> None:
     """Gain nothing any more, and give up what neither the supervisor nor any of its children is to have.
 

@@ -211,6 +211,11 @@ CALLS_PER_PERSON = 32
 """Those of them that one person made, on however many connections, so that no one person can have all; root and the
 mediators, which speak for all cages, are not bounded by it.  A session needs a call only to begin: how many go on is
 bounded by the cages that a person may have and PROCESSES_MAX in each."""
+CORE_CALLS_AT_ONCE = 80
+"""Calls of one core half to caged that wait for an answer, which each comes at once; a bus daemon lets a connection
+have 128 (dbus-daemon(1), max_replies_per_connection)."""
+CORE_STARTS_AT_ONCE = 40
+"""Those besides that have something started in a cage, which may take its time."""
 QUESTIONS_PER_PERSON = 4
 """Questions for a password that polkit has open at once for one person's calls."""
 QUESTION_SECONDS = 180.0
@@ -269,6 +274,10 @@ CALL_SECONDS = 24 * 3600.0
 """What a call may take in all."""
 CALL_IDLE_SECONDS = 3600.0
 """How long a call goes on in which nothing is sent either way."""
+ONE_WAY_PER_CAGE = 2
+"""One-way calls of one source cage that are being taken at once."""
+ONE_WAY_MAX = 64
+"""Those of all cages, and again those that are being sent on: with the next bound, 512 MiB of the core's memory."""
 CALL_ONE_WAY_BYTES_MAX = 4 * 1024**2
 """Bytes of a one-way call, which the core keeps in memory until there are no more to come."""
 DEFAULT_TASKS = 4096

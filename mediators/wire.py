@@ -8,10 +8,12 @@ whoever owns its name on the system bus, never whoever sends a signal that looks
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import logging
 import os
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
+from weakref import WeakValueDictionary
 from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
@@ -20,8 +22,10 @@ from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure
 from cage_runtime.model import (
     CAGES_MAX,
     CORE_BUS_NAME,
+    CORE_CALLS_AT_ONCE,
     CORE_PATH,
     CORE_RETURN_SECONDS,
+    CORE_STARTS_AT_ONCE,
     REQUEST_ID_DIGITS,
     Action,
     Flow,
@@ -37,6 +41,10 @@ ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
 SHUT_OUT_SECONDS = 5.0
 """How long a cage is without a mediator to which it said what no honest cage half says (M11)."""
+_DECIDING = ("Decide", "Confirm")
+"""Calls that a cage brings about, whatever comes of them; their first argument is the source."""
+_STARTING = ("Deliver", "Dispose")
+"""Calls that are answered once something has been started."""
 EVENTS_MAX = 2 * CAGES_MAX
 """Gateway events that wait to be handled; beyond, the whole list is asked for again instead."""
 
@@ -208,6 +216,9 @@ class Caged:
         self._waiting: dict[str, asyncio.Event] = {}
         """The requests about which a person is being asked; set once it is time to look again."""
         self._going: set[asyncio.Task[None]] = set()
+        self._lanes: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        self._quick = asyncio.Semaphore(CORE_CALLS_AT_ONCE)
+        self._slow = asyncio.Semaphore(CORE_STARTS_AT_ONCE)
         self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
@@ -257,7 +268,8 @@ class Caged:
 
     async def _tell_withdrawn(self, request: str) -> None:
         try:
-            await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Withdraw", "s", (request,), start=False)
+            async with self._quick:
+                await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, "Withdraw", "s", (request,), start=False)
         except CageError as error:
             LOG.info("not withdrawn: %s: %s", request, escape(error.sentence))
 
@@ -312,6 +324,16 @@ class Caged:
     async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
+    @contextlib.asynccontextmanager
+    async def _turn(self, member: str, arguments: tuple[Value, ...]) -> AsyncIterator[None]:
+        """In the block, a call may be made.  Decisions for one source go one after the other, so that a cage that asks
+        much stands in its own way and not in that of others (M13)."""
+        async with contextlib.AsyncExitStack() as places:
+            if member in _DECIDING:
+                await places.enter_async_context(self._lanes.setdefault(str(arguments[0]), asyncio.Lock()))
+            await places.enter_async_context(self._slow if member in _STARTING else self._quick)
+            yield
+
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
                    descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS, *,
                    once: bool = False) -> Answer:
@@ -320,8 +342,9 @@ class Caged:
         while await self.presence.wait(deadline - loop.time(), but=asked):
             asked = self.presence.owner
             try:
-                return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
-                                            descriptors, seconds, start=False)
+                async with self._turn(member, arguments):
+                    return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
+                                                descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:
                 if once or isinstance(error, Unanswered) or not self._bus.connected:
                     raise

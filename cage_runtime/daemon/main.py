@@ -183,9 +183,9 @@ class Daemon:
         if self._mediators is not None:
             self._mediators.answered(waiter)
 
-    def _acted(self, number: int, action: str) -> None:
+    def _acted(self, sender: str, number: int, action: str) -> None:
         if self._mediators is not None:
-            self._mediators.acted(number, action)
+            self._mediators.acted(sender, number, action)
 
     def _gateway_down(self, uuid: str) -> None:
         if self._mediators is not None:

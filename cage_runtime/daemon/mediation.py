@@ -10,6 +10,7 @@ from __future__ import annotations
 import logging
 import re
 import time
+from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 
@@ -50,6 +51,8 @@ from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
+STARTS_MAX = CAGES_MAX
+"""Requests whose target may still be started."""
 TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
@@ -92,6 +95,8 @@ class Mediation:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
         self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
+        self._may_start: OrderedDict[str, str] = OrderedDict()
+        """The requests that were permitted last and whose target may be started for them, with the target's uuid."""
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
         self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
@@ -174,9 +179,18 @@ class Mediation:
         if permission.decision.action is Action.ASK:
             return permission
         self._asking.withdraw(waiter)
+        self._note_start(asked, permission)
         if what.files:
             self._bucket(permission.source.uuid).give_back()  # many files are no flood: each of them was copied
         return permission
+
+    def _note_start(self, asked: Asked, permission: Permission) -> None:
+        """Where the rule says autostart=yes, what the request is for may be started for it, once."""
+        target = permission.target
+        if target is not None and permission.decision.parameters.autostart and target.state is not CageState.RUNNING:
+            self._may_start[asked.request] = target.uuid
+            while len(self._may_start) > STARTS_MAX:
+                self._may_start.popitem(last=False)
 
     def withdraw(self, sender: str, request_id: str) -> None:
         """Whoever made the request is gone."""
@@ -207,15 +221,19 @@ class Mediation:
     def _evaluate(self, request: Request, *, chosen: str | None = None) -> Decision:
         """What policy says now; where a person is asked, of the target that was `chosen`."""
         def find(name: str) -> Instance | None:
-            if not name.startswith(DISPOSABLE_TARGET):
-                return _instance(self._manager.get(name))
-            source = self._manager.by_uuid(request.source.uuid)
-            return self._disposables.instance(source, name) if source is not None else None
+            return self._find(request.source.uuid, name)
 
         def cages() -> Iterable[Instance]:
             return filter(None, map(_instance, self._manager.cages()))
 
         return self.policy.decide(request, find, self._manager.levels, self._time(), chosen=chosen, cages=cages)
+
+    def _find(self, source_uuid: str, name: str) -> Instance | None:
+        """The cage of that name, or the disposable one that would be made for the source."""
+        if not name.startswith(DISPOSABLE_TARGET):
+            return _instance(self._manager.get(name))
+        source = self._manager.by_uuid(source_uuid)
+        return self._disposables.instance(source, name) if source is not None else None
 
     def _permission(self, source: Cage, decision: Decision) -> Permission:
         return Permission(source=source, target=self._manager.get(decision.target), decision=decision)
@@ -252,15 +270,15 @@ class Mediation:
         source, target, decision = permission.source, permission.target, permission.decision
         choices = decision.choices or (decision.target,)
         return Question(
-            source=_end(source), owner=source.record.owner, private=source.private, mediator=asked.mediator,
+            source=_end(source.instance()), owner=source.record.owner, private=source.private, mediator=asked.mediator,
             service=asked.service, argument=asked.argument, asked=asked.target, target=target.uuid if target else "",
-            choices=tuple(self._choice(name) for name in choices), default=decision.default_target,
+            choices=tuple(self._choice(source.uuid, name) for name in choices), default=decision.default_target,
             flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
             stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
 
-    def _choice(self, name: str) -> End:
-        cage = self._manager.get(name)
-        return _end(cage) if cage is not None else End(name=name)
+    def _choice(self, source_uuid: str, name: str) -> End:
+        found = self._find(source_uuid, name)
+        return End(name=name) if found is None else _end(found)
 
     # --- how often ---------------------------------------------------------------------------------------------
     def _bucket(self, uuid: str) -> Bucket:
@@ -298,9 +316,12 @@ class Mediation:
 
     async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
                       request_id: str) -> Started:
-        """Start the mediator's delivery half in the instance; WrongState where it does not run."""
+        """Start the mediator's delivery half in the instance; WrongState where it does not run, unless the rule that
+        permitted the request has it started."""
         _check_request(request_id)
         cage = self._manager.by_uuid(target_uuid)
+        if cage is not None and self._may_start.pop(request_id, None) == target_uuid:
+            await self._manager.start(cage)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptors)
@@ -348,9 +369,9 @@ def _request(asked: Asked, source: Cage) -> Request:
     return Request(service=asked.service, argument=asked.argument, source=source.instance(), target_name=asked.target)
 
 
-def _end(cage: Cage) -> End:
-    return End(name=cage.name, uuid=cage.uuid, level=cage.level,
-               compartments=tuple(sorted(cage.record.definition.compartments)))
+def _end(cage: Instance) -> End:
+    return End(name=cage.name, uuid=cage.uuid, level=cage.label.level,
+               compartments=tuple(sorted(cage.label.compartments)))
 
 
 def _check_same(asked: Asked, permission: Permission, uuid: str) -> None:

@@ -18,9 +18,6 @@ from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
 from cage_runtime.text import escape
 
-NOTIFIER = "notify"
-"""The one mediator that may show notifications."""
-
 
 class MediationService:
     """org.cageruntime.Core1.Mediation, for the core halves of mediators alone."""
@@ -50,11 +47,9 @@ class MediationService:
         """Have whoever waits confirm again."""
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Answered", "s", (waiter.request,), to=waiter.sender)
 
-    def acted(self, number: int, action: str) -> None:
-        """Tell whoever shows notifications what a person did with one."""
-        if NOTIFIER in self._listening:
-            self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action),
-                                 to=self._listening[NOTIFIER])
+    def acted(self, sender: str, number: int, action: str) -> None:
+        """Tell whoever showed the notification what a person did with it."""
+        self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action), to=sender)
 
     def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
         for connection in self._listening.values():
@@ -107,19 +102,15 @@ class MediationService:
         return Answer(values=(self._parts.mediation.person(*call.arguments),))
 
     async def _show(self, call: Call) -> Answer:
-        await self._notifier(call)
+        await self._parts.authorization.mediator(call.sender)
         source, _request, notification = call.arguments
         cage = self._parts.mediation.running(source)
-        return Answer(values=(self._parts.notifications.show(cage, options(notification, Wanted)),))
+        return Answer(values=(self._parts.notifications.show(cage, options(notification, Wanted), call.sender),))
 
     async def _unshow(self, call: Call) -> Answer:
-        await self._notifier(call)
+        await self._parts.authorization.mediator(call.sender)
         self._parts.notifications.close(*call.arguments)
         return Answer()
-
-    async def _notifier(self, call: Call) -> None:
-        if await self._parts.authorization.mediator(call.sender) != NOTIFIER:
-            raise NotAuthorized(f"only the mediator {NOTIFIER} shows notifications")
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[3])

@@ -49,15 +49,17 @@ class _Shown:
     cage: Cage
     uuid: str
     actions: tuple[str, ...]
+    sender: str
+    """The connection of the mediator that showed it."""
 
 
 class Notifications:
-    def __init__(self, agents: Agents, levels: Levels, acted: Callable[[int, str], None]) -> None:
-        """`acted` is told what a person did with which."""
+    def __init__(self, agents: Agents, levels: Levels, acted: Callable[[str, int, str], None]) -> None:
+        """`acted` is told who showed it, and what a person did with which."""
         self._agents, self._levels, self._acted = agents, levels, acted
         self._shown: dict[int, _Shown] = {}
 
-    def show(self, cage: Cage, wanted: Wanted) -> int:
+    def show(self, cage: Cage, wanted: Wanted, sender: str) -> int:
         """Show it to the agents of the cage's owner; its id, which is that of the one it replaces, or a new one.
 
         The cage's oldest is closed where there are too many; UsageError where it cannot be shown.
@@ -69,7 +71,8 @@ class Notifications:
             self._shown[wanted.replaces] = before
             before = None
         number = wanted.replaces if before is not None else self._new()
-        self._shown[number] = _Shown(cage=cage, uuid=cage.uuid, actions=tuple(name for name, _label in wanted.actions))
+        self._shown[number] = _Shown(cage=cage, uuid=cage.uuid, sender=sender,
+                                     actions=tuple(name for name, _label in wanted.actions))
         theirs = [known for known, shown in self._shown.items() if shown.uuid == cage.uuid]
         for oldest in theirs[:-NOTIFICATIONS_PER_CAGE]:
             self._close(oldest)
@@ -94,7 +97,7 @@ class Notifications:
         if action not in (CLOSED, *shown.actions):
             raise UsageError("that notification has no such action")
         self._close(number)
-        self._acted(number, action)
+        self._acted(shown.sender, number, action)
 
     def cage_changed(self, cage: Cage, present: bool) -> None:
         """Those of a life that has ended are taken away."""

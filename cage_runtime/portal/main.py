@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import argparse
 import asyncio
 import logging
 import os
@@ -11,7 +10,7 @@ import sys
 from pathlib import Path
 
 from cage_runtime.bus import Bus
-from cage_runtime.errors import CageError
+from cage_runtime.errors import CageError, UsageError
 from cage_runtime.portal import opening, secret
 from cage_runtime.portal.choosing import FileChooser
 from cage_runtime.portal.notifying import Notifications
@@ -64,8 +63,9 @@ class Portal:
 
 def main() -> int:
     """The exit status is the error's; the error is one sentence on standard error."""
-    argparse.ArgumentParser(prog="cage-portal", allow_abbrev=False,
-                            description="Serves the portals of a cage; its session bus starts it.").parse_args()
+    if sys.argv[1:]:
+        sys.stdout.write("usage: cage-portal\n\nThe portals of a cage's session bus, which starts them on demand.\n")
+        return 0 if sys.argv[1:] in (["-h"], ["--help"]) else UsageError.exit_status
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
     try:
         asyncio.run(_serve())

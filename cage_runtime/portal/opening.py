@@ -35,7 +35,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
             await ask("open", "Uri", "ssa{sv}", (uri, ANYWHERE, {}))
             return {}
 
-        return requests.begin(call, options, work)
+        return requests.begin(call, options, work, outlives=True)
 
     async def open_file(call: Call) -> Answer:
         _window, index, options = call.arguments
@@ -44,13 +44,13 @@ def services(requests: Requests) -> tuple[Service, ...]:
         async def work() -> Results:
             try:
                 name = _name_of(descriptor)
-                await ask("open", "File", "hssa{sv}", (0, name, ANYWHERE, {}), (descriptor,))
+                await ask("open", "File", "ssha{sv}", (name, ANYWHERE, 0, {}), (descriptor,))
             finally:
                 os.close(descriptor)
             return {}
 
         try:
-            return requests.begin(call, options, work)
+            return requests.begin(call, options, work, outlives=True)
         except CageError:
             os.close(descriptor)
             raise
@@ -63,7 +63,7 @@ def services(requests: Requests) -> tuple[Service, ...]:
             await ask("open", "Uri", "ssa{sv}", (uri, ANYWHERE, {}))
             return {}
 
-        return requests.begin(call, options, work)
+        return requests.begin(call, options, work, outlives=True)
 
     handlers = {OPEN_URI: {"OpenURI": open_uri, "OpenFile": open_file}, EMAIL: {"ComposeEmail": compose}}
     return tuple(Service(interface=described(DESCRIPTION, name), handlers=theirs,

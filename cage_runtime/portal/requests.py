@@ -41,14 +41,18 @@ class Requests:
         self._bus, self._changed = bus, changed
         self._under_way: dict[str, tuple[str, asyncio.Task[None]]] = {}
         """By the path of its object: who asked, and what is being done."""
+        self._outliving: set[str] = set()
         self._interface = described(DESCRIPTION, REQUEST)
         bus.listen(self._on_signal)
 
     def __len__(self) -> int:
         return len(self._under_way)
 
-    def begin(self, call: Call, options: dict[str, Variant], work: Work) -> Answer:
+    def begin(self, call: Call, options: dict[str, Variant], work: Work, *, outlives: bool = False) -> Answer:
         """Start `work` for `call`, whose answer is the request's object; its results are the Response signal's.
+
+        It is given up when the application that asked has gone, unless it `outlives` it: what opens something, such as
+        xdg-open, does not wait.
 
         UsageError where the application's handle_token cannot be one or is in use, RuntimeFailure where too many are
         under way.
@@ -70,6 +74,8 @@ class Requests:
         self._bus.serve(path, Service(interface=self._interface, handlers={"Close": close}))
         task = asyncio.get_running_loop().create_task(self._do(call.sender, path, work))
         self._under_way[path] = (call.sender, task)
+        if outlives:
+            self._outliving.add(path)
         self._changed()
         return Answer(values=(path,))
 
@@ -85,6 +91,7 @@ class Requests:
             self._bus.emit(path, REQUEST, "Response", "ua{sv}", (int(response), results), to=sender)
             self._bus.withdraw(path)
             del self._under_way[path]
+            self._outliving.discard(path)
             self._changed()
 
     def _on_signal(self, message: Value) -> None:
@@ -92,8 +99,8 @@ class Requests:
         if message.sender == "org.freedesktop.DBus" and message.member == "NameOwnerChanged":
             name, _before, now = message.body
             if not now:
-                for sender, task in list(self._under_way.values()):
-                    if sender == name:
+                for path, (sender, task) in list(self._under_way.items()):
+                    if sender == name and path not in self._outliving:
                         task.cancel()
 
 

@@ -13,6 +13,7 @@ import contextlib
 import fcntl
 import logging
 import os
+import resource
 import socket
 from collections import Counter
 from collections.abc import Coroutine, Iterator
@@ -26,6 +27,8 @@ from cage_runtime.model import (
     CALL_IDLE_SECONDS,
     CALL_ONE_WAY_BYTES_MAX,
     DELIVERY_SECONDS,
+    ONE_WAY_MAX,
+    ONE_WAY_PER_CAGE,
     STREAMS_PER_CAGE,
     STREAMS_PER_PAIR,
 )
@@ -39,6 +42,8 @@ from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
 _SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
+DESCRIPTORS_MAX = 65536
+"""Open files of the core half: six for each call that goes on, so that a few cages cannot have all of them."""
 ACCEPTED = Outcome(0)
 """All that whoever makes a one-way call hears of it."""
 
@@ -84,17 +89,32 @@ class Pipes:
         made: list[int] = []
         try:
             for _ in range(3):
-                made += os.pipe2(os.O_CLOEXEC)
-        except OSError as error:
+                made += _pipe()
+        except RuntimeFailure:
             for descriptor in made:
                 os.close(descriptor)
-            raise RuntimeFailure(f"the core has no pipes left for a call: {error.strerror}") from error
+            raise
         inward, stdin, stdout, outward, status, told = made
         return Pipes(theirs=(stdin, stdout, status), ends=Ends(inward=inward, outward=outward, status=told))
 
     def close(self) -> None:
         for descriptor in (*self.theirs, self.ends.inward, self.ends.outward, self.ends.status):
             os.close(descriptor)
+
+
+def _pipe() -> tuple[int, int]:
+    try:
+        return os.pipe2(os.O_CLOEXEC)
+    except OSError as error:
+        raise RuntimeFailure(f"the core has nothing left for a call: {error.strerror}") from error
+
+
+def _memory() -> int:
+    """A file in memory, which can be sealed."""
+    try:
+        return os.memfd_create("call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+    except OSError as error:
+        raise RuntimeFailure(f"the core has nothing left for a call: {error.strerror}") from error
 
 
 class CallCore:
@@ -116,10 +136,10 @@ class CallCore:
                           details={"request": request} | ({"argument": argument} if argument else {}))
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), STREAMS_PER_CAGE, "of this cage"))
-            pipes = Pipes.make()
             if permission.one_way:
-                self._go_on(self._one_way(calling, pipes, places.pop_all()))
+                pipes = self._begin_one_way(calling, places)
             else:
+                pipes = Pipes.make()
                 with contextlib.ExitStack() as on_failure:
                     on_failure.callback(pipes.close)
                     carried = await self._start(calling, pipes.ends, places)
@@ -155,7 +175,7 @@ class CallCore:
         places.enter_context(self._place_to(calling))
         try:
             with contextlib.ExitStack() as held:
-                stdin, into = os.pipe2(os.O_CLOEXEC)
+                stdin, into = _pipe()
                 held.callback(os.close, stdin)
                 on_failure = held.enter_context(contextlib.ExitStack())
                 on_failure.callback(os.close, into)
@@ -201,25 +221,39 @@ class CallCore:
         await self._record(calling, outcome.sentence or "the service ended")
 
     # --- one way ---------------------------------------------------------------------------------------------
-    async def _one_way(self, calling: Calling, pipes: Pipes, places: contextlib.ExitStack) -> None:
-        """Take all of it, have it accepted, say so, and only then have the target hear of it."""
+    def _begin_one_way(self, calling: Calling, places: contextlib.ExitStack) -> Pipes:
+        places.enter_context(self._place((calling.source.uuid, "taken"), ONE_WAY_PER_CAGE, "of this cage, one way"))
+        places.enter_context(self._place(("", "taken"), ONE_WAY_MAX, "of all cages, one way"))
+        with contextlib.ExitStack() as on_failure:
+            content = _memory()
+            on_failure.callback(os.close, content)
+            pipes = Pipes.make()
+            on_failure.pop_all()
+        self._go_on(self._one_way(calling, pipes, content, places.pop_all()))
+        return pipes
+
+    async def _one_way(self, calling: Calling, pipes: Pipes, content: int, places: contextlib.ExitStack) -> None:
+        """Take all of it, have it accepted, say so, and only then have the target hear of it.
+
+        From then on the source has its `places` again: how long the target takes is nothing that it hears.
+        """
         status = pipes.ends.status
         os.close(pipes.ends.outward)
-        with places, contextlib.ExitStack() as held:
-            content = os.memfd_create("call", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+        with contextlib.ExitStack() as held:
             held.callback(os.close, content)
-            try:
-                outcome = await self._accepted(calling, pipes.ends, content)
-            finally:
-                os.close(pipes.ends.inward)
-            os.set_blocking(status, False)
-            with contextlib.suppress(BrokenPipeError):
-                os.write(status, outcome.line())
-            os.close(status)
-            if outcome is not ACCEPTED:
+            with places:
+                try:
+                    outcome = await self._accepted(calling, pipes.ends, content)
+                finally:
+                    os.close(pipes.ends.inward)
+                os.set_blocking(status, False)
+                with contextlib.suppress(BrokenPipeError):
+                    os.write(status, outcome.line())
+                os.close(status)
+            if outcome is ACCEPTED:
+                await self._send_on(calling, content)
+            else:
                 await self._record(calling, outcome.sentence)
-                return
-            await self._send_on(calling, content)
 
     async def _accepted(self, calling: Calling, ends: Ends, content: int) -> Outcome:
         """What whoever called hears: ACCEPTED once all of it is in `content`, and permitted."""
@@ -256,7 +290,10 @@ class CallCore:
     async def _send_on(self, calling: Calling, content: int) -> None:
         """Have the service read it; whatever comes of that stays in the record."""
         try:
-            with self._place_to(calling), contextlib.ExitStack() as held:
+            pair = calling.source.uuid, calling.permission.target_uuid, "sent on"
+            with contextlib.ExitStack() as held:
+                held.enter_context(self._place(pair, STREAMS_PER_PAIR, "of this cage to that one, one way"))
+                held.enter_context(self._place(("", "sent on"), ONE_WAY_MAX, "of all cages, one way"))
                 os.fchmod(content, 0o444)  # nobody executes it
                 stdin = os.open(f"/proc/self/fd/{content}", os.O_RDONLY | os.O_CLOEXEC)
                 held.callback(os.close, stdin)
@@ -302,5 +339,8 @@ async def _copied(source: int, content: int, most: int) -> int:
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator call [--config FILE]`."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = min(hard, DESCRIPTORS_MAX) if hard != resource.RLIM_INFINITY else DESCRIPTORS_MAX
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return corehalf.run("call", arguments, service=protocol.FAMILY,
                         handlers=lambda caged: {protocol.CALL: CallCore(caged).call})

@@ -35,6 +35,7 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 from mediators import corehalf, session, wire
 from mediators.files import protocol
+from mediators.files.sniff import sniffer
 from mediators.files.stage import Staged, Stager
 from mediators.files.stream import Stream
 from mediators.wire import Caged, Gateway, Permission, What
@@ -91,6 +92,11 @@ def delivery_seconds(size: int, files: int = 1) -> float:
     return min(DELIVERY_SECONDS + more, TRANSFER_SECONDS)
 
 
+def _is_typed(permission: Permission) -> bool:
+    """Whether anybody wants to know what it is: the rule, or a person."""
+    return bool(permission.types)
+
+
 def _check_move(options: protocol.Options, permission: Permission) -> None:
     if options.move and permission.one_way:
         raise PolicyRefused("what is moved is removed once it has arrived, and of that the policy lets nothing back; "
@@ -130,7 +136,8 @@ class FilesCore:
         options = protocol.Options.read(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options)
-        work = self._start(transfer, self._stager.stage(descriptor, source.uuid, transfer.permission.max_size))
+        work = self._start(transfer, self._stager.stage(
+            descriptor, source.uuid, transfer.permission.max_size, typed=_is_typed(transfer.permission)))
         try:
             return Answer(values=(await transfer.told(work),))
         except asyncio.CancelledError:
@@ -143,7 +150,7 @@ class FilesCore:
         transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
         stream, permission = Stream(), transfer.permission
         work = self._start(transfer, self._stager.stage_tree(
-            stream.tree, source.uuid, permission.max_size, permission.max_files))
+            stream.tree, source.uuid, permission.max_size, permission.max_files, typed=_is_typed(permission)))
         stream.when_gone(functools.partial(transfer.give_up, work))
         telling = asyncio.ensure_future(_tell(transfer, work, stream))
         self._going.add(telling)
@@ -222,7 +229,7 @@ class FilesCore:
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
-        what = What(size=staged.content, files=staged.files, sha256=staged.sha256, lines=shown)
+        what = What(size=staged.content, files=staged.files, types=staged.types, sha256=staged.sha256, lines=shown)
         permission = await self._caged.confirm(transfer.permission, what)
         _check_move(transfer.options, permission)
         target = permission.target
@@ -254,7 +261,7 @@ class FilesCore:
         transfer.may_be_there = True
 
     async def _record(self, transfer: Transfer, outcome: str) -> None:
-        details = transfer.details | {"outcome": outcome}
+        details = _logged(transfer) | {"outcome": outcome}
         await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
 
     async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
@@ -264,6 +271,14 @@ class FilesCore:
         except CageError as error:
             LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
                       escape(error.sentence))
+
+
+def _logged(transfer: Transfer) -> dict[str, str]:
+    """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
+    what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
+    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"), "no": ("name", "sha256", "size", "files")}
+    left_out = wanted.get(transfer.permission.log, wanted["no"])
+    return {key: value for key, value in transfer.details.items() if key not in left_out}
 
 
 def _inbox_path(permission: Permission, name: str) -> str:
@@ -276,8 +291,9 @@ def run(arguments: list[str]) -> int:
     log.set_up("%(name)s: %(message)s")
     try:
         config = corehalf.configured(arguments)
+        types = sniffer()
         if corehalf.begin("files", config):
-            asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"))))
+            asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"), sniffer=types)))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status

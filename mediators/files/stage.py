@@ -24,16 +24,20 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
 from mediators.files.protocol import CHUNK
+from mediators.files.sniff import SNIFFED_BYTES, Sniffer
 from mediators.files.tree import Misfit, Tree, read_header
 
-REPORT_MAX = 512
+REPORT_MAX = 8192
 """Bytes of one message of a worker."""
 HOLES_MAX = 1024**2
 """Bytes that may be missing in a file, however small: what a file system keeps elsewhere or small is not sparse."""
+TYPES_MAX = 64
+"""Kinds of files in one tree, where they matter."""
 RESERVE = 0.05
 """The part of the core's file system that staging leaves free."""
 O_PATH = 0o10000000
@@ -75,6 +79,8 @@ class Staged:
     """Files, and directories, in a tree."""
     sha256: str = ""
     """Of the file, or of the tree's manifest."""
+    types: tuple[str, ...] = ()
+    """MIME types of all that is there, where they were to be looked for."""
     release: Callable[[Staged], None]
 
     def discard(self) -> None:
@@ -166,27 +172,36 @@ def _write(descriptor: int, chunk: bytes) -> None:
 class Stager:
     """Stages into `directory`, which it makes for its own user alone where it is missing."""
 
-    def __init__(self, directory: Path, *, seconds: float = TRANSFER_SECONDS, copier: Copy = copy) -> None:
-        self._directory, self._seconds, self._copier = directory, seconds, copier
+    def __init__(self, directory: Path, *, seconds: float = TRANSFER_SECONDS, copier: Copy = copy,
+                 sniffer: Sniffer | None = None) -> None:
+        self._directory, self._seconds, self._copier, self._sniffer = directory, seconds, copier, sniffer
         self._under_way: set[Staged] = set()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
         except OSError as error:
             raise RuntimeFailure(f"{directory}: cannot be made for staging: {error.strerror}") from error
 
-    async def stage(self, descriptor: int, owner: str, policy_max: int = 0) -> Staged:
+    async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False) -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
-        (0: no such bound); both are worded to follow its name.
+        (0: no such bound); both are worded to follow its name.  Its type is looked for where it is to be `typed`.
         """
         _check_access(descriptor)
-        work = functools.partial(_report_file, self._copier, descriptor, policy_max)
+        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
         return await self._staged(descriptor, owner, work)
 
-    async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0) -> Staged:
+    async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0, *,
+                         typed: bool = False) -> Staged:
         """A copy of the tree that comes through the pipe `stream`; as `stage`, of which it differs in nothing else."""
-        return await self._staged(stream, owner, functools.partial(_report_tree, stream, max_size, max_files))
+        work = functools.partial(_report_tree, stream, max_size, max_files, self._types(typed))
+        return await self._staged(stream, owner, work)
+
+    def _types(self, typed: bool) -> Types:
+        if typed and self._sniffer is None:
+            raise RuntimeFailure("the core cannot tell what a file is, which the policy asks for: its host has no "
+                                 "libmagic")
+        return Types(self._sniffer if typed else None)
 
     async def _staged(self, source: int, owner: str, work: Work) -> Staged:
         with contextlib.ExitStack() as on_failure:
@@ -219,7 +234,7 @@ class Stager:
                     near.send(_GO)
                     report = await _message(near)
                     await worker.ended()
-                    staged.size, staged.content, staged.files, staged.sha256 = _read_report(report)
+                    staged.size, staged.content, staged.files, staged.sha256, staged.types = _read_report(report)
             except TimeoutError as error:
                 raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
             finally:
@@ -297,6 +312,7 @@ def _seclude(parent: int, keep: set[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
+    seal()
 
 
 def _report(work: Work, target: int, far: socket.socket) -> bytes:
@@ -319,17 +335,38 @@ def _have_granted(far: socket.socket, size: int) -> None:
         os._exit(0)
 
 
-def _report_file(copier: Copy, source: int, policy_max: int, target: int, far: socket.socket) -> str:
+class Types:
+    """The types of the files that are seen, in the worker."""
+
+    def __init__(self, sniffer: Sniffer | None) -> None:
+        self._sniffer, self._found = sniffer, set[str]()
+
+    @property
+    def wanted(self) -> bool:
+        return self._sniffer is not None
+
+    def see(self, untrusted_start: bytes) -> None:
+        if self._sniffer is not None:
+            self._found.add(self._sniffer.type_of(untrusted_start))
+            if len(self._found) > TYPES_MAX:
+                raise Unfit(f"has files of more than {TYPES_MAX} types; send it in parts")
+
+    def __str__(self) -> str:
+        return ",".join(sorted(self._found)) or "-"
+
+
+def _report_file(copier: Copy, source: int, policy_max: int, types: Types, target: int, far: socket.socket) -> str:
     before = _marks(os.fstat(source))
     size = measure(source, policy_max)
     _have_granted(far, size)
     copied, sha256 = copier(source, target, size)
     if _marks(os.fstat(source)) != before:
         raise Unfit(_CHANGED)
-    return f"{copied} {copied} 1 {sha256}"
+    types.see(os.pread(target, SNIFFED_BYTES, 0))
+    return f"{copied} {copied} 1 {sha256} {types}"
 
 
-def _report_tree(stream: int, max_size: int, max_files: int, target: int, far: socket.socket) -> str:
+def _report_tree(stream: int, max_size: int, max_files: int, types: Types, target: int, far: socket.socket) -> str:
     """Copy the stream as it is, and look at all that is in it on the way."""
     first = b""
     while len(first) < HEADER.size and (chunk := os.read(stream, HEADER.size - len(first))):
@@ -351,18 +388,21 @@ def _report_tree(stream: int, max_size: int, max_files: int, target: int, far: s
     tree = Tree(announced, source)
     for kind, _name in tree.steps():
         if kind in (FILE, PROGRAM):
-            for _piece in tree.content():
-                pass
-    return f"{announced.length} {announced.content} {announced.entries} {tree.digest}"
+            start = b""
+            for piece in tree.content():
+                if types.wanted and len(start) < SNIFFED_BYTES:
+                    start += piece[: SNIFFED_BYTES - len(start)]
+            types.see(start)
+    return f"{announced.length} {announced.content} {announced.entries} {tree.digest} {types}"
 
 
 def _read_size(message: bytes) -> int:
     return int(_read(message, "size"))
 
 
-def _read_report(message: bytes) -> tuple[int, int, int, str]:
-    size, content, files, sha256 = _read(message, "copied").split()
-    return int(size), int(content), int(files), sha256
+def _read_report(message: bytes) -> tuple[int, int, int, str, tuple[str, ...]]:
+    size, content, files, sha256, types = _read(message, "copied").split()
+    return int(size), int(content), int(files), sha256, tuple(types.split(",")) if types != "-" else ()
 
 
 def _read(message: bytes, expected: str) -> str:

@@ -138,9 +138,10 @@ def _clear(directory: int) -> None:
 
 
 def _clear_away(directory: int, name: str) -> None:
-    signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
     with contextlib.suppress(OSError):  # what stays is hidden, and for the next one to clear
         _remove(directory, name)
+    signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def _remove(parent: int, name: str, depth: int = 0) -> None:

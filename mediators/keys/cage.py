@@ -10,7 +10,8 @@ from mediators.keys import protocol
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator keys --cage`."""
-    return cagehalf.run("keys", arguments, checks={protocol.LIST: _check_list, protocol.SIGN: _check_sign})
+    return cagehalf.run("keys", arguments, checks={protocol.LIST: _check_list, protocol.SIGN: _check_sign,
+                                                 protocol.SECRET: _check_secret})
 
 
 def _check_list(call: Call) -> None:
@@ -22,3 +23,8 @@ def _check_sign(call: Call) -> None:
     wire.check_target(target)
     protocol.about(protocol.check_key_name(name), key, data)
     protocol.algorithm(key, flags)
+
+
+def _check_secret(call: Call) -> None:
+    wire.check_target(call.arguments[0])
+    protocol.check_application(call.arguments[1])

@@ -23,9 +23,20 @@ from cage_runtime.model import DELIVERY_SECONDS, PROMPT_SECONDS
 from cage_runtime.text import escape
 from mediators import corehalf, gate, session, wire
 from mediators.keys import protocol
-from mediators.keys.protocol import LIST, LIST_SERVICE, READY, SIGN, SIGN_SERVICE, Unsigned
+from mediators.keys.protocol import (
+    LIST,
+    LIST_SERVICE,
+    READY,
+    SECRET,
+    SECRET_SERVICE,
+    SIGN,
+    SIGN_SERVICE,
+    Unsigned,
+)
 from mediators.wire import Caged, Gateway, Permission, What
 
+DONE = {LIST_SERVICE: "listed", SIGN_SERVICE: "signed", SECRET_SERVICE: "derived"}
+"""What the record says of what went well."""
 LOG = logging.getLogger(__name__)
 SEALS = fcntl.F_SEAL_WRITE | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_SEAL
 SECONDS = DELIVERY_SECONDS + 2 * PROMPT_SECONDS
@@ -84,6 +95,19 @@ class KeysCore:
             signature = protocol.parse_signature(await self._use(using), algorithm)
         return Answer(values=(signature,))
 
+    async def secret(self, source: Gateway, call: Call) -> Answer:
+        untrusted_target, untrusted_application, untrusted_options = call.arguments
+        wire.no_options(untrusted_options)
+        application = protocol.check_application(untrusted_application)
+        permission = await self._decide(source, SECRET_SERVICE, application, untrusted_target)
+        using = Using(source=source, service=SECRET_SERVICE, permission=permission,
+                      arguments=[SECRET, permission.source_name, application],
+                      lines=(f"a secret for the application: {application}",), output_max=protocol.SECRET_BYTES,
+                      details={"argument": application})
+        async with self._recorded(using):
+            secret = protocol.parse_secret(await self._use(using))
+        return Answer(values=(secret,))
+
     async def _decide(self, source: Gateway, service: str, argument: str, untrusted_target: str) -> Permission:
         target = wire.check_target(untrusted_target)
         permission = await self._caged.decide(source.uuid, service, argument, target, wire.new_request())
@@ -108,7 +132,7 @@ class KeysCore:
         except asyncio.CancelledError:
             await self._record(using, "given up, because whoever asked has gone")
             raise
-        await self._record(using, "signed" if using.service == SIGN_SERVICE else "listed")
+        await self._record(using, DONE[using.service])
 
     async def _use(self, using: Using) -> bytes:
         """What the key cage answers, once whoever has a say in it has said so."""
@@ -158,6 +182,6 @@ def run(arguments: list[str]) -> int:
 
     def handlers(caged: Caged) -> dict[str, corehalf.Handler]:
         core = KeysCore(caged)
-        return {LIST: core.list, SIGN: core.sign}
+        return {LIST: core.list, SIGN: core.sign, SECRET: core.secret}
 
     return corehalf.run("keys", arguments, service="keys", handlers=handlers)

@@ -12,7 +12,7 @@ import os
 from cage_runtime.errors import UsageError
 from mediators import gate
 from mediators.keys import protocol
-from mediators.keys.protocol import LIST, READY, SIGN, UNFIT, UNKNOWN, Unsigned
+from mediators.keys.protocol import LIST, READY, SECRET, SIGN, UNFIT, UNKNOWN, Unsigned
 
 
 class _Unknown(Unsigned):
@@ -24,7 +24,8 @@ class _Unfit(Unsigned):
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator keys --deliver List` or `Sign KEY`; of the latter, standard input is what is asked of it."""
+    """`cage-mediator keys --deliver List`, `Sign KEY`, of which standard input is what is asked of it, or
+    `Secret SOURCE APPLICATION`."""
     gate.prepare()
     home = os.environ.get("HOME", "/home/user")
     match arguments:
@@ -32,8 +33,10 @@ def run(arguments: list[str]) -> int:
             _write(_list(home))
         case [word, name] if word == SIGN:
             _write(_sign(home, protocol.check_key_name(name)))
+        case [word, source, application] if word == SECRET:
+            _write(_secret(home, protocol.check_application(source), protocol.check_application(application)))
         case _:
-            raise UsageError("--deliver takes List, or Sign and the name of a key")
+            raise UsageError("--deliver takes List, Sign KEY, or Secret SOURCE APPLICATION")
     return 0
 
 
@@ -62,6 +65,13 @@ def _sign(home: str, name: str) -> bytes:
         raise _Unknown(f"the key {name} is another than was asked for")
     gate.pass_(protocol.announcement(lines))
     return key.sign(data, flags)
+
+
+def _secret(home: str, source: str, application: str) -> bytes:
+    from mediators.keys import derive
+
+    gate.pass_(READY)
+    return derive.derive(home, source, application)
 
 
 def _read(descriptor: int, most: int) -> bytes:

@@ -19,10 +19,10 @@ if TYPE_CHECKING:
 
 BUS_NAME = INTERFACE = "org.cageruntime.Keys1"
 PATH = "/org/cageruntime/Keys1"
-LIST, SIGN = "List", "Sign"
+LIST, SIGN, SECRET = "List", "Sign", "Secret"
 LIST_SIGNATURE, SIGN_SIGNATURE = "sa{sv}", "ssayayua{sv}"
-LIST_SERVICE, SIGN_SERVICE = "keys.List", "keys.Sign"
-"""What policy calls them; the argument of the second is the key's name."""
+LIST_SERVICE, SIGN_SERVICE, SECRET_SERVICE = "keys.List", "keys.Sign", "keys.Secret"
+"""What policy calls them; the argument of the second is the key's name, that of the third the application's id."""
 
 NAME_MAX = 64
 KEYS_MAX = 32
@@ -32,6 +32,8 @@ BLOB_MAX = 2048
 DATA_MAX = 16 * 1024
 """Bytes to be signed: a login has some hundred, a signature of ssh-keygen's a digest."""
 SIGNATURE_MAX = 4096
+SECRET_BYTES = 32
+"""Of a cage's secret, and of each that is derived from it."""
 WORD_MAX = 128
 """Bytes of a user's name, a service or a namespace within what is to be signed."""
 RSA_SHA2_256, RSA_SHA2_512 = 2, 4
@@ -58,9 +60,18 @@ class Unsigned(TransferFailed):
 
 def check_key_name(untrusted_name: str) -> str:
     """The name, if it may be a key's: 1 to 64 letters, digits, ".", "_" and "-", first a letter or a digit."""
+    return _check(untrusted_name, "a key's name")
+
+
+def check_application(untrusted_application: str) -> str:
+    """The id of an application that has a secret: of as many of the same characters."""
+    return _check(untrusted_application, "the id of an application that has a secret")
+
+
+def _check(untrusted_name: str, what: str) -> str:
     fits = 0 < len(untrusted_name) <= NAME_MAX and _OF_NAMES.issuperset(untrusted_name)
     if not fits or untrusted_name[0] not in _LETTERS:
-        raise UsageError(f'"{escape(untrusted_name, limit=40)}" cannot be a key\'s name: use at most {NAME_MAX} of '
+        raise UsageError(f'"{escape(untrusted_name, limit=40)}" cannot be {what}: use at most {NAME_MAX} of '
                          'a-z, A-Z, 0-9, ".", "_" and "-", first a letter or a digit')
     return untrusted_name
 
@@ -242,6 +253,12 @@ def parse_listing(untrusted: bytes) -> list[tuple[str, bytes]]:
             raise UsageError("a key is there twice, or there are too many")
         keys[name] = blob
     return list(keys.items())
+
+
+def parse_secret(untrusted: bytes) -> bytes:
+    if len(untrusted) != SECRET_BYTES:
+        raise UsageError(f"a secret has {SECRET_BYTES} bytes")
+    return untrusted
 
 
 def parse_signature(untrusted: bytes, name: str) -> bytes:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import base64
 import os
-import stat
 from collections.abc import Iterator
 
 from cryptography.exceptions import UnsupportedAlgorithm
@@ -21,6 +20,7 @@ from cryptography.hazmat.primitives.asymmetric.utils import decode_dss_signature
 from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat, load_ssh_private_key
 
 from cage_runtime.errors import UsageError
+from mediators.keys import held
 from mediators.keys.protocol import BLOB_MAX, KEYS_MAX, Unsigned, algorithm, check_key_name, kind_of, packed
 
 FOLDER = ".config/incage/keys"
@@ -55,18 +55,7 @@ class Key:
 def load(home: str, name: str) -> Key:
     """The key `name`; Unsigned says why there is none, for the key cage's own eyes."""
     path = os.path.join(home, FOLDER, name)
-    try:
-        # Non-blocking, because what is there may be a FIFO.
-        descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
-    except OSError as error:
-        raise Unsigned(f"{path}: {error.strerror}") from error
-    try:
-        if fault := _fault_of(os.fstat(descriptor)):
-            raise Unsigned(f"{path} {fault}")
-        content = os.read(descriptor, FILE_MAX + 1)
-    finally:
-        os.close(descriptor)
-    return _parse(content, path)
+    return _parse(held.read(path, FILE_MAX), path)
 
 
 def each(home: str) -> Iterator[tuple[str, Key]]:
@@ -85,16 +74,6 @@ def each(home: str) -> Iterator[tuple[str, Key]]:
         found += 1
         if found == KEYS_MAX:
             return
-
-
-def _fault_of(status: os.stat_result) -> str:
-    if not stat.S_ISREG(status.st_mode):
-        return "is not a regular file"
-    if status.st_uid != os.getuid() or status.st_nlink != 1:
-        return "is not its user's own, or is linked from elsewhere"
-    if status.st_mode & 0o077:
-        return "can be read by others; chmod 600 makes it a key"
-    return "is too large" if status.st_size > FILE_MAX else ""
 
 
 def _parse(content: bytes, path: str) -> Key:

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers, policy
+from tests.bench import memory, peers, policy, streams
 from tests.bench.figures import (
     Bound,
     Change,
@@ -58,10 +58,11 @@ BOUNDS = (
     Bound(figure="P4", ours=P4, peer=PYTHON, limit=2.5),
     Bound(figure="P6", ours=memory.CREATED, peer=None, limit=4.0),
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
+    Bound(figure="P8", ours=streams.CALL, peer=streams.BUS, limit=3.0),
     *policy.BOUNDS,
 )
 OURS = frozenset({("P9", policy.OURS), ("P9", policy.OURS_FEW), ("P9", policy.OURS_DENIED), ("P9", policy.OURS_FULL),
-                  ("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4)})
+                  ("P1", P1), ("P2", P2), ("P2", P2_EPHEMERAL), ("P3", P3), ("P4", P4), ("P8", streams.CALL)})
 
 Work = Callable[[], None]
 
@@ -156,6 +157,8 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
             used = list(memory.cage_rows(runtime, client, options.cages, say))
             rows = [*timed(runtime, client, programs, options.runs, f"{name}-peers"), *used, *rows,
                     *policy.rows(options.qrexec)]
+            say("P8: a call, D-Bus")
+            rows += streams.rows(runtime, client, options.runs)
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
@@ -230,6 +233,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < RUNS_MIN or not 0 < options.cages <= CAGES_MAX:
         parser.error(f"--runs is {RUNS_MIN} or more, --cages is 1 to {CAGES_MAX}")
+    if options.policy and options.save:
+        parser.error("--save keeps all figures, --policy measures some")
     return options
 
 

@@ -32,6 +32,8 @@ class Runtime:
     """The pid of caged --standalone, the parent of every core process."""
     bus: int
     cgroup: Path
+    administrator: Path
+    """What stands for /etc/cage-runtime."""
 
     @property
     def cagectl(self) -> str:
@@ -60,7 +62,8 @@ def running(prefix: Path, name: str) -> Iterator[Runtime]:
         for folder in (state, run):
             folder.chmod(0o755)
         with _bus(run) as bus, _caged(prefix, name, state, run) as supervisor:
-            yield Runtime(prefix=prefix, supervisor=supervisor, bus=bus, cgroup=cgroup)
+            yield Runtime(prefix=prefix, supervisor=supervisor, bus=bus, cgroup=cgroup,
+                          administrator=state / "etc")
     finally:
         remove_cgroup(cgroup)
         for folder in (state, run):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+import subprocess
 from collections.abc import Iterator
 from typing import Any
 
@@ -11,7 +12,7 @@ import pytest
 
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy, until
-from tests.privileged.runtime import Cage, Ended, Runtime
+from tests.privileged.runtime import SECONDS, Cage, Ended, Runtime
 
 POLICY = """
 keys.List  *        dev  vault  allow
@@ -178,6 +179,104 @@ def test_another_key_is_not_in_the_rule(dev: Cage, payload: dict[str, str]) -> N
     assert b'incage: keys.Sign+other to "vault" is refused' in ended.stderr
 
 
+# --- secrets of applications ---------------------------------------------------------------------------------------
+def secret(cage: Cage, target: str, application: str) -> list[str]:
+    script = RAW.replace('"Sign", "ssayayua{sv}"', '"Secret", "ssa{sv}"')
+    ended = cage.enter("/usr/bin/python3", "-IS", "-c", script, json.dumps([target, application, {}]))
+    assert ended.returncode == 0, ended.stderr.decode()
+    answer: list[str] = json.loads(ended.stdout)
+    return answer
+
+
+def test_an_application_has_its_secret(runtime: Runtime, dev: Cage, vault: Cage) -> None:
+    """Always the same, no other's, and not where policy does not let it have one."""
+    with policy(runtime, POLICY + "keys.Secret +org.example.A dev vault allow\nkeys.Secret +B dev vault allow\n"):
+        first, other = secret(dev, "vault", "org.example.A"), secret(dev, "vault", "B")
+        assert (first[0], other[0], len(first[1]), first[1] == other[1]) == ("signed", "signed", 64, False)
+        assert secret(dev, "vault", "org.example.A") == first
+        assert secret(dev, "vault", "C")[0] == "PolicyRefused"
+        assert secret(dev, "vault", "../B")[0] == "InvalidArgument"
+        vault.sh("chmod 644 ~/.config/incage/secret")
+        assert secret(dev, "vault", "B")[0] == "TransferFailed"
+        vault.sh("chmod 600 ~/.config/incage/secret")
+    assert records(runtime, "keys.Secret")[-1]["outcome"].startswith("the key cage ended it with status")
+    assert first[1] not in json.dumps(records(runtime, "keys.Secret"))
+
+
+# --- what a person is asked ----------------------------------------------------------------------------------------
+ASKING = POLICY.replace("keys.Sign  +work    dev  vault  allow", "keys.Sign  +work    dev  vault  ask")
+SIGN = "cd ~ && echo document >asked && rm -f asked.sig && ssh-keygen -Y sign -q -f work.pub -n release asked"
+
+
+def question(runtime: Runtime) -> dict[str, Any]:
+    """The one that is open, once it is."""
+    found: list[Any] = []
+    until(lambda: found.extend(runtime.call("ListPrompts", "a{sv}", {})[0]) or found, "the question")
+    return {key: value for key, (_, value) in found[0].items()}
+
+
+def signing(dev: Cage) -> subprocess.Popen[bytes]:
+    return dev.popen("incage", "agent", "--to", "vault", "--", "/bin/sh", "-c", SIGN, stderr=subprocess.PIPE)
+
+
+def test_a_person_is_shown_what_would_be_signed(runtime: Runtime, dev: Cage) -> None:
+    """Which key, and for what: as the key cage's half and the core's, each for itself, read it."""
+    with policy(runtime, ASKING), signing(dev) as process:
+        asked = question(runtime)
+        assert (asked["source"], asked["target"], asked["service"], asked["argument"]) == (
+            "dev", "vault", "keys.Sign", "work")
+        fingerprint = dev.sh("ssh-keygen -l -f ~/work.pub").split()[1]
+        digest = dev.sh("sha512sum <~/asked").split()[0]
+        assert asked["lines"] == [f"key: work, ssh-ed25519 {fingerprint}", "signature for: release",
+                                  f"digest: sha512 {digest}"]
+        assert dev.enter("test", "-e", "/home/user/asked.sig").returncode != 0
+        runtime.call("AnswerPrompt", "ssa{sv}", asked["id"], "allow", {})
+        assert process.wait(SECONDS) == 0
+    assert dev.sh("head -n 1 ~/asked.sig") == "-----BEGIN SSH SIGNATURE-----\n"
+
+
+def test_a_person_who_says_no_is_heard(runtime: Runtime, dev: Cage) -> None:
+    with policy(runtime, ASKING), signing(dev) as process:
+        runtime.call("AnswerPrompt", "ssa{sv}", question(runtime)["id"], "deny", {})
+        _, complaint = process.communicate(timeout=SECONDS)
+    assert process.returncode != 0
+    assert b"incage: " in complaint
+    assert b"agent refused operation" in complaint
+    assert dev.enter("test", "-e", "/home/user/asked.sig").returncode != 0
+
+
+def test_whoever_goes_takes_the_question_along(runtime: Runtime, dev: Cage, vault: Cage) -> None:
+    """M16: and the key cage's half, which waits with the key in its hand."""
+    with policy(runtime, ASKING), signing(dev) as process:
+        assert question(runtime)
+        assert vault.enter("pgrep", "-f", "[k]eys --deliver").returncode == 0
+        dev.sh("pkill -9 ssh-keygen")
+        assert process.wait(SECONDS) != 0
+        until(lambda: not runtime.call("ListPrompts", "a{sv}", {})[0], "the end of the question")
+    until(lambda: vault.enter("pgrep", "-f", "[k]eys --deliver").returncode != 0, "the end of the half")
+    assert records(runtime, "keys.Sign")[-1]["outcome"] == "given up, because whoever asked has gone"
+
+
+def test_an_answer_for_one_key_is_none_for_another(runtime: Runtime, dev: Cage) -> None:
+    """A standing answer is for this key, cage and operation."""
+    rules = ASKING.replace("keys.Sign  +rsa     dev  vault  allow", "keys.Sign  +rsa     dev  vault  ask")
+    with policy(runtime, rules):
+        with signing(dev) as process:
+            runtime.call("AnswerPrompt", "ssa{sv}", question(runtime)["id"], "allow", {"for": ("u", 60)})
+            assert process.wait(SECONDS) == 0
+        with signing(dev) as process:
+            assert process.wait(SECONDS) == 0, "it stands"
+        other = SIGN.replace("work.pub", "rsa.pub")
+        with dev.popen("incage", "agent", "--to", "vault", "--", "/bin/sh", "-c", other) as process:
+            asked = question(runtime)
+            assert asked["argument"] == "rsa"
+            runtime.call("AnswerPrompt", "ssa{sv}", asked["id"], "deny", {})
+            assert process.wait(SECONDS) != 0
+        for grant in runtime.call("ListGrants", "a{sv}", {})[0]:
+            runtime.call("RevokeGrant", "sa{sv}", grant["id"][1], {})
+
+
+# --- who gets nothing ------------------------------------------------------------------------------------------------
 def test_a_cage_without_a_rule_gets_nothing(vault: Cage, shared_cage: MakeCage) -> None:
     """M3: and not to know whether there is such a cage."""
     idle = shared_cage("idle", "--level", "internal")

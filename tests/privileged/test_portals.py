@@ -30,7 +30,8 @@ def remote(runtime: Runtime) -> Iterator[str]:
 @pytest.fixture(scope="module")
 def work(runtime: Runtime, remote: str, shared_cage: MakeCage) -> Iterator[Cage]:
     cage = shared_cage("work", "--level", "internal")
-    runtime.ok("app", "install", "work", debian.TOOLS, "--remote", remote)
+    installed = runtime.cagectl("app", "install", "work", debian.TOOLS, "--remote", remote, seconds=180)
+    assert installed.returncode == 0, installed.stderr
     yield cage
     runtime.ok("app", "remove", "work", debian.TOOLS)
 
@@ -127,3 +128,57 @@ def test_what_is_no_name_of_a_file_is_not_saved(runtime: Runtime, work: Cage, na
 
 def test_nobody_chooses_where_there_is_no_display(runtime: Runtime, work: Cage) -> None:
     assert ask(runtime, work, "FileChooser", "OpenFile", f"('', 'Open', {{{TOKEN}}})") == "2"
+
+
+XDG = "/usr/libexec/flatpak-xdg-utils"
+"""Where the distribution has what runtimes have as xdg-open and xdg-email."""
+
+
+@pytest.fixture(scope="module")
+def opened(vault: Cage) -> str:
+    """Where vault notes what it is given to open; of a file, the content too."""
+    vault.sh("mkdir -p .config/incage && cat > .config/incage/open",
+             input=b'[ ! -f "$1" ] || cat "$1" > ~/content\necho "$1" >> ~/opened\n')
+    return "opened"
+
+
+def has_opened(vault: Cage, opened: str, what: str) -> bool:
+    return what in vault.enter("cat", opened).stdout.decode().splitlines()
+
+
+@pytest.mark.parametrize(("command", "arrives"), [
+    (("gio", "open", "https://example.org/a?b=c"), "https://example.org/a?b=c"),
+    ((f"{XDG}/xdg-open", "https://example.org/x"), "https://example.org/x"),
+    ((f"{XDG}/xdg-email", "--subject", "Figures & sums", "press@example.org"),
+     "mailto:press@example.org?subject=Figures%20%26%20sums"),
+])
+def test_links_and_messages_open_where_policy_says(runtime: Runtime, work: Cage, vault: Cage, opened: str,
+                                                   command: tuple[str, ...], arrives: str) -> None:
+    with policy(runtime, "open.Uri * work @default allow target=vault\nopen.Uri * work vault allow\n"):
+        ended = tools(runtime, work, *command)
+        assert ended.returncode == 0, ended.stderr
+        until(lambda: has_opened(vault, opened, arrives), f"{arrives} is opened in vault")
+
+
+def test_what_policy_refuses_opens_nowhere(runtime: Runtime, work: Cage, vault: Cage, opened: str) -> None:
+    with policy(runtime, "open.Uri * work * deny\n"):
+        assert ask(runtime, work, "OpenURI", "OpenURI", f"('', 'https://example.org/no', {{{TOKEN}}})") == "2"
+    assert not has_opened(vault, opened, "https://example.org/no")
+
+
+def test_a_file_opens_as_a_copy(runtime: Runtime, work: Cage, vault: Cage, opened: str) -> None:
+    """gio hands a descriptor over; what is opened has the file's name and content."""
+    folder = f".var/app/{debian.TOOLS}/data"
+    work.sh(f"mkdir -p {folder} && echo figures > {folder}/report.txt")
+    rules = "open.File * work @default allow declassify target=vault\nopen.File * work vault allow declassify\n"
+    with policy(runtime, rules):
+        ended = tools(runtime, work, "gio", "open", f"/home/user/{folder}/report.txt")
+        assert ended.returncode == 0, ended.stderr
+        until(lambda: b"report.txt" in vault.enter("cat", opened).stdout, "the file is opened in vault")
+    assert vault.enter("cat", "content").stdout == b"figures\n"
+
+
+def test_a_message_with_an_attachment_is_not_sent_without_it(runtime: Runtime, work: Cage) -> None:
+    ended = tools(runtime, work, "python3", "-c", ASK, "Email", "ComposeEmail",
+                  f"('', {{{TOKEN}, 'attachments': <['file:///etc/passwd']>}})")
+    assert b"attachments cannot be passed on" in ended.stderr

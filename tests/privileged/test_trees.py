@@ -19,15 +19,17 @@ from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime, arg
 MANY = ("mkdir many; cd many; for d in a b c d; do mkdir -p $d/e; for i in $(seq 100); do echo $d$i > $d/e/$i; done; "
         "done")
 SUMS = "find . -type f -exec sha256sum {} + | sort"
-MOVES = "files.Move * low peer allow\n"
+RULES = """files.Move * low peer allow
+files.Send * picky peer allow types=application/pdf,image/* max-files=3
+files.Send * diode high allow direction=one-way
+"""
 
 
 @pytest.fixture(autouse=True, scope="module")
 def policy(runtime: Runtime) -> Iterator[None]:
-    """What is moved has a rule of its own here."""
-    rules = runtime.top / "etc/policy.d/30-move.policy"
+    rules = runtime.top / "etc/policy.d/30-trees.policy"
     rules.parent.mkdir(parents=True)
-    rules.write_text(MOVES)
+    rules.write_text(RULES)
     runtime.ok("policy", "reload")
     yield
     rules.unlink()
@@ -176,6 +178,46 @@ def test_what_has_changed_since_it_was_read_is_kept(runtime: Runtime, low: Cage,
     assert peer.sh("cat Inbox/low/papers/*") == "one\ntwo\n"
     peer.sh("rm -r Inbox")
     low.sh("rm -r papers")
+
+
+# --- what a rule says of it --------------------------------------------------------------------------------------
+def test_what_is_in_a_file_counts_and_not_its_name(runtime: Runtime, cage: MakeCage, peer: Cage) -> None:
+    picky = cage("picky", "--level", "internal")
+    picky.sh("printf '%%PDF-1.5\\n' > good.txt; echo text > bad.pdf; mkdir both few; cp good.txt few/a; cp *.* both; "
+             "mkdir many; for i in 1 2 3 4; do cp good.txt many/$i; done")
+    for good, name in (("good.txt", "good.txt"), ("few", "few")):
+        ended = send(picky, "peer", good)
+        assert (ended.returncode, ended.stdout.decode()) == (0, f"{good} -> peer: Inbox/picky/{name}\n"), ended.stderr
+    for bad in ("bad.pdf", "both", "many"):
+        ended = send(picky, "peer", bad)
+        assert (ended.returncode, ended.stdout) == (126, b""), ended.stderr
+    assert peer.sh("find Inbox -type f | sort") == "Inbox/picky/few/a\nInbox/picky/good.txt\n"
+    assert os.listdir(runtime.state / "staging") == []
+    peer.sh("rm -r Inbox")
+
+
+def test_through_a_diode_nothing_comes_back(runtime: Runtime, cage: MakeCage, high: Cage) -> None:
+    """Whether the target takes it or not, the source hears the same."""
+    diode = cage("diode", "--level", "internal")
+    diode.sh("echo one > one; mkdir tree; echo two > tree/two")
+    high.sh("true")
+    said = []
+    with Changes(runtime.state / "audit") as changes:
+        for blocked in (False, True):
+            if blocked:
+                high.sh("rm -rf Inbox; ln -s / Inbox")
+            before = len(events(runtime, "transfer"))
+            said.append([send(diode, "high", what) for what in ("one", "tree")])
+            recorded = 2 if blocked else 4
+            changes.until(lambda least=before + recorded: len(events(runtime, "transfer")) >= least, "the records")
+            if not blocked:
+                assert high.sh("cat Inbox/diode/one Inbox/diode/tree/two") == "one\ntwo\n"
+    first, second = ([(ended.returncode, ended.stdout, ended.stderr) for ended in each] for each in said)
+    assert first == second
+    assert first[0] == (0, b"one -> high: Inbox/diode/\n", b"")
+    moved = send(diode, "high", "one", verb="move")
+    assert moved.returncode == 126
+    high.sh("rm Inbox")
 
 
 # --- what is cut off ---------------------------------------------------------------------------------------------

@@ -42,7 +42,7 @@ def test_the_core_is_started_now_and_with_the_host() -> None:
 
 
 def test_users_have_no_shell_and_folders_belong_to_them() -> None:
-    for name in ("caged", "cage-apps", "cage-files", "cage-syscalls"):
+    for name in ("caged", "cage-apps", "cage-files", "cage-log", "cage-syscalls"):
         user = pwd.getpwnam(name)
         assert user.pw_shell == "/usr/sbin/nologin"
         assert 0 < user.pw_uid < 1000

@@ -14,7 +14,8 @@ from pathlib import Path
 from tests.vm.conftest import MakeCage
 from tests.vm.machine import SECONDS, ok, properties, run, words
 
-CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service")
+CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service",
+        "cage-mediator@log.service")
 SLICE = Path("/sys/fs/cgroup/cages.slice")
 RUN = Path("/run/cage-runtime")
 SESSION = "trap 'echo told > Documents/told; exit 0' TERM; echo ready; while :; do sleep 1 & wait; done"

@@ -667,3 +667,91 @@ def test_incage_sends_the_descriptor_of_each_file(
     mediator.fail("Send", ERROR + "PolicyRefused", "policy refuses this: 50-x.policy:7")
     assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 126
     assert capsys.readouterr() == ("", "incage: policy refuses this: 50-x.policy:7\n")
+
+
+# --- what cages ask for --------------------------------------------------------------------------------------------
+PROMPT = {
+    "id": ("s", "0a1b2c3d"), "source": ("s", "work"), "source-level": ("s", "internal"), "source-colour": ("s", ""),
+    "source-compartments": ("as", ["hr"]), "service": ("s", "files.Send"), "argument": ("s", ""),
+    "asked": ("s", "vault"), "target": ("s", "vault"), "target-level": ("s", "secret"), "target-colour": ("s", ""),
+    "target-compartments": ("as", []), "flow": ("s", "up"), "choices": ("a{ss}", {"vault": "secret"}),
+    "default": ("s", ""), "rule": ("s", "/etc/x.policy:3"), "lines": ("as", ["a\\x1bb.txt", "c.txt"]),
+    "size": ("t", 17), "files": ("u", 2), "types": ("as", ["text/plain"]), "sha256": ("s", "ab"), "for": ("u", 600),
+    "waiting": ("u", 3), "since": ("s", "2026-11-26T12:00:00Z"), "seconds": ("u", 170), "owner": ("u", 1000),
+}  # fmt: skip
+CHOICE = PROMPT | {
+    "id": ("s", "11111111"), "argument": ("s", "x"), "asked": ("s", ""), "target": ("s", ""),
+    "target-level": ("s", ""), "flow": ("s", ""), "choices": ("a{ss}", {"vault": "secret", "peer": "public"}),
+    "lines": ("as", []), "size": ("t", 0), "files": ("u", 0), "types": ("as", []), "sha256": ("s", ""),
+    "for": ("u", 0), "waiting": ("u", 1),
+}  # fmt: skip
+
+
+def test_what_cages_ask_for_is_shown_whole_and_harmless(caged: Any, capsys: Captured) -> None:
+    evil = PROMPT | {"lines": ("as", ["\033[2J\u202e"])}
+    caged.answers["ListPrompts"] = lambda *_: ("aa{sv}", ([PROMPT, CHOICE, evil],))
+    assert cagectl.main(["prompts", "list"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "0a1b2c3d: work (internal+hr) asks for files.Send to vault (secret), up",
+        "    | a\\x1bb.txt",
+        "    | c.txt",
+        "    17 bytes, 2 files, text/plain, sha256 ab",
+        "    rule /etc/x.policy:3; open for 170s; 3 requests wait; allow stands for 10m",
+        "11111111: work (internal+hr) asks for files.Send+x to a cage of your choice",
+        "    --target: vault (secret), peer (public)",
+        "    rule /etc/x.policy:3; open for 170s",
+        "0a1b2c3d: work (internal+hr) asks for files.Send to vault (secret), up",
+        "    | \\x1b[2J\\u202e",
+        "    17 bytes, 2 files, text/plain, sha256 ab",
+        "    rule /etc/x.policy:3; open for 170s; 3 requests wait; allow stands for 10m",
+    ]
+    assert cagectl.main(["--json=short", "prompts", "list"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == plain(PROMPT)
+    caged.answers["ListPrompts"] = lambda *_: ("aa{sv}", ([],))
+    assert cagectl.main(["prompts", "list"]) == 0
+    assert capsys.readouterr().out == "No open questions.\n"
+
+
+@pytest.mark.parametrize(
+    ("line", "options"),
+    [
+        ("allow", {}),
+        ("deny --for 90s", {"for": ("u", 90)}),
+        ("allow --for 2h --target peer", {"target": ("s", "peer"), "for": ("u", 7200)}),
+        ("allow --session", {"session": ("b", True)}),
+        ("allow --once", {"for": ("u", 0)}),
+    ],
+)
+def test_a_question_is_answered(caged: Any, capsys: Captured, line: str, options: dict[str, Any]) -> None:
+    caged.answers["AnswerPrompt"] = NOTHING
+    assert cagectl.main(["prompts", "answer", "0a1b2c3d", *line.split()]) == 0
+    answer = line.split()[0]
+    assert capsys.readouterr().out == f"0a1b2c3d: {answer}\n"
+    assert caged.calls == [("AnswerPrompt", "0a1b2c3d", answer, options)]
+    assert cagectl.main(["--json=short", "prompts", "answer", "0a1b2c3d", *line.split()]) == 0
+    assert json.loads(capsys.readouterr().out) == {"id": "0a1b2c3d", "answer": answer}
+
+
+GRANT = {
+    "id": ("s", "0a1b2c3d"), "action": ("s", "allow"), "source": ("s", "work"), "service": ("s", "files.Send"),
+    "argument": ("s", "x"), "target": ("s", "vault"), "asked": ("s", ""), "since": ("s", "2026-11-26T12:00:00Z"),
+    "rule": ("s", "x:3"), "session": ("b", False), "seconds": ("u", 601), "owner": ("u", 1000),
+}  # fmt: skip
+
+
+def test_answers_that_stand_are_shown_and_revoked(caged: Any, capsys: Captured) -> None:
+    session = GRANT | {"session": ("b", True), "seconds": ("u", 0), "action": ("s", "deny")}
+    caged.answers |= {"ListGrants": lambda *_: ("aa{sv}", ([GRANT, session],)), "RevokeGrant": NOTHING}
+    assert cagectl.main(["grants", "list"]) == 0
+    assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
+        ["ID", "ANSWER", "SOURCE", "SERVICE", "TARGET", "STANDS", "RULE"],
+        ["0a1b2c3d", "allow", "work", "files.Send+x", "vault", "10m", "x:3"],
+        ["0a1b2c3d", "deny", "work", "files.Send+x", "vault", "this", "session", "x:3"],
+        [],
+        ["2", "grants."],
+    ]
+    assert cagectl.main(["--json=short", "grants", "list"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == plain(GRANT)
+    assert cagectl.main(["grants", "revoke", "0a1b2c3d"]) == 0
+    assert capsys.readouterr().out == "0a1b2c3d: revoked\n"
+    assert caged.calls[-1] == ("RevokeGrant", "0a1b2c3d", {})

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -15,10 +16,11 @@ from xml.etree import ElementTree as ET
 import pytest
 from dbus_next import Variant
 
-from cage_runtime.bus import Bus
+from cage_runtime.bus import Bus, Service
 from cage_runtime.daemon.sessions import FLATPAK
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
+from mediators import wire
 from mediators.files.core import FilesCore
 from mediators.files.stage import Stager
 from mediators.wire import Caged, Gateway
@@ -124,8 +126,10 @@ def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
     async def served() -> dict[str, str]:
         bus = await Bus.connect(core.address)
         bus.serve("/org/cageruntime/Apps1", Apps(cast(Installation, None), bus, frozenset()).service())
-        gateway = Gateway(name="work", uuid="0" * 32, address="")
-        await FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).serve(gateway, bus)
+        handlers = FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).handlers()
+        halves = {member: functools.partial(handler, Gateway(name="work", uuid="0" * 32, address=""))
+                  for member, handler in handlers.items()}
+        bus.serve(wire.path("files"), Service(interface=wire.interface("files"), handlers=halves))
         for name in (apps, files):
             await bus.own(name)
         said = await asyncio.to_thread(ask)
@@ -142,8 +146,6 @@ def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
 WHAT = {"size": ("t", 3), "files": ("u", 1), "lines": ("as", ["x"]), "types": ("as", ["text/plain"])}
 
 
-OF_NOTIFY = {"Notified", "Acted", "Show", "Unshow"}
-"""In test_notifications.py."""
 
 
 def a_question(foreign: DbusNext, mediator: DbusNext) -> tuple[str, ...]:
@@ -182,6 +184,12 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     foreign.call("AnswerPrompt", plain(heard[-1].body[0])["id"], "deny", {})
     heard += everybody.until("PromptRemoved") + the_mediator.until("Answered")
     life.refused(mediator, "org.cageruntime.Error.PolicyRefused", "Confirm", *asked, WHAT, interface=MEDIATION)
+    source = {cage["name"]: cage["uuid"] for cage in foreign.call("List", {})}["work"]
+    shown = mediator.call("Show", source, "1" * 32, {"summary": ("s", "done"), "actions": ("a(ss)", [["a", "A"]])},
+                          interface=MEDIATION)
+    heard += everybody.until("Notified")
+    foreign.call("NotificationAction", shown, "a", {})
+    heard += the_mediator.until("Acted")
     foreign.call("Destroy", "peer", {})
     everybody.until("CageRemoved")
     job = foreign.call("InstallApplication", "work", APPLICATION, {})
@@ -196,7 +204,7 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     heard += for_everybody
     shapes = {(signal.interface, signal.member): signal.signature for signal in heard}
     promised = promised_signals(*OURS, life.OBJECT_MANAGER, life.PROPERTIES)
-    assert shapes == {signal: shape for signal, shape in promised.items() if signal[1] not in OF_NOTIFY}
+    assert shapes == promised
     changes = [(signal.path, plain(signal.body[1])) for signal in heard if signal.member == "PropertiesChanged"]
     assert (job, {"Progress": "done"}) in changes
     assert (path, {"State": "running", "Autostart": False}) in changes
@@ -306,6 +314,10 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
         life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)
+        shown = client.call("Show", work, "1" * 32, {"summary": ("s", "done")}, interface=MEDIATION)
+        client.call("Unshow", work, shown, interface=MEDIATION)
+        life.refused(client, "org.cageruntime.Error.NoSuchCage", "Show", "0" * 32, "1" * 32, {"summary": ("s", "x")},
+                     interface=MEDIATION)
         life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
                      interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
@@ -315,8 +327,6 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         life.refused(client, *refused, "Confirm", *asked, {"size": ("t", (7 << 20) + 1)}, interface=MEDIATION)
         another = ("org.cageruntime.Error.NotAuthorized", "Decide", work, "log.Write", "", "vault", "1" * 32)
         life.refused(client, *another, interface=MEDIATION)
-        for member, arguments in (("Show", (work, "1" * 32, {"summary": ("s", "x")})), ("Unshow", (work, 1))):
-            life.refused(client, "org.cageruntime.Error.NotAuthorized", member, *arguments, interface=MEDIATION)
         for interface, member in methods(MEDIATION):
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)
@@ -326,7 +336,7 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         assert b"--deliver report.txt" in (mediator.output(channel) or b"")
         life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], *given,
                      interface=MEDIATION)
-    theirs = {(MEDIATION, member) for interface, member in methods(MEDIATION) if member not in OF_NOTIFY}
+    theirs = methods(MEDIATION)
     assert mediator.refused == methods(MEDIATION)
     assert mediator.succeeded == theirs
     assert busctl.succeeded == theirs - {(MEDIATION, "Deliver")}, "busctl has no descriptor to send"

@@ -43,7 +43,7 @@ ALICE, BOB = "games", "news"
 HERS, HIS, NOBODYS = "a-cage", "b-cage", "c-cage"
 CAGE = f"{PATH}/cage/"
 MANAGER = ET.parse(TOP / f"cage_runtime/resources/{CORE}.xml").find(f"interface[@name='{CORE}.Manager']")
-EMPTY: dict[str, Any] = {"s": "org.example.App", "as": [], "ay": b"", "a{sv}": {}, "a{say}": {}}
+EMPTY: dict[str, Any] = {"s": "org.example.App", "u": 1, "as": [], "ay": b"", "a{sv}": {}, "a{say}": {}}
 OF_CAGE = [member for member, right in RIGHTS.items() if right.about is About.CAGE]
 OF_HOST = [member for member, right in RIGHTS.items() if right.about is About.HOST]
 Outcome = tuple[str, str]

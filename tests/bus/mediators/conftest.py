@@ -129,7 +129,7 @@ class StandInCaged:
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
-        self.one_way, self.max_files = False, 0
+        self.one_way, self.max_files, self.log = False, 0, ""
         self.told: list[dict[str, Any]] = []
         """What each request turned out to be."""
         self.withdrawn: list[str] = []
@@ -225,8 +225,8 @@ class StandInCaged:
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
         words = {"action": "allow", "target": target, "target-uuid": self.allowed[source, target],
-                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "", "log": "",
-                 "user": ""}
+                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "",
+                 "user": "", "log": self.log}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
             **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},

@@ -280,6 +280,22 @@ def test_one_way_nothing_is_moved(play: Play) -> None:
     play(test)
 
 
+LOGS = {"digest": {"name", "sha256", "size", "files"}, "meta": {"size", "files"}, "no": set[str]()}
+
+
+@pytest.mark.parametrize("log", LOGS)
+def test_the_record_has_what_the_rule_says(play: Play, log: str) -> None:
+    async def test(world: World) -> None:
+        world.caged.log = log
+        await whole(world)
+        for _ in range(2):
+            details = await world.recorded()
+            assert set(details) & {"name", "sha256", "size", "files"} == LOGS[log]
+            assert set(details) >= {"request", "outcome"}
+
+    play(test)
+
+
 def test_the_source_of_all_is_its_gateway(play: Play) -> None:
     async def test(world: World) -> None:
         await whole(world)

@@ -62,7 +62,7 @@ def sources(pattern: str) -> set[str]:
 def test_every_program_starts_from_wherever_it_lies(staged: Staged) -> None:
     programs = staged.at(f"{staged.layout.prefix}/bin")
     assert staged.names(f"{staged.layout.prefix}/bin") == set(PROGRAMS)
-    for name in PROGRAMS.keys() - {"cage-mediator", "cage-spawner"}:
+    for name in PROGRAMS.keys() - {"cage-mediator", "cage-portal", "cage-spawner"}:
         ended = subprocess.run([programs / name, "--help"], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert name in ended.stdout
@@ -90,7 +90,7 @@ def test_what_systemd_reads_is_complete(staged: Staged) -> None:
     files = [path for path in (TOP / "systemd").iterdir() if path.is_file()]
     units = {path.name for path in files if path.suffix not in (".conf", ".preset")}
     assert {"caged.service", "cage-spawner.service"} <= units
-    drop_ins = {"cage-mediator@files.service.d", "cage-mediator@open.service.d", "cage-mediators.target.wants"}
+    drop_ins = {"cage-mediator@files.service.d", "cage-mediators.target.wants"}
     assert staged.names(f"{systemd}/system") == units | drop_ins
     assert staged.names(f"{systemd}/system-preset") == sources("systemd/*.preset")
     assert staged.names(f"{systemd}/catalog") == sources("cage_runtime/resources/*.catalog")
@@ -123,8 +123,8 @@ def test_files_name_the_prefix_that_they_are_for(staged: Staged) -> None:
         if place.startswith(f"{staged.layout.prefix}/lib/"):
             continue
         named = set(re.findall(rf"{other}\S*", file.read_text()))
-        # A manual page and the cage's own buses speak of the place inside.
-        buses = tuple(f"{staged.layout.prefix}/{bus}/" for bus in ("cage-bus", "session-bus"))
+        # A manual page and the buses of a cage speak of the place inside.
+        buses = tuple(f"{staged.layout.prefix}/{name}/" for name in ("cage-bus", "session-bus"))
         inside = place.startswith(buses) or "/man/" in place
         assert not named or (inside and other + "/" == IN_A_CAGE), place
         assert file.stat().st_mode & 0o7777 in (0o644, 0o755)

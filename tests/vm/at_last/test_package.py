@@ -18,7 +18,8 @@ from tests.vm.machine import SECONDS, ok, properties, run
 PACKAGES = Path("/root/packages")
 BEFORE = PACKAGES / "before.json"
 """The machine's footprint before our package was installed on it for the first time."""
-CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service")
+CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service",
+        "cage-mediator@log.service")
 STATE = Path("/var/lib/cage-runtime")
 DOCUMENT = "what work wrote"
 

@@ -219,6 +219,88 @@ def test_a_person_has_some_agents_and_not_any_number(world: World) -> None:
     world.agents.register(":other", Person(uid=7, is_root=False))
 
 
+# --- a choice of targets -----------------------------------------------------------------------------------------
+CHOICES = """files.Send * work vault deny
+files.Send * work @default ask
+files.Send * work @any ask
+files.Send * peer @any ask
+"""
+
+
+@pytest.fixture
+def choosing(start: Callable[..., World]) -> World:
+    world = start(CHOICES)
+    world.create("third", "public")
+    return world
+
+
+def test_a_person_chooses_where_the_cage_has_named_nobody(choosing: World) -> None:
+    is_asked(choosing, target="")
+    (shown,) = choosing.prompts
+    assert (shown["asked"], shown["target"], shown["default"], shown["flow"]) == ("", "", "", "")
+    assert {"peer": "public", "third": "public"}.items() <= shown["choices"].items()
+    assert not {"vault", "work"} & shown["choices"].keys(), "what would be denied is not offered"
+    for target in ("", "vault", "work", "nobody", "core"):
+        with pytest.raises(UsageError):
+            choosing.answer("allow", target=target)
+    choosing.answer("allow", target="third")
+    permission = choosing.confirm("", **HELD)
+    assert (permission.decision.action, permission.target) == (Action.ALLOW, choosing.known["third"])
+    assert choosing.recorded[-1][1]["to"] == "third"
+
+
+def test_what_was_chosen_is_decided_again_and_a_deny_stands(choosing: World) -> None:
+    """M4."""
+    is_asked(choosing, target="")
+    choosing.answer("allow", target="third")
+    choosing.mediation.policy = rules(CHOICES.replace("work vault", "work third"))
+    assert "is refused" in choosing.not_confirmed("", **HELD)
+
+
+def test_what_was_chosen_is_an_instance(choosing: World) -> None:
+    """M17."""
+    is_asked(choosing, target="")
+    choosing.answer("allow", target="third")
+    choosing.destroy("third")
+    choosing.create("third", "public", life="-2")
+    assert '"third" is not the cage that it was' in choosing.not_confirmed("", **HELD)
+
+
+def test_a_choice_that_stands_is_made_once(choosing: World) -> None:
+    is_asked(choosing, target="")
+    choosing.answer("allow", target="third", seconds=60)
+    assert choosing.confirm("", **HELD).target is choosing.known["third"]
+    is_asked(choosing, target="third", request="2" * 32)
+    assert [grant.target_name for grant in choosing.asking.grants(OWNER)] == ["third"]
+    choosing.destroy("third")
+    assert choosing.asking.grants(OWNER) == []
+
+
+def test_a_choice_that_goes_while_it_is_offered_makes_the_question_anew(choosing: World) -> None:
+    is_asked(choosing, target="")
+    choosing.destroy("third")
+    assert choosing.prompts == []
+    is_asked(choosing, target="")
+    assert "third" not in choosing.prompts[0]["choices"]
+
+
+def test_the_rule_preselects(start: Callable[..., World]) -> None:
+    world = start("files.Send * work @default ask default-target=peer\nfiles.Send * work @any ask\n")
+    is_asked(world, target="")
+    assert world.prompts[0]["default"] == "peer"
+    with pytest.raises(UsageError, match="say which target"):
+        world.answer("allow")
+
+
+def test_a_target_that_a_rule_sends_it_on_to_is_the_one_that_is_asked_about(start: Callable[..., World]) -> None:
+    world = start("files.Send * work vault ask target=peer\nfiles.Send * work peer allow\n")
+    assert world.decide("vault").target is world.known["peer"]
+    is_asked(world, target="vault", target_uuid="uuid-peer")
+    assert (world.prompts[0]["asked"], world.prompts[0]["target"]) == ("vault", "peer")
+    world.answer("allow")
+    assert world.confirm("vault", target_uuid="uuid-peer", **HELD).target is world.known["peer"]
+
+
 # --- how many ----------------------------------------------------------------------------------------------------
 def test_200_equal_requests_are_one_question_and_one_answer_is_for_all(world: World) -> None:
     """M14."""

@@ -105,6 +105,35 @@ def test_a_good_line_is_read_as_it_is_written_and_reads_back_as_itself(line: str
     assert parse(expected.encode(), file="f", levels=LEVELS, kinds=KINDS) == rules
 
 
+BOUNDS = [
+    # field, the line around it, what just goes, what just does not: the smallest of each first where that is bounded
+    ("service", "{} * * * deny", ["a.b", "f." + "x" * 62], ["a.", "f." + "x" * 63]),
+    ("argument", "files.Send +{} * * deny", ["a", "x" * 64], ["", "x" * 65]),
+    ("name", "files.Send * {} * deny", ["a", "x" * 31], ["x" * 32]),
+    ("tag", "files.Send * @tag:{} * deny", ["a", "x" * 31], ["", "x" * 32]),
+    ("template", "files.Send * * @disposable:{} deny", ["a", "x" * 31], ["", "x" * 32]),
+    ("max-size", "files.Send * * * allow max-size={}", ["1", "999999T"], ["", "0", "1000000T"]),
+    ("max-files", "files.Send * * * allow max-files={}", ["1", "1000000"], ["", "0", "1000001", "9" * 30]),
+    ("limit", "files.Send * * * allow limit={}/s", ["1", "1000000"], ["", "0", "1000001", "9" * 30]),
+    ("for", "files.Send * * * ask for={}", ["1s", "30d", "720h"], ["", "0s", "31d", "721h", "9" * 30 + "s"]),
+    ("types", "files.Send * * * allow types={}", ["a/b", ",".join(f"a/{n}" for n in range(32)), "a/" + "x" * 127],
+     ["", ",".join(f"a/{n}" for n in range(33)), "a/" + "x" * 128]),
+    ("transform", "files.Send * * * allow transform={}", ["a", "a:b", "x" * 31 + ":" + "y" * 64],
+     ["", "a:", "x" * 32, "a:" + "y" * 65]),
+    ("user", "call.X * * * allow user={}", ["a", "x" * 31], ["", "x" * 32]),
+]  # fmt: skip
+
+
+@pytest.mark.parametrize(("line", "good", "bad"), [bound[1:] for bound in BOUNDS], ids=[bound[0] for bound in BOUNDS])
+def test_the_bounds_of_each_field(line: str, good: list[str], bad: list[str]) -> None:
+    """M12: the least and the most go, less and more do not."""
+    for value in good:
+        assert len(parse(line.format(value).encode(), file="f", levels=LEVELS, kinds=KINDS)) == 1, value
+    for value in bad:
+        with pytest.raises(PolicySyntaxError, match=r"\Af:1: "):
+            parse(line.format(value).encode(), file="f", levels=LEVELS, kinds=KINDS)
+
+
 def test_instructions_are_read() -> None:
     text = b"!include include/common\n!include-dir /etc/cage-runtime/more.d # a comment\n"
     assert list(read(text, file="f", levels=LEVELS)) == [

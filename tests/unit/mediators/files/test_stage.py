@@ -16,11 +16,14 @@ from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
 
 from cage_runtime import packing
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
 from mediators.files import stage
+from mediators.files.sniff import Sniffer
 from mediators.files.stage import Copy, Staged, Stager, copy
 from tests.unit.mediators.files.trees import DIGEST, TREE, stream
 
@@ -336,11 +339,77 @@ def test_a_worker_that_dies_is_a_failure_of_the_runtime(tmp_path: Path, file: Pa
         staged(tmp_path, os.open(file, os.O_RDONLY), copier=crash)
 
 
+def is_open(descriptor: int) -> bool:
+    try:
+        os.fstat(descriptor)
+    except OSError:
+        return False
+    return True
+
+
+def test_a_worker_can_open_nothing(tmp_path: Path, file: Path) -> None:
+    """Not what the core half can, nor what /proc has of it: what a cage has made is parsed there."""
+    parent = os.getpid()
+
+    def look(_source: int, _target: int, _size: int) -> tuple[int, str]:
+        refused = 0
+        for path in (str(file), str(tmp_path), f"/proc/{parent}/mem", f"/proc/{parent}/fd", "/etc/passwd"):
+            try:
+                os.open(path, os.O_RDONLY)
+            except PermissionError:
+                refused += 1
+        return refused, "0"
+
+    assert staged(tmp_path, os.open(file, os.O_RDONLY), copier=look).size == 5
+
+
+TYPES = {
+    "application/pdf": b"%PDF-1.5\n%\xb5\xed\n", "image/png": b"\x89PNG\r\n\x1a\n" + b"\0\0\0\rIHDR" + b"\0" * 17,
+    "text/plain": b"hello\nworld\n", "text/x-shellscript": b"#!/bin/sh\necho\n",
+}
+
+
+@pytest.mark.parametrize("kind", TYPES)
+def test_a_file_is_what_is_in_it(tmp_path: Path, kind: str) -> None:
+    """Whatever it is called."""
+    path = tmp_path / "picture.gif"
+    path.write_bytes(TYPES[kind])
+
+    async def run() -> Staged:
+        stager = Stager(tmp_path / "staging", sniffer=Sniffer())
+        return await stager.stage(os.open(path, os.O_RDONLY), WORK, typed=True)
+
+    assert asyncio.run(run()).types == (kind,)
+
+
+def test_where_nobody_can_tell_what_a_file_is_none_passes(tmp_path: Path, file: Path) -> None:
+    async def run() -> None:
+        await Stager(tmp_path / "staging").stage(os.open(file, os.O_RDONLY), WORK, typed=True)
+
+    with pytest.raises(RuntimeFailure, match="has no libmagic"):
+        asyncio.run(run())
+
+
+def test_a_tree_has_the_types_of_all_its_files(tmp_path: Path) -> None:
+    steps = [(packing.FILE, b"%d" % number, content) for number, content in enumerate(TYPES.values())]
+    copied = staged_tree(tmp_path, stream(steps), typed=True)
+    assert copied.types == tuple(sorted(TYPES))
+
+
+@settings(max_examples=50)
+@given(start=st.binary(max_size=200))
+def test_any_bytes_have_a_type_that_can_be_told(start: bytes) -> None:
+    found = Sniffer().type_of(start)
+    assert found.count("/") == 1
+    assert found.isascii()
+    assert found.isprintable()
+
+
 def test_a_worker_holds_nothing_but_what_it_copies(tmp_path: Path, file: Path) -> None:
     secret = os.open(file, os.O_RDONLY)
 
     def count(_source: int, _target: int, _size: int) -> tuple[int, str]:
-        return len(os.listdir("/proc/self/fd")) - 1, str(secret)
+        return sum(is_open(descriptor) for descriptor in range(1024)), str(secret)
 
     assert staged(tmp_path, os.open(file, os.O_RDONLY), copier=count).size == 3
 
@@ -371,15 +440,15 @@ def test_a_worker_does_not_outlive_the_core_half(tmp_path: Path, file: Path) -> 
 
 # --- trees -------------------------------------------------------------------------------------------------------
 def staged_tree(tmp_path: Path, raw: bytes, *, max_size: int = 0, max_files: int = 0, seconds: float = 20.0,
-                keep_open: bool = False) -> Staged:
+                keep_open: bool = False, typed: bool = False) -> Staged:
     """The stream as it comes through a pipe, whose writing end may stay open."""
     async def run() -> Staged:
         near, far = os.pipe()
         writer = threading.Thread(target=_fill, args=(far, raw, keep_open))
         writer.start()
         try:
-            stager = Stager(tmp_path / "staging", seconds=seconds)
-            return await stager.stage_tree(near, WORK, max_size, max_files)
+            stager = Stager(tmp_path / "staging", seconds=seconds, sniffer=Sniffer())
+            return await stager.stage_tree(near, WORK, max_size, max_files, typed=typed)
         finally:
             os.close(near)
             await asyncio.to_thread(writer.join)

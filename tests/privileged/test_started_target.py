@@ -1,0 +1,61 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""autostart=yes: a target that does not run is started for what a rule permits, and for nothing else."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import pytest
+
+from tests.privileged.conftest import MakeCage
+from tests.privileged.runtime import Cage, Runtime
+
+RULES = """files.Send * low kept deny
+files.Send * low bounded allow autostart=yes max-size=3
+files.Send * low high allow autostart=yes
+files.Send * low asleep allow
+"""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def policy(runtime: Runtime) -> Iterator[None]:
+    folder = runtime.top / "etc/policy.d"
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "30-start.policy").write_text(RULES)
+    runtime.ok("policy", "reload")
+    yield
+    (folder / "30-start.policy").unlink()
+    runtime.ok("policy", "reload")
+
+
+@pytest.fixture(scope="module")
+def low(shared_cage: MakeCage) -> Cage:
+    made = shared_cage("low")
+    made.sh("printf content >f")
+    return made
+
+
+@pytest.fixture
+def stopped(runtime: Runtime, cage: MakeCage) -> MakeCage:
+    def make(name: str, *options: str) -> Cage:
+        made = cage(name, *options)
+        runtime.ok("stop", name)
+        return made
+
+    return make
+
+
+def test_a_rule_has_its_target_started(low: Cage, stopped: MakeCage) -> None:
+    high = stopped("high", "--level", "secret")
+    ended = low.enter("incage", "send", "f", "--to", "high")
+    assert ended.returncode == 0, ended.stderr
+    assert high.status["state"] == "running"
+    assert high.sh("cat Inbox/low/f") == "content"
+
+
+@pytest.mark.parametrize(("name", "status"), [("kept", 126), ("bounded", 126), ("asleep", 1)])
+def test_nothing_is_started_for_what_is_not_permitted_or_by_a_rule_that_does_not_say_so(
+        low: Cage, stopped: MakeCage, name: str, status: int) -> None:
+    target = stopped(name, "--level", "secret")
+    assert low.enter("incage", "send", "f", "--to", name).returncode == status
+    assert target.status["state"] == "stopped"
