@@ -90,7 +90,7 @@ def test_what_systemd_reads_is_complete(staged: Staged) -> None:
     files = [path for path in (TOP / "systemd").iterdir() if path.is_file()]
     units = {path.name for path in files if path.suffix not in (".conf", ".preset")}
     assert {"caged.service", "cage-spawner.service"} <= units
-    drop_ins = {"cage-mediator@files.service.d", "cage-mediators.target.wants"}
+    drop_ins = {"cage-mediator@files.service.d", "cage-mediator@open.service.d", "cage-mediators.target.wants"}
     assert staged.names(f"{systemd}/system") == units | drop_ins
     assert staged.names(f"{systemd}/system-preset") == sources("systemd/*.preset")
     assert staged.names(f"{systemd}/catalog") == sources("cage_runtime/resources/*.catalog")
