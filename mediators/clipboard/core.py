@@ -25,7 +25,7 @@ from cage_runtime.model import CAGES_MAX, CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_
 from mediators import corehalf, wire
 from mediators.clipboard import protocol
 from mediators.clipboard.text import clean
-from mediators.files.stage import Stager
+from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)

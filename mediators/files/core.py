@@ -35,9 +35,9 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 from mediators import corehalf, session, wire
 from mediators.files import protocol
-from mediators.files.sniff import sniffer
-from mediators.files.stage import Staged, Stager
 from mediators.files.stream import Stream
+from mediators.sniff import sniffer
+from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)

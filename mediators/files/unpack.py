@@ -19,7 +19,7 @@ from collections.abc import Callable
 from cage_runtime import packing
 from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, hidden_name, write_all
 from mediators.files.protocol import CHUNK, DAMAGED, HIDDEN, REPLACE, SKIPPED, Delivery
-from mediators.files.tree import Misfit, Tree, read_header
+from mediators.tree import Misfit, Tree, read_header
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC

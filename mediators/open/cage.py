@@ -9,7 +9,7 @@ import stat
 from cage_runtime.bus import Call
 from cage_runtime.errors import TransferFailed
 from mediators import cagehalf, wire
-from mediators.files.protocol import check_file_name
+from mediators.names import check_file_name
 from mediators.open import protocol
 from mediators.open.uri import check_uri
 

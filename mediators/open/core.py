@@ -33,12 +33,12 @@ from cage_runtime.model import (
 )
 from cage_runtime.text import escape
 from mediators import corehalf, gate, session, wire
-from mediators.files.protocol import check_file_name
-from mediators.files.stage import Stager
+from mediators.names import check_file_name
 from mediators.open import protocol
 from mediators.open.edits import Returned
 from mediators.open.protocol import Delivery
 from mediators.open.uri import check_uri
+from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 from cage_runtime.errors import InvalidName, TransferFailed, UsageError
 from cage_runtime.text import escape
-from mediators.files.protocol import check_file_name
+from mediators.names import check_file_name
 
 URI, FILE = "open.Uri", "open.File"
 """What policy calls them; the argument of the first is the scheme."""

@@ -17,6 +17,7 @@ from tests.privileged.test_transfer import events
 RULES = """clipboard.Paste * alpha beta allow
 clipboard.Paste * beta alpha allow
 clipboard.Paste * alpha above allow
+clipboard.Paste * * * deny
 """
 NOTHING = b"incage: there is nothing that this cage may paste\n"
 

@@ -20,6 +20,7 @@ RULES = """open.File * desk @disposable:pad allow
 open.Uri * desk @disposable:pad allow
 open.Uri * low @disposable:high allow
 open.Uri * top @disposable:pad allow
+open.Uri * * * deny
 """
 SCRIPT = """#!/bin/sh
 case $1 in

@@ -27,7 +27,7 @@ from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
-from mediators.files.stage import Copy, Stager, copy
+from mediators.stage import Copy, Stager, copy
 
 TOP = Path(__file__).parents[3]
 MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))

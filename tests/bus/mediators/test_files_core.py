@@ -20,7 +20,7 @@ from cage_runtime.model import CORE_PATH
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
-from mediators.files.stage import Stager
+from mediators.stage import Stager
 from tests.bus.mediators.conftest import CONTENT, VAULT, WORK, Play, World
 
 TOP = Path(__file__).parents[3]
@@ -340,7 +340,7 @@ def test_it_ends_with_an_error_when_the_system_bus_ends(tmp_path: Path, system_b
 KILLED_CORE = """
 import asyncio, ctypes, sys
 from pathlib import Path
-from mediators.files import stage
+from mediators import stage
 from mediators.files.core import serve_until_bus_ends
 def hang(source, target, size):
     import os; os.write(target, b"half"); ctypes.CDLL(None).pause()

@@ -16,7 +16,7 @@ from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR, Flow
 from mediators.files import core
 from mediators.files.protocol import WITHDRAWN
-from mediators.files.stage import Stager
+from mediators.stage import Stager
 from tests.bus.mediators.conftest import VAULT, WORK, Play, World, client
 
 pytestmark = pytest.mark.usefixtures("system_bus")

@@ -25,7 +25,7 @@ from cage_runtime.packing import (
     PROGRAM,
 )
 from cage_runtime.text import escape
-from mediators.files.protocol import TRANSFER_BYTES_MAX, check_file_name
+from mediators.names import TRANSFER_BYTES_MAX, check_file_name
 
 Source = Callable[[int], bytes]
 """At most so many of the next bytes, at least one; none where the stream has ended."""

@@ -21,7 +21,7 @@ from cage_runtime.packing import (
     header,
 )
 from mediators.files import protocol
-from mediators.files.tree import Misfit, Tree, read_header
+from mediators.tree import Misfit, Tree, read_header
 from tests.unit.mediators.files.trees import DIGEST, TREE, Step, bare, body, stream
 
 NO_TREE = "did not come as a tree comes"

@@ -22,9 +22,9 @@ from hypothesis import strategies as st
 from cage_runtime import packing
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
-from mediators.files import stage
-from mediators.files.sniff import Sniffer
-from mediators.files.stage import Copy, Staged, Stager, copy
+from mediators import stage
+from mediators.sniff import Sniffer
+from mediators.stage import Copy, Staged, Stager, copy
 from tests.unit.mediators.files.trees import DIGEST, TREE, stream
 
 CONTENT = b"quarterly figures\n" * 100_000

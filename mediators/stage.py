@@ -28,9 +28,9 @@ from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
-from mediators.files.protocol import CHUNK
-from mediators.files.sniff import SNIFFED_BYTES, Sniffer
-from mediators.files.tree import Misfit, Tree, read_header
+from mediators.names import CHUNK
+from mediators.sniff import SNIFFED_BYTES, Sniffer
+from mediators.tree import Misfit, Tree, read_header
 
 REPORT_MAX = 8192
 """Bytes of one message of a worker."""
