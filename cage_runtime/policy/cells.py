@@ -75,9 +75,8 @@ def decided(engine: Engine, case: Case, host: Host, chosen: str | None = None) -
     return engine.decide(case.request, partial(host.find, case), host.levels, host.now, chosen=chosen, cages=case.all)
 
 
-def answers(engine: Engine, case: Case, host: Host) -> Iterator[Decision]:
-    """What may come of a request: the decision, or where a person chooses, that for each choice."""
-    decision = decided(engine, case, host)
+def answers(engine: Engine, case: Case, host: Host, decision: Decision) -> Iterator[Decision]:
+    """What may come of a request: the `decision`, or where a person is asked, that for each choice."""
     if not (decision.action is Action.ASK and decision.choices):
         yield decision
         return

@@ -5,7 +5,7 @@ Nothing is assumed of the engine: it is asked, and what it allows is followed st
 cages that there are, and, for those that there could be, about the smallest requests of every rule (witness.py), among
 which there is one that leaks if any request leaks: one that a rule lets down, or sideways, or whose answer comes back
 down, is let so with fewer compartments and tags too, for fewer rules stand before it.  A chain that leaks has a step
-that does, because dominance is transitive; it is looked for all the same, and shown whole.
+that does, because dominance is transitive: of the cages that there could be, steps are enough.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 
 from cage_runtime.model import CORE_TARGET, Action, Decision, Instance, Label
-from cage_runtime.policy.cells import Engine, Host, Services, answers, cells
+from cage_runtime.policy.cells import Cell, Engine, Host, Services, answers, cells, decided
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.witness import DEFAULT, Case, Words, cage_like, witnesses
 
@@ -55,6 +55,10 @@ class Step:
     declassify: bool
     """Whether it goes where the label does not let it, because the rule says declassify."""
 
+    @property
+    def leaks(self) -> bool:
+        return not self.declassify and not self.target.dominates(self.source)
+
     def __str__(self) -> str:
         how = [self.service]
         if self.back:
@@ -91,7 +95,8 @@ def prove(engine: Engine, world: Mapping[str, Instance], host: Host) -> Proof:
         if step.declassify and step.rule not in shown and _may_be(step.source, world) and _may_be(step.target, world):
             shown.add(step.rule)
             opened.append((step,))
-    leaks = _unlike(_chains([step for step in (*there, *could_be) if not step.declassify]))
+    leaks = _unlike((*_chains([step for step in there if not step.declassify]),
+                     *((step,) for step in could_be if step.leaks)))
     return Proof(leaks=tuple(leaks), opened=tuple(sorted(opened, key=len)))
 
 
@@ -112,7 +117,7 @@ def _witnessed(engine: Engine, host: Host, words: Words) -> Iterator[Step]:
         seen.add(alike)
         for case in witnesses(rule, words, of_each=True):
             for world in _worlds(rule, case, words):
-                yield from _steps(engine, world, host, words)
+                yield from _steps(engine, Cell(case=world, decision=decided(engine, world, host)), host, words)
 
 
 def _worlds(rule: Rule, case: Case, words: Words) -> Iterator[Case]:
@@ -132,17 +137,17 @@ def _between(engine: Engine, world: Mapping[str, Instance], host: Host, words: W
     for cell in cells(engine, world, host, services):
         if cell.decision.action is Action.DENY:
             continue
-        for step in _steps(engine, cell.case, host, words):
+        for step in _steps(engine, cell, host, words):
             if (kind := (step.source, step.target, step.declassify)) not in seen:
                 seen.add(kind)
                 yield step
 
 
-def _steps(engine: Engine, case: Case, host: Host, words: Words) -> Iterator[Step]:
-    """What the request of `case` lets data do."""
-    source = case.request.source
+def _steps(engine: Engine, cell: Cell, host: Host, words: Words) -> Iterator[Step]:
+    """What the request and its decision let data do."""
+    case, source = cell.case, cell.case.request.source
     here = Node(name="" if source.name in words.nameless else source.name, label=source.label)
-    for decision in answers(engine, case, host):
+    for decision in answers(engine, case, host, cell.decision):
         if decision.action is Action.DENY:
             continue
         target = _node(decision, case, host, words)
@@ -198,7 +203,7 @@ def _unlike(chains: Iterable[Chain]) -> Iterator[Chain]:
     """Of chains that leak by the same step of the same rule the shortest, of the simplest labels."""
     seen = set()
     for chain in sorted(chains, key=_size):
-        leaking = next(step for step in chain if not step.target.dominates(step.source))
+        leaking = next(step for step in chain if step.leaks)
         if (leaking.rule, leaking.back) not in seen:
             seen.add((leaking.rule, leaking.back))
             yield chain

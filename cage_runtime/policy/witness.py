@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 from itertools import count, product
 
 from cage_runtime.model import CORE_TARGET, DISPOSABLE_TARGET, Instance, Label, Levels, Request
+from cage_runtime.policy.match import is_narrow
 from cage_runtime.policy.rule import (
     Anyone,
     AtLevel,
@@ -25,6 +26,7 @@ from cage_runtime.policy.rule import (
     InCompartment,
     Named,
     Rule,
+    SameOwner,
     Source,
     Tagged,
     Target,
@@ -192,10 +194,16 @@ def _other_targets(token: Target, words: Words) -> tuple[str, ...]:
 def _pairs(rule: Rule, words: Words) -> Iterator[tuple[Instance, Instance]]:
     ours, theirs = needs(rule.source), needs(rule.target)
     for lower, upper in product(_ranks(ours, words), _ranks(theirs, words)):
-        for mine, yours in _smallest(_of(ours), _of(theirs), words.others, lower - upper):
+        # Some are the same two: a set, in the order in which they were found.
+        for mine, yours in dict.fromkeys(_smallest(_of(ours), _of(theirs), words.others, lower - upper)):
             source = _cage(ours, words.nameless[0], words.label(lower, mine), OURS)
-            for owner, name in product((THEIRS, OURS), _target_names(rule, words)):
-                yield source, _cage(theirs, name, words.label(upper, yours), owner)
+            for name in _target_names(rule, words):
+                yield source, _cage(theirs, name, words.label(upper, yours), _owner(rule))
+
+
+def _owner(rule: Rule) -> int:
+    """Whose the target is: another person's, of which fewer rules are, where this one can be about that."""
+    return OURS if is_narrow(rule) or isinstance(rule.target, SameOwner) else THEIRS
 
 
 def _target_names(rule: Rule, words: Words) -> tuple[str, ...]:

@@ -12,11 +12,11 @@ CAGE_BUS = "unix:path=/run/dbus/system_bus_socket"
 
 
 async def ask(mediator: str, member: str, signature: str, arguments: tuple[Value, ...],
-              descriptors: tuple[int, ...] = (), *, address: str = CAGE_BUS) -> Answer:
+              descriptors: tuple[int, ...] = ()) -> Answer:
     """Call `member` of the mediator's cage half; as long as it takes, because a person may be asked."""
     name = mediator.capitalize()
     interface, path = f"org.cageruntime.{name}1", f"/org/cageruntime/{name}1"
-    bus = await Bus.connect(address)
+    bus = await Bus.connect(CAGE_BUS)
     try:
         return await bus.call(interface, path, interface, member, signature, arguments, descriptors, seconds=None)
     finally:

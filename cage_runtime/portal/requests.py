@@ -84,8 +84,9 @@ class Requests:
         try:
             results = await work()
             response = Response.SUCCESS
-        except CageError as error:
-            LOG.warning("a request of an application failed: %s", escape(error.sentence, limit=400))
+        except (CageError, OSError) as error:
+            why = error.sentence if isinstance(error, CageError) else str(error)
+            LOG.warning("a request of an application failed: %s", escape(why, limit=400))
             response = Response.OTHER
         finally:
             self._bus.emit(path, REQUEST, "Response", "ua{sv}", (int(response), results), to=sender)

@@ -259,3 +259,57 @@ def test_nothing_answers_in_a_private_cage(caller: Cage, shared_cage: MakeCage) 
     shared_cage("private", "--level", "internal", "--private")
     ended = call(caller, "Echo", "private")
     assert (ended.returncode, ended.stdout) == (125, b"")
+
+
+# --- where a person is asked -----------------------------------------------------------------------------------------
+ASKING = POLICY.replace("call.Echo      *      caller  server   allow", "call.Echo      *      caller  server   ask")
+
+
+def question(runtime: Runtime) -> dict[str, Any]:
+    """The one that is open, once it is."""
+    found: list[Any] = []
+    until(lambda: found.extend(runtime.call("ListPrompts", "a{sv}", {})[0]) or found, "the question")
+    return {key: value for key, (_, value) in found[0].items()}
+
+
+def asking(caller: Cage) -> subprocess.Popen[bytes]:
+    return caller.popen("incage", "call", "Echo+this", "server", stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+                        stderr=subprocess.PIPE)
+
+
+def test_a_service_starts_once_a_person_has_said_so(runtime: Runtime, caller: Cage, server: Cage) -> None:
+    with policy(runtime, ASKING), asking(caller) as process:
+        asked = question(runtime)
+        assert (asked["source"], asked["service"], asked["argument"], asked["target"]) == (
+            "caller", "call.Echo", "this", "server")
+        assert server.enter("pgrep", "-x", "cat").returncode != 0
+        runtime.call("AnswerPrompt", "ssa{sv}", asked["id"], "allow", {})
+        output, _ = process.communicate(b"said so", timeout=SECONDS)
+    assert (process.returncode, output) == (0, b"said so")
+
+
+def test_a_person_who_says_no_is_heard(runtime: Runtime, caller: Cage) -> None:
+    with policy(runtime, ASKING), asking(caller) as process:
+        runtime.call("AnswerPrompt", "ssa{sv}", question(runtime)["id"], "deny", {})
+        output, complaint = process.communicate(timeout=SECONDS)
+    assert (process.returncode, output) == (126, b"")
+    assert complaint.startswith(b"incage: ")
+
+
+def test_a_caller_that_goes_takes_the_question_along(runtime: Runtime, caller: Cage) -> None:
+    """M16."""
+    with policy(runtime, ASKING), asking(caller) as process:
+        assert question(runtime)
+        caller.sh("pkill -9 -f '[i]ncage call'")
+        process.communicate(timeout=SECONDS)
+        until(lambda: not runtime.call("ListPrompts", "a{sv}", {})[0], "the end of the question")
+
+
+def test_a_policy_that_is_another_by_the_answer_is_the_one_that_counts(runtime: Runtime, caller: Cage) -> None:
+    """M18: it may not go both ways any more, whatever the person says to the earlier question."""
+    with policy(runtime, ASKING), asking(caller) as process:
+        question(runtime)
+        with policy(runtime, ASKING.replace("server   ask", "server   allow  direction=one-way")):
+            output, complaint = process.communicate(timeout=SECONDS)
+    assert (process.returncode, output) == (126, b"")
+    assert complaint.decode() == "incage: the policy lets nothing come back by now; call again\n"

@@ -14,20 +14,23 @@ from tests.privileged.runtime import Cage, Runtime
 LIST = {"name", "uuid", "state", "level", "compartments", "ephemeral", "owner", "autostart", "processes", "documents"}
 STATUS = LIST | {"description", "created", "applications", "home", "unenforced", "since", "require", "private", "walls",
                  "denials", "mediated"}
+EXPLAINED = {"action", "rule", "reason", "flow", "target", "parameters", "passed", "change"}
 RECORD = {"sequence", "time", "kind", "fields", "previous", "hash"}
 KEYS: list[tuple[str, type, set[str]]] = [
     ("list", list, LIST),
     ("status", list, STATUS),
     ("status told", dict, STATUS),
     ("show told", dict, {"name", "definition"}),
-    ("policy explain told files.Send told", dict, {"action", "rule", "reason", "flow"}),
+    ("policy explain told files.Send told", dict, EXPLAINED),
+    ("policy check", dict, {"faults", "leaks", "warnings", "opened"}),
+    ("graph", dict, {"levels", "cages", "flows"}),
     ("audit tail -n 3", list, RECORD),
     ("audit verify", dict, {"fault"}),
     ("doctor", list, {"check", "state", "detail", "help"}),
     ("version", dict, {"version"}),
     ("policy reload", dict, {"policy"}),
 ]
-TEXTS = ["logs told", "policy check", "app list told", "app remotes"]
+TEXTS = ["logs told", "app list told", "app remotes"]
 
 
 @pytest.fixture(scope="module")

@@ -6,7 +6,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -21,9 +20,6 @@ from cage_runtime.daemon.sessions import FLATPAK
 from cage_runtime.flatpak.installation import Installation
 from cage_runtime.flatpak.service import Apps
 from mediators import wire
-from mediators.files.core import FilesCore
-from mediators.stage import Stager
-from mediators.wire import Caged, Gateway
 from tests import life, pages
 from tests.bus.core.conftest import Core, FakeApps
 from tests.foreign import (
@@ -35,6 +31,7 @@ from tests.foreign import (
     MEDIATION,
     PATH,
     STANDARD,
+    TOP,
     Busctl,
     Client,
     DbusNext,
@@ -120,17 +117,17 @@ def test_properties_are_served_with_their_types(core: Core, foreign: DbusNext) -
 
 
 def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
-    """Those of the applications' installation and of the files mediator, whose own buses let nobody ask."""
-    apps, files = "org.cageruntime.Apps1", "org.cageruntime.Files1"
+    """Those of the applications' installation and of the mediators, whose own buses let nobody ask."""
+    apps = "org.cageruntime.Apps1"
+    mediators = sorted(path.parent.name for path in (TOP / "mediators").glob("*/interface.xml"))
+    names = [apps, *map(wire.bus_name, mediators)]
 
     async def served() -> dict[str, str]:
         bus = await Bus.connect(core.address)
         bus.serve("/org/cageruntime/Apps1", Apps(cast(Installation, None), bus, frozenset()).service())
-        handlers = FilesCore(caged=cast(Caged, None), stager=cast(Stager, None)).handlers()
-        halves = {member: functools.partial(handler, Gateway(name="work", uuid="0" * 32, address=""))
-                  for member, handler in handlers.items()}
-        bus.serve(wire.path("files"), Service(interface=wire.interface("files"), handlers=halves))
-        for name in (apps, files):
+        for mediator in mediators:
+            bus.serve(wire.path(mediator), Service(interface=wire.interface(mediator)))
+        for name in names:
             await bus.own(name)
         said = await asyncio.to_thread(ask)
         bus.disconnect()
@@ -138,9 +135,9 @@ def test_the_other_services_say_what_their_descriptions_say(core: Core) -> None:
 
     def ask() -> dict[str, str]:
         with contextlib.closing(DbusNext(core.address)) as client:
-            return {name: told(client, "/" + name.replace(".", "/"), name) for name in (apps, files)}
+            return {name: told(client, "/" + name.replace(".", "/"), name) for name in names}
 
-    assert asyncio.run(served()) == {name: written(*COMMON, name) for name in (apps, files)}
+    assert asyncio.run(served()) == {name: written(*COMMON, name) for name in names}
 
 
 WHAT = {"size": ("t", 3), "files": ("u", 1), "lines": ("as", ["x"]), "types": ("as", ["text/plain"])}

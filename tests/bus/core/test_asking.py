@@ -254,6 +254,24 @@ def test_a_policy_put_in_force_between_answer_and_use_counts(
     assert client.call("ListGrants", "a{sv}", {}) == []
 
 
+def test_a_core_that_starts_with_a_bad_policy_lets_nothing_through_until_it_is_mended(
+    core: Core, client: Client, mediator: Mediator, cages: dict[str, str]
+) -> None:
+    """M5."""
+    mediator.confirm(cages["work"], "vault")
+    answer(client, "allow", session=("b", True))
+    core.stop()
+    write_policy(core, RULES + "nonsense\n")
+    core.start()
+    for target in ("peer", "vault", "nobody"):
+        for said in (mediator.decide(cages["work"], target), mediator.confirm(cages["work"], target)):
+            assert "the policy of this host cannot be read and refuses everything" in said
+    assert [record["kind"] for record in records(client) if record["kind"].startswith("policy")][-1] == "policy-refused"
+    write_policy(core, RULES)
+    client.call("ReloadPolicy", "a{sv}", {})
+    assert mediator.confirm(cages["work"], "peer") == "allow"
+
+
 # --- answers that stand ------------------------------------------------------------------------------------------
 @pytest.mark.parametrize("kill", [False, True])
 def test_what_stands_outlives_caged_and_what_is_open_does_not(

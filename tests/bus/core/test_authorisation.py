@@ -383,9 +383,9 @@ def authorisation(client: Client) -> tuple[str, str]:
 def test_doctor_tells_who_may(core: Core, client: Client) -> None:
     assert authorisation(client) == ("limited", "only root may use cages (there is no polkit)")
     fake = FakePolkit(core.address)
-    count = len({action for right in RIGHTS.values() for action in right.actions})
-    told = authorisation(client)[1]
-    assert told.startswith(f"only root may use cages (polkit does not know {count} of this runtime's")
+    there = len({action for right in RIGHTS.values() for action in right.actions})
+    all_of_them = f"only root may use cages (polkit does not know {there} of this runtime's"
+    assert authorisation(client)[1].startswith(all_of_them)
     fake.close()
     fake = FakePolkit(core.address, tuple(action for right in RIGHTS.values() for action in right.actions))
     assert authorisation(client) == ("ok", "polkit decides what each person may")

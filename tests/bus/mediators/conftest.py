@@ -332,7 +332,7 @@ class World:
         return dict(details)
 
     def arrived(self) -> list[str]:
-        return sorted(str(path.relative_to(self.homes)) for path in self.homes.rglob("Inbox/*/*"))
+        return sorted(str(path.relative_to(self.homes)) for path in self.homes.glob("*/Inbox/*/*"))
 
 
 Play = Callable[..., None]

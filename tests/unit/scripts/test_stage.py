@@ -11,6 +11,9 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime import manifest
+from cage_runtime.config import Paths
+
 TOP = Path(__file__).parents[3]
 PROGRAMS = tomllib.loads((TOP / "pyproject.toml").read_text())["project"]["scripts"]
 IN_A_CAGE = "/opt/cage-runtime/"
@@ -90,8 +93,11 @@ def test_what_systemd_reads_is_complete(staged: Staged) -> None:
     files = [path for path in (TOP / "systemd").iterdir() if path.is_file()]
     units = {path.name for path in files if path.suffix not in (".conf", ".preset")}
     assert {"caged.service", "cage-spawner.service"} <= units
-    drop_ins = {"cage-mediator@files.service.d", "cage-mediator@open.service.d", "cage-mediators.target.wants"}
-    assert staged.names(f"{systemd}/system") == units | drop_ins
+    mediators = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
+    drop_ins = {f"cage-mediator@{mediator.name}.service.d" for mediator in mediators if mediator.folder}
+    assert staged.names(f"{systemd}/system") == units | drop_ins | {"cage-mediators.target.wants"}
+    assert staged.names(f"{systemd}/system/cage-mediators.target.wants") == {
+        f"cage-mediator@{mediator.name}.service" for mediator in mediators}
     assert staged.names(f"{systemd}/system-preset") == sources("systemd/*.preset")
     assert staged.names(f"{systemd}/catalog") == sources("cage_runtime/resources/*.catalog")
     for kind in ("sysusers", "tmpfiles"):

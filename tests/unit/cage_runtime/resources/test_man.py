@@ -25,6 +25,7 @@ from cage_runtime.daemon import main as caged
 from cage_runtime.daemon.asking import AnswerOptions
 from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.options import NoOptions
+from cage_runtime.daemon.proof_service import DiffOptions
 from cage_runtime.daemon.service import InstallOptions, TailOptions
 from cage_runtime.daemon.sessions import SessionOptions
 from cage_runtime.model import (
@@ -139,7 +140,7 @@ XML = PAGES.parent / f"{CORE}.xml"
 OPTIONS: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
     "Create": (CreateOptions, set()), "Enter": (SessionOptions, {"detach"}), "Run": (SessionOptions, {"root", "cwd"}),
     "InstallApplication": (InstallOptions, set()), "TailAudit": (TailOptions, set()),
-    "AnswerPrompt": (AnswerOptions, set()),
+    "AnswerPrompt": (AnswerOptions, set()), "DiffPolicy": (DiffOptions, set()),
 }
 """What each method takes for options, and those of them that it refuses; every other method takes none."""
 TYPES = {str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"}, list[str]: {"as"}}
@@ -183,7 +184,7 @@ def test_the_interfaces_page_has_every_error() -> None:
         kind("").bus_error: "" if issubclass(kind, errors.ProtocolError) else str(kind.exit_status) for kind in kinds}
 
 
-FOREIGN = {"journalctl.1", "machinectl.1", "pkttyagent.1", "polkit.8", "sudo.8", "sysinfo.2", "systemctl.1",
+FOREIGN = {"dot.1", "journalctl.1", "machinectl.1", "pkttyagent.1", "polkit.8", "sudo.8", "sysinfo.2", "systemctl.1",
            "systemd-cgls.1", "userdel.8"}
 """Pages of other packages that ours send to."""
 
