@@ -22,6 +22,7 @@ SUMS = "find . -type f -exec sha256sum {} + | sort"
 RULES = """files.Move * low peer allow
 files.Send * picky peer allow types=application/pdf,image/* max-files=3
 files.Send * diode high allow direction=one-way
+files.Move * diode high allow direction=one-way
 """
 
 
