@@ -53,9 +53,9 @@ class Core:
         self._call("AnswerPrompt", arguments, lambda _values: done(None), done, interactive=True)
 
     def act(self, number: int, action: str) -> None:
-        """NotificationAction: what a person clicked, or "" where it was closed."""
+        """NotificationAction: what a person clicked, or "" where it was closed, for which nobody gives a password."""
         self._call("NotificationAction", GLib.Variant("(usa{sv})", (number, action, {})), lambda _values: None,
-                   lambda why: LOG.info("a click was not taken: %s", why))
+                   lambda why: LOG.info("a click was not taken: %s", why), interactive=bool(action))
 
     def _appeared(self, _bus: Any, _name: str, owner: str) -> None:
         self._owner = owner

@@ -4,19 +4,15 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from typing import Any
 
 import pytest
-from jeepney import DBusAddress, MessageType, new_method_call
-from jeepney.io.blocking import open_dbus_connection
 
 from tests.privileged import debian
+from tests.privileged.agent import Desktop
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy, until
-from tests.privileged.runtime import SECONDS, Cage, Ended, Runtime
+from tests.privileged.runtime import Cage, Ended, Runtime
 from tests.privileged.sample import Sample, short_directory
-
-CORE = DBusAddress("/org/cageruntime/Core1", "org.cageruntime.Core1", "org.cageruntime.Core1.Manager")
 
 
 @pytest.fixture(scope="module")
@@ -48,35 +44,6 @@ def vault(shared_cage: MakeCage) -> Cage:
 def tools(runtime: Runtime, cage: Cage, *command: str) -> Ended:
     """The command in the application's sandbox in the cage."""
     return runtime.cagectl("run", cage.name, debian.TOOLS, "--", *command)
-
-
-class Desktop:
-    """An agent of root's: what it is told, and what it clicks."""
-
-    def __init__(self, runtime: Runtime) -> None:
-        self._bus = open_dbus_connection(runtime.address)
-        self._ask("RegisterAgent", "a{sv}", {})
-
-    def __enter__(self) -> Desktop:
-        return self
-
-    def __exit__(self, *_: object) -> None:
-        self._bus.close()
-
-    def _ask(self, member: str, signature: str, *values: Any) -> Any:
-        reply = self._bus.send_and_get_reply(new_method_call(CORE, member, signature, values), timeout=SECONDS)
-        assert reply.header.message_type is MessageType.method_return, reply.body
-        return reply.body
-
-    def told(self) -> dict[str, Any]:
-        """The next thing that wants no answer."""
-        while True:
-            message = self._bus.receive(timeout=SECONDS)
-            if message.header.message_type is MessageType.signal and message.header.fields.get(3) == "Notified":
-                return {key: value for key, (_signature, value) in message.body[0].items()}
-
-    def click(self, number: int, action: str) -> None:
-        self._ask("NotificationAction", "usa{sv}", number, action, {})
 
 
 @pytest.fixture

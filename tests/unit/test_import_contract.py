@@ -13,8 +13,8 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
-FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config",
-              "cage_runtime.manifest"}
+FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.decoding", "cage_runtime.model",
+              "cage_runtime.config", "cage_runtime.manifest"}
 BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources", "cage_runtime.shares"}
 PROGRAM = {"cage_runtime.arguments", "cage_runtime.confine", "cage_runtime.folders", "cage_runtime.log",
            "cage_runtime.notify", "cage_runtime.watchdog"}
@@ -27,6 +27,7 @@ SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "c
 ALLOWED = {
     "cage_runtime.errors": set(),
     "cage_runtime.text": set(),
+    "cage_runtime.decoding": set(),
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.manifest": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"},

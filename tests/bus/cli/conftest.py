@@ -47,10 +47,11 @@ class FakeError(Exception):
 class FakeService:
     """Owns a name; `answers` maps a member to a function of its arguments that gives (signature, body)."""
 
-    def __init__(self, address: str, name: str) -> None:
+    def __init__(self, address: str, name: str, answers: dict[str, Callable[..., Answer]] | None = None) -> None:
+        """`answers` are those that it has from its first call on."""
         self._connection: DBusConnection = open_dbus_connection(address, enable_fds=True)
         self._connection.send_and_get_reply(message_bus.RequestName(name))
-        self.answers: dict[str, Callable[..., Answer]] = {}
+        self.answers = answers or {}
         self.calls: list[tuple[Any, ...]] = []
         self.flags: list[MessageFlag] = []
         """Of each call in `calls`."""

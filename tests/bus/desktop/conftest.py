@@ -141,14 +141,9 @@ class Caged(FakeService):
 
     def __init__(self, address: str) -> None:
         self.open: list[dict[str, Any]] = []
-        super().__init__(address, "org.cageruntime.Core1")
-        self.answers.update({"RegisterAgent": self._register, "ListPrompts": lambda _options: ("aa{sv}", (self.open,)),
-                             "AnswerPrompt": lambda *_: ("", ()), "NotificationAction": lambda *_: ("", ())})
-        self.registered = False
-
-    def _register(self, _options: Any) -> Answer:
-        self.registered = True
-        return "", ()
+        super().__init__(address, "org.cageruntime.Core1", {
+            "ListPrompts": lambda _options: ("aa{sv}", (self.open,)),
+            **dict.fromkeys(("RegisterAgent", "AnswerPrompt", "NotificationAction"), lambda *_: ("", ()))})
 
     def says(self, member: str, signature: str, *body: Any) -> None:
         with self.turn:
@@ -176,10 +171,10 @@ class Server(FakeService):
     """A notification server, which can all that one can."""
 
     def __init__(self, address: str) -> None:
-        super().__init__(address, "org.freedesktop.Notifications")
         self.given = 100
-        self.answers.update({"GetCapabilities": lambda: ("as", (["actions", "body", "body-markup"],)),
-                             "Notify": self._notify, "CloseNotification": lambda _number: ("", ())})
+        super().__init__(address, "org.freedesktop.Notifications", {
+            "GetCapabilities": lambda: ("as", (["actions", "body", "body-markup"],)),
+            "Notify": self._notify, "CloseNotification": lambda _number: ("", ())})
 
     def _notify(self, _application: str, replaces: int, *_: Any) -> Answer:
         self.given += 1

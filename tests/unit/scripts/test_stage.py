@@ -69,7 +69,7 @@ def test_every_program_starts_from_wherever_it_lies(staged: Staged) -> None:
         ended = subprocess.run([programs / name, "--help"], capture_output=True, text=True, check=False)
         assert (ended.returncode, ended.stderr) == (0, "")
         assert name in ended.stdout
-    for name in ("bin/cagectl", "sbin/caged"):
+    for name in ("bin/cagectl", "bin/cage-desktop", "sbin/caged"):
         command = staged.at(f"{staged.layout.base}/{name}")
         assert str(command.readlink()) == f"{staged.layout.prefix}/bin/{command.name}"
 
@@ -110,6 +110,7 @@ def test_what_others_read_is_complete(staged: Staged) -> None:
     assert staged.names(f"{staged.layout.bus}/system.d") == sources("policies/dbus/*.conf")
     pages = {page for section in (1, 5, 8) for page in staged.names(f"{share}/man/man{section}")}
     assert pages == sources("cage_runtime/resources/man/*")
+    assert staged.names("/etc/xdg/autostart") == {"cage-desktop.desktop"}
     assert {"cagectl.1", "incage.1", "cage.policy.5", "cage.toml.5", "caged.conf.5", "org.cageruntime.Core1.5",
             "caged.8"} <= pages  # fmt: skip
     assert staged.names(f"{share}/bash-completion/completions") == {"cagectl", "incage"}
