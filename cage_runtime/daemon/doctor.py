@@ -46,14 +46,14 @@ def examine(
     host: Host, *, authorisation: tuple[bool, str], policy_fault: str | None, policy_faults: int, labels: int,
     unenforced: Mapping[str, tuple[str, ...]],
     orphans: tuple[str, ...] = (), strangers: Mapping[int, int] = MappingProxyType({}), faults: tuple[str, ...] = (),
-    counted: bool = True,
+    counted: bool = True, idle: tuple[str, ...] = (),
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage.  `authorisation` is
     whether others than root can use cages, and why; `strangers` are what `unknown_owners` finds; unless `counted`,
-    nothing tells how many cages there are."""
+    nothing tells how many cages there are; `idle` are the mediators that do not run."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
-        _authorisation(*authorisation),
+        _authorisation(*authorisation), *_mediators(idle),
         Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
         _id_ranges(host, counted=counted),
         *_cages(unenforced),
@@ -165,6 +165,14 @@ def _policy(fault: str | None, faults: int) -> Check:
     if fault is None:
         return Check(check="policy", state=Health.OK, detail="in force")
     return Check(check="policy", state=Health.MISSING, detail=fault, help="mend the line, then cagectl policy reload")
+
+
+def _mediators(idle: tuple[str, ...]) -> Iterator[Check]:
+    if not idle:
+        yield Check(check="mediators", state=Health.OK, detail="all of them run")
+    for name in idle:
+        yield Check(check=f"mediator {name}", state=Health.LIMITED, detail="does not run, so what it carries waits",
+                    help=f"see systemctl status cage-mediator@{name}; it is started with caged")
 
 
 def _authorisation(persons: bool, why: str) -> Check:

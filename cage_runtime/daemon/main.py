@@ -34,6 +34,7 @@ from cage_runtime.daemon.denials import Denials
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
 from cage_runtime.daemon.grants import Grants
+from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.lives import BOOT_ID, Lives, boot
 from cage_runtime.daemon.manager import Manager
@@ -94,6 +95,7 @@ class Daemon:
             asking=AskingService(access, self._asking, agents, self._notifications),
             proofs=ProofService(access, Proofs(self._manager, mediation, paths, kinds=kinds), self._manager.levels),
             notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
+            halves=Halves([mediator.name for mediator in mediators], connections),
         )
         self._bus, self._jobs = bus, parts.jobs
         self._mediation = parts.mediation

@@ -26,8 +26,6 @@ class MediationService:
 
     def __init__(self, parts: Parts, standing: Callable[[], list[tuple[str, str, str]]]) -> None:
         self._parts, self._standing = parts, standing
-        self._listening: dict[str, str] = {}
-        """The connection of each mediator's core half that has asked for the gateways."""
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
             "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
@@ -52,11 +50,11 @@ class MediationService:
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action), to=sender)
 
     def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
-        for connection in self._listening.values():
+        for connection in self._parts.halves.connections():
             self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
 
     async def _gateways(self, call: Call) -> Answer:
-        self._listening[await self._parts.authorization.mediator(call.sender)] = call.sender
+        self._parts.halves.here(await self._parts.authorization.mediator(call.sender), call.sender)
         return Answer(values=([list(entry) for entry in self._standing()],))
 
     async def _asked(self, call: Call) -> Asked:

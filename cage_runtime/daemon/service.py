@@ -22,6 +22,7 @@ from cage_runtime.daemon.asking_service import AskingService
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.define import CreateOptions
+from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.jobs import Jobs
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
@@ -67,6 +68,7 @@ class Parts:
     notifications: Notifications
     recovery: Recovery
     jobs: Jobs
+    halves: Halves
 
 
 _OfCage = Callable[[Call, Cage], Awaitable[Answer]]
@@ -326,7 +328,7 @@ class CoreService:
             host, authorisation=await self._parts.authorization.health(), labels=len(manager.levels.names),
             # The text of the policy, records, storage and menus may name cages.
             policy_fault=fault if view.whole or fault is None else NO_POLICY,
-            policy_faults=len(mediation.check()) if view.whole else 0,
+            policy_faults=len(mediation.check()) if view.whole else 0, idle=self._parts.halves.missing(),
             unenforced={cage.name: cage.unenforced for cage in view.cages},
             orphans=recovery.orphans if view.whole else (),
             strangers=await asyncio.to_thread(doctor.unknown_owners, owners),

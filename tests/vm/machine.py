@@ -12,6 +12,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 SECONDS = 300
+MEDIATORS = ("call", "clipboard", "files", "keys", "log", "notify", "open")
+"""Those that the package brings."""
 CONSOLE = Path("/sys/class/tty/tty0/active")
 """Which virtual console is seen, on a machine that has any; logind knows whether this one has."""
 

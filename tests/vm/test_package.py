@@ -8,7 +8,7 @@ import pwd
 from pathlib import Path
 
 from tests.vm.conftest import MakeCage
-from tests.vm.machine import ok, properties, run
+from tests.vm.machine import MEDIATORS, ok, properties, run
 
 PREFIX = Path("/usr/lib/cage-runtime")
 COMPLETE = """
@@ -42,7 +42,7 @@ def test_the_core_is_started_now_and_with_the_host() -> None:
 
 
 def test_users_have_no_shell_and_folders_belong_to_them() -> None:
-    for name in ("caged", "cage-apps", "cage-files", "cage-log", "cage-syscalls"):
+    for name in ("caged", "cage-apps", "cage-syscalls", *(f"cage-{name}" for name in MEDIATORS)):
         user = pwd.getpwnam(name)
         assert user.pw_shell == "/usr/sbin/nologin"
         assert 0 < user.pw_uid < 1000

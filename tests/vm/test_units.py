@@ -12,10 +12,10 @@ import time
 from pathlib import Path
 
 from tests.vm.conftest import MakeCage
-from tests.vm.machine import SECONDS, ok, properties, run, words
+from tests.vm.machine import MEDIATORS, SECONDS, ok, properties, run, words
 
-CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service",
-        "cage-mediator@log.service")
+CORE = ("caged.service", "cage-spawner.service", "cage-apps.service",
+        *(f"cage-mediator@{name}.service" for name in MEDIATORS))
 SLICE = Path("/sys/fs/cgroup/cages.slice")
 RUN = Path("/run/cage-runtime")
 SESSION = "trap 'echo told > Documents/told; exit 0' TERM; echo ready; while :; do sleep 1 & wait; done"

@@ -13,13 +13,13 @@ from pathlib import Path
 import pytest
 
 from tests.vm import footprint
-from tests.vm.machine import SECONDS, ok, properties, run
+from tests.vm.machine import MEDIATORS, SECONDS, ok, properties, run
 
 PACKAGES = Path("/root/packages")
 BEFORE = PACKAGES / "before.json"
 """The machine's footprint before our package was installed on it for the first time."""
-CORE = ("caged.service", "cage-spawner.service", "cage-apps.service", "cage-mediator@files.service",
-        "cage-mediator@log.service")
+CORE = ("caged.service", "cage-spawner.service", "cage-apps.service",
+        *(f"cage-mediator@{name}.service" for name in MEDIATORS))
 STATE = Path("/var/lib/cage-runtime")
 DOCUMENT = "what work wrote"
 

@@ -30,8 +30,8 @@ HOST = (
 )
 """A stock host, as an administrator has it before the runtime comes."""
 
-FOR_TESTS = ("python3", "python3-cryptography", "python3-pytest", "python3-prctl", "python3-dbus-next",
-             "python3-seccomp", "strace")
+FOR_TESTS = ("openssh-client", "python3", "python3-cryptography", "python3-pytest", "python3-prctl",
+             "python3-dbus-next", "python3-seccomp", "strace")
 
 UNITS_LEFT_OUT = (
     "apt-daily.timer", "apt-daily-upgrade.timer", "dpkg-db-backup.timer", "e2scrub_all.timer",

@@ -21,9 +21,9 @@ GOOD = Host(
 def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0,
            authorisation: tuple[bool, str] = (True, "polkit decides"),
            unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = (),
-           strangers: dict[int, int] | None = None) -> dict[str, Check]:
+           strangers: dict[int, int] | None = None, idle: tuple[str, ...] = ()) -> dict[str, Check]:
     found = examine(host, authorisation=authorisation, policy_fault=fault, policy_faults=faults, labels=3,
-                    unenforced=unenforced or {}, orphans=orphans, strangers=strangers or {})
+                    unenforced=unenforced or {}, orphans=orphans, strangers=strangers or {}, idle=idle)
     return {check.check: check for check in found}
 
 
@@ -104,3 +104,11 @@ def test_cages_of_a_person_who_has_left_are_told() -> None:
         Health.LIMITED, f"uid {nobody_has}, whom this host does not know, has 2 cages")
     assert found.help
     assert "persons" not in checks()
+
+
+def test_each_mediator_that_does_not_run_is_told() -> None:
+    assert (checks()["mediators"].state, "mediator log" in checks()) == (Health.OK, False)
+    found = checks(idle=("log", "open"))
+    assert [found[f"mediator {name}"].state for name in ("log", "open")] == [Health.LIMITED] * 2
+    assert "cage-mediator@log" in found["mediator log"].help
+    assert "mediators" not in found

@@ -12,6 +12,8 @@ import pytest
 
 from cage_runtime.bus import Call
 from cage_runtime.daemon import mediation
+from cage_runtime.daemon.connections import Connections
+from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.mediation_service import MediationService
 from cage_runtime.daemon.service import Parts
 from cage_runtime.errors import NotAuthorized, PolicyRefused, UsageError
@@ -189,7 +191,8 @@ class Wire:
 
 def test_gateways_are_told_to_the_mediator_that_asked_for_them_and_to_nobody_else() -> None:
     wire = Wire()
-    parts = cast(Parts, SimpleNamespace(bus=wire, authorization=wire))
+    halves = Halves(("files",), cast(Connections, SimpleNamespace(when_gone=lambda *_: None)))
+    parts = cast(Parts, SimpleNamespace(bus=wire, authorization=wire, halves=halves))
     service = MediationService(parts, lambda: [("work", "uuid-work", "unix:path=/x")])
     service.up("work", "uuid-work", "unix:path=/x")
     assert wire.emitted == []
