@@ -7,6 +7,7 @@ it.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import stat
@@ -15,11 +16,15 @@ from pathlib import Path
 from cage_runtime import encrypted
 from cage_runtime.errors import PolicyRefused
 
+LOG = logging.getLogger(__name__)
 ENCRYPT = "encrypt"
 DIRECTORY = "keys"
 """Below the administrator's folder; in it, NAME.pub."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+_O_PATH = 0o10000000
+_FOLDER = _O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+"""The core half is confined to reading files there; it cannot list the folder."""
 _OTHERS_WRITE = stat.S_IWGRP | stat.S_IWOTH
 
 
@@ -35,6 +40,7 @@ def recipient(transform: str, administrator: Path, owner: int = 0) -> bytes:
         public = encrypted.read_public(_read(administrator / DIRECTORY, f"{name}.pub", owner))
         encrypted.Encryption(public)  # whether it can be used
     except (OSError, ValueError) as error:
+        LOG.warning("nothing is encrypted for %s: %s", name, error)
         raise PolicyRefused(f"cannot be sent: the policy has it encrypted for {name}, whose key the core does not have "
                             "or cannot use; an administrator puts it there") from error
     return public
@@ -42,7 +48,7 @@ def recipient(transform: str, administrator: Path, owner: int = 0) -> bytes:
 
 def _read(directory: Path, name: str, owner: int) -> bytes:
     """The content of a small file that is the owner's alone to write; OSError and ValueError say what it is not."""
-    top = os.open(directory, _FLAGS | os.O_DIRECTORY)
+    top = os.open(directory, _FOLDER)
     try:
         _check(os.fstat(top), owner)
         descriptor = os.open(name, _FLAGS, dir_fd=top)
