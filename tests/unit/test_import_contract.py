@@ -65,6 +65,7 @@ ALLOWED = {
     | SPAWNER_WORDS
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
+    "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.packing": set(),
     "cage_runtime.filenames": {"cage_runtime.errors", "cage_runtime.text"},
@@ -73,12 +74,12 @@ ALLOWED = {
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
     | RECEIVING
-    | {"cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    | {"cage_runtime.encrypted", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
     | BUS
     | PROGRAM
     | RECEIVING
-    | {"cage_runtime.journald", "cage_runtime.spawner.channel"}
+    | {"cage_runtime.encrypted", "cage_runtime.journald", "cage_runtime.spawner.channel"}
     | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""
