@@ -179,7 +179,7 @@ def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float,
     before, log = processes(runtime, cage), len(runtime.log())
     alone, beside = Neighbour(half), Neighbour(half)
     loud = min(LOUD_SECONDS, seconds / 2)
-    stopped = int(seconds / loud) * (LINGER_SECONDS + QUIET_SECONDS)
+    stopped = seconds * (LINGER_SECONDS + QUIET_SECONDS) / LOUD_SECONDS
     with hostile(runtime, cage, seconds + stopped, seed) as process:
         _in_turn(process, loud, alone, beside)
         assert process.stdout is not None
@@ -201,8 +201,8 @@ def _in_turn(process: subprocess.Popen[bytes], loud: float, alone: Neighbour, be
     while process.poll() is None:
         _for(loud, beside, process)
         process.send_signal(signal.SIGSTOP)
-        _for(LINGER_SECONDS, Neighbour(alone.half), process)
-        _for(QUIET_SECONDS, alone, process)
+        _for(LINGER_SECONDS * loud / LOUD_SECONDS, Neighbour(alone.half), process)
+        _for(QUIET_SECONDS * loud / LOUD_SECONDS, alone, process)
         process.send_signal(signal.SIGCONT)
 
 
