@@ -217,8 +217,9 @@ class FilesCore:
             await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
             if not transfer.in_target or transfer.permission.flow is Flow.LEVEL:
                 raise
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
-                                 "stopped or full; the core's audit log says why") from error
+            target = transfer.permission.asked.target or "the cage that policy names"
+            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, which may be stopped or full; '
+                                 "the core's audit log says why") from error
         except asyncio.CancelledError:
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
