@@ -14,6 +14,7 @@ import json
 import os
 import random
 import select
+import signal
 import subprocess
 import sys
 import time
@@ -49,6 +50,9 @@ call.Echo        *  good     sink      allow
 notify.Show      *  good     @core     allow
 """
 ECHO = "#!/bin/sh\nexec cat\n"
+LOUD_SECONDS, QUIET_SECONDS, LINGER_SECONDS = 20.0, 10.0, 2.0
+"""In turn it is hostile and stopped, so that what else the host does falls on both; what it has begun ends meanwhile,
+and its last seconds count for neither."""
 WARM_SECONDS = 5.0
 """Of hostility before anything is measured: what is imported and made once is there then."""
 MEMORY_GROWTH_MAX = 16 * 1024
@@ -88,7 +92,7 @@ class Neighbour:
     """The cage `good`, which uses three mediators in turn, and how long each takes."""
 
     def __init__(self, half: DBusConnection) -> None:
-        self._half = half
+        self.half = half
         self.took: dict[str, list[float]] = {"files.Send": [], "call.Echo": [], "notify.Show": []}
 
     def work(self, goes_on: Callable[[], bool]) -> None:
@@ -101,7 +105,7 @@ class Neighbour:
                 select.select([], [], [], PAUSE_SECONDS)
 
     def _ask(self, *words: Any) -> Any:
-        error, body = ask(self._half, *words)
+        error, body = ask(self.half, *words)
         assert error == "", f"{words}: {error}: {body}"
         return body
 
@@ -171,13 +175,13 @@ def run(runtime: Runtime, cage: Callable[..., Cage], seconds: float, seed: int) 
 def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float, seed: int) -> Report:
     with hostile(runtime, cage, WARM_SECONDS, seed + 1) as process:
         process.wait()
-    alone, beside = Neighbour(half), Neighbour(half)
-    alone_until = time.monotonic() + min(60.0, seconds / 2)
-    alone.work(lambda: time.monotonic() < alone_until)
     _settled(runtime, cage)
     before, log = processes(runtime, cage), len(runtime.log())
-    with hostile(runtime, cage, seconds, seed) as process:
-        beside.work(lambda: process.poll() is None)
+    alone, beside = Neighbour(half), Neighbour(half)
+    loud = min(LOUD_SECONDS, seconds / 2)
+    stopped = seconds * (LINGER_SECONDS + QUIET_SECONDS) / LOUD_SECONDS
+    with hostile(runtime, cage, seconds + stopped, seed) as process:
+        _in_turn(process, loud, alone, beside)
         assert process.stdout is not None
         did = json.loads(process.stdout.read())
     faults = []
@@ -190,6 +194,21 @@ def _watched(runtime: Runtime, cage: Cage, half: DBusConnection, seconds: float,
                     percentiles=(alone.percentiles(), beside.percentiles()), faults=faults)
     report.faults += _faults(runtime, report, runtime.log()[log:])
     return report
+
+
+def _in_turn(process: subprocess.Popen[bytes], loud: float, alone: Neighbour, beside: Neighbour) -> None:
+    """Until the hostile one ends, which is stopped each time after `loud` seconds."""
+    while process.poll() is None:
+        _for(loud, beside, process)
+        process.send_signal(signal.SIGSTOP)
+        _for(LINGER_SECONDS * loud / LOUD_SECONDS, Neighbour(alone.half), process)
+        _for(QUIET_SECONDS * loud / LOUD_SECONDS, alone, process)
+        process.send_signal(signal.SIGCONT)
+
+
+def _for(seconds: float, neighbour: Neighbour, process: subprocess.Popen[bytes]) -> None:
+    end = time.monotonic() + seconds
+    neighbour.work(lambda: time.monotonic() < end and process.poll() is None)
 
 
 def _settled(runtime: Runtime, cage: Cage) -> None:
