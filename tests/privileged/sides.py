@@ -8,11 +8,11 @@ What is said of a descriptor is its kind (kinds.py); it is made on the side that
 from __future__ import annotations
 
 import json
-import os
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from cage_runtime import handed
 from tests.privileged import kinds
 from tests.privileged.gateways import ask, gateway
 from tests.privileged.runtime import SECONDS, Cage, Runtime
@@ -65,7 +65,7 @@ def from_half(runtime: Runtime, cage: Cage, said: Said) -> tuple[str, str]:
             error, body = ask(connection, said.name, said.member, said.signature, *values)
         finally:
             if descriptor >= 0:
-                os.close(descriptor)
+                handed.close([descriptor])
         del kept
     return error, str(body) if error else ""
 
