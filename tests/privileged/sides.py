@@ -18,12 +18,12 @@ from tests.privileged.gateways import ask, gateway
 from tests.privileged.runtime import SECONDS, Cage, Runtime
 
 IN_CAGE = Path(kinds.__file__).read_text() + r"""
-import json, sys
+import ast, json, sys
 sys.path[:0] = ["/opt/cage-runtime/lib"]
 from cage_runtime.sdbus import BusError, Connection
 bus = Connection()
 for line in sys.stdin:
-    name, member, signature, values, kind, returns = json.loads(line)
+    name, member, signature, values, kind, returns = ast.literal_eval(line)
     kept = of(kind) if kind else (-1, [])
     values = tuple(kept[0] if value == "DESCRIPTOR" else value for value in values)
     names = (f"org.cageruntime.{name}", f"/org/cageruntime/{name}", f"org.cageruntime.{name}")
@@ -72,8 +72,7 @@ def from_half(runtime: Runtime, cage: Cage, said: Said) -> tuple[str, str]:
 
 def from_user(cage: Cage, *said: Said) -> list[tuple[str, str]]:
     """By a program of the cage's user, one after the other."""
-    lines = [json.dumps([each.name, each.member, each.signature, each.values, each.kind, each.returns])
-             for each in said]
+    lines = [repr((each.name, each.member, each.signature, each.values, each.kind, each.returns)) for each in said]
     ended = cage.enter("/usr/bin/python3", "-IS", "-c", IN_CAGE, input="\n".join(lines).encode(),
                        seconds=3 * SECONDS)
     assert ended.returncode == 0, ended.stderr.decode()
