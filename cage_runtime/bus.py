@@ -27,6 +27,7 @@ from dbus_fast.aio import MessageBus
 from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
+from cage_runtime import handed
 from cage_runtime.errors import (
     CageError,
     CutOff,
@@ -204,7 +205,7 @@ class Bus:
         finally:
             # Of a call that was given up, a reply that comes from now on finds nobody; one that has come is here.
             del self._replies[message.serial]
-            _close(reply.take())
+            handed.close(reply.take())
 
     def _send(self, message: Message, descriptors: tuple[int, ...] = ()) -> None:
         """Send with `descriptors`, which the caller may close at once: the library keeps only their numbers, and by the
@@ -357,12 +358,12 @@ class Bus:
             self._on_call(message, received)
             return True
         if message.message_type is MessageType.SIGNAL:
-            _close(received)
+            handed.close(received)
             self._on_signal(message)
             return None
         reply = self._replies.get(message.reply_serial)
         if reply is None or reply.arrival.done():
-            _close(received)
+            handed.close(received)
             return None
         reply.descriptors = received
         reply.arrival.set_result(message)
@@ -392,7 +393,7 @@ class Bus:
         try:
             self._shares.take(caller.whose)
         except RuntimeFailure as error:
-            _close(received)
+            handed.close(received)
             self._refuse(message, error)
             return
         task = self._loop.create_task(self._answer(message, received, caller))
@@ -419,7 +420,7 @@ class Bus:
             service, handler = await self._objects.find(call, message.interface, message.signature)
             return service, await handler(call)
         finally:
-            _close(received)
+            handed.close(received)
 
     async def _recognise(self, caller: _Caller) -> None:
         """From here on the call counts for its caller's uid."""
@@ -443,7 +444,8 @@ class Bus:
             if self._awaits(message):
                 self._send(Message.new_method_return(message, signature, list(answer.values)), answer.descriptors)
         finally:
-            _close(answer.descriptors)
+            for descriptor in answer.descriptors:
+                os.close(descriptor)
 
     def _refuse(self, message: Message, error: CageError) -> None:
         if self._awaits(message):
@@ -471,8 +473,3 @@ def _take(message: Message) -> tuple[int, ...]:
     for descriptor in received:
         os.set_inheritable(descriptor, False)
     return received
-
-
-def _close(descriptors: tuple[int, ...]) -> None:
-    for descriptor in descriptors:
-        os.close(descriptor)
