@@ -15,8 +15,8 @@ import mediators
 from cage_runtime.errors import CageError, UsageError
 from cage_runtime.text import escape
 
-USAGE = "usage: cage-mediator NAME [--config FILE | --cage | --deliver ARG...]"
-_HALVES = {"--cage": "cage", "--deliver": "deliver"}
+USAGE = "usage: cage-mediator NAME [--config FILE | --cage | --deliver ARG... | --copy ARG...]"
+_HALVES = {"--cage": "cage", "--deliver": "deliver", "--copy": "copying"}
 
 
 def main() -> int:

@@ -21,6 +21,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.errors import CageError, TransferFailed
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
@@ -48,6 +49,9 @@ class Event(msgspec.Struct, frozen=True, kw_only=True):
 
     event: Literal["started", "exit", "refused"]
     status: Annotated[int, msgspec.Meta(ge=0, le=255)] = 0
+
+
+_EVENTS = msgspec.json.Decoder(Event)
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -147,8 +151,8 @@ async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[E
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise TransferFailed("the target did not answer as it should")
     try:
-        return msgspec.json.decode(untrusted, type=Event), list(descriptors)
-    except (msgspec.MsgspecError, UnicodeDecodeError, RecursionError) as error:
+        return decode(untrusted, _EVENTS), list(descriptors)
+    except msgspec.DecodeError as error:
         raise TransferFailed("the target did not answer as it should") from error
 
 

@@ -24,6 +24,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
+from cage_runtime import encrypted
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
@@ -78,7 +79,9 @@ class Staged:
     files: int = 1
     """Files, and directories, in a tree."""
     sha256: str = ""
-    """Of the file, or of the tree's manifest."""
+    """Of the copy of a file, or of the tree's manifest."""
+    plain_sha256: str = ""
+    """Of the file as it was sent, where its copy is encrypted."""
     types: tuple[str, ...] = ()
     """MIME types of all that is there, where they were to be looked for."""
     release: Callable[[Staged], None]
@@ -181,13 +184,18 @@ class Stager:
         except OSError as error:
             raise RuntimeFailure(f"{directory}: cannot be made for staging: {error.strerror}") from error
 
-    async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False) -> Staged:
+    async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False,
+                    recipient: bytes = b"") -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
         (0: no such bound); both are worded to follow its name.  Its type is looked for where it is to be `typed`.
+        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.
         """
         _check_access(descriptor)
+        if recipient:
+            encrypt = functools.partial(_report_encrypted, recipient, descriptor, policy_max, self._types(typed))
+            return await self._staged(descriptor, owner, encrypt)
         work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
         return await self._staged(descriptor, owner, work)
 
@@ -234,7 +242,7 @@ class Stager:
                     near.send(_GO)
                     report = await _message(near)
                     await worker.ended()
-                    staged.size, staged.content, staged.files, staged.sha256, staged.types = _read_report(report)
+                    _read_report(report, staged)
             except TimeoutError as error:
                 raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
             finally:
@@ -366,6 +374,44 @@ def _report_file(copier: Copy, source: int, policy_max: int, types: Types, targe
     return f"{copied} {copied} 1 {sha256} {types}"
 
 
+def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, target: int,
+                      far: socket.socket) -> str:
+    """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
+    before = _marks(os.fstat(source))
+    size = measure(source, policy_max)
+    length = encrypted.length(size)
+    if length > TRANSFER_BYTES_MAX:
+        raise Unfit(f"is larger, once it is encrypted, than the {TRANSFER_BYTES_MAX >> 30}G that a transfer takes")
+    _have_granted(far, length)
+    os.posix_fallocate(target, 0, length)
+    encryption = encrypted.Encryption(recipient)
+    plain, sealed = hashlib.sha256(), hashlib.sha256()
+
+    def write(chunk: bytes) -> None:
+        sealed.update(chunk)
+        _write(target, chunk)
+
+    write(encryption.header)
+    for offset in range(0, size, encrypted.CHUNK):
+        chunk = _exactly(source, min(encrypted.CHUNK, size - offset), offset)
+        if not offset:
+            types.see(chunk[:SNIFFED_BYTES])
+        plain.update(chunk)
+        write(encryption.chunk(chunk, last=offset + len(chunk) == size))
+    if _marks(os.fstat(source)) != before:
+        raise Unfit(_CHANGED)
+    return f"{length} {size} 1 {sealed.hexdigest()} {types} {plain.hexdigest()}"
+
+
+def _exactly(source: int, size: int, offset: int) -> bytes:
+    found = b""
+    while len(found) < size and (piece := os.pread(source, size - len(found), offset + len(found))):
+        found += piece
+    if len(found) != size:
+        raise Unfit(_CHANGED)
+    return found
+
+
 def _report_tree(stream: int, max_size: int, max_files: int, types: Types, target: int, far: socket.socket) -> str:
     """Copy the stream as it is, and look at all that is in it on the way."""
     first = b""
@@ -400,9 +446,11 @@ def _read_size(message: bytes) -> int:
     return int(_read(message, "size"))
 
 
-def _read_report(message: bytes) -> tuple[int, int, int, str, tuple[str, ...]]:
-    size, content, files, sha256, types = _read(message, "copied").split()
-    return int(size), int(content), int(files), sha256, tuple(types.split(",")) if types != "-" else ()
+def _read_report(message: bytes, staged: Staged) -> None:
+    size, content, files, sha256, types, *plain = _read(message, "copied").split()
+    staged.size, staged.content, staged.files, staged.sha256 = int(size), int(content), int(files), sha256
+    staged.types = tuple(types.split(",")) if types != "-" else ()
+    staged.plain_sha256 = plain[0] if plain else ""
 
 
 def _read(message: bytes, expected: str) -> str:

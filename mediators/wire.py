@@ -18,7 +18,16 @@ from xml.etree import ElementTree as ET
 
 from cage_runtime import watchdog
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Value, Variant, described
-from cage_runtime.errors import CageError, CutOff, NobodyAnswers, RuntimeFailure, Unanswered, UsageError, WrongSignature
+from cage_runtime.errors import (
+    CageError,
+    CutOff,
+    NobodyAnswers,
+    PolicyRefused,
+    RuntimeFailure,
+    Unanswered,
+    UsageError,
+    WrongSignature,
+)
 from cage_runtime.model import (
     CAGES_MAX,
     CORE_BUS_NAME,
@@ -209,8 +218,9 @@ class Caged:
     and not started: a cage must not bring back a core that was stopped.
     """
 
-    def __init__(self, bus: Bus) -> None:
-        self._bus = bus
+    def __init__(self, bus: Bus, *, transforms: frozenset[str] = frozenset()) -> None:
+        """`transforms`: those of `transform=` that the core half does; what policy wants and nobody does is refused."""
+        self._bus, self._transforms = bus, transforms
         self.presence = Presence(bus, CORE_BUS_NAME)
         """To be followed before anything is asked."""
         self._waiting: dict[str, asyncio.Event] = {}
@@ -236,7 +246,7 @@ class Caged:
         `target`?  PolicyRefused where not, with a sentence that is fit for the source."""
         asked = Asked(source=source, service=service, argument=argument, target=target, request=request)
         answer = await self._ask("Decide", "sssss", (source, service, argument, target, request))
-        return Permission.read(asked, answer.values[0])
+        return self._doable(Permission.read(asked, answer.values[0]))
 
     async def confirm(self, permission: Permission, what: What) -> Permission:
         """The last look, right before it happens: returns once policy, and a person where a rule says ask, permit it
@@ -252,13 +262,23 @@ class Caged:
                 answer = await self._ask("Confirm", "sssssa{sv}", arguments)
                 confirmed = Permission.read(asked, answer.values[0])
                 if confirmed.action is not Action.ASK:
-                    return confirmed
+                    return self._doable(confirmed)
                 await again.wait()
         except asyncio.CancelledError:
             self._withdraw(asked.request)
             raise
         finally:
             del self._waiting[asked.request]
+
+    def _doable(self, permission: Permission) -> Permission:
+        """It, if all that it asks of a core half can be done; else PolicyRefused."""
+        if permission.transform and permission.transform.partition(":")[0] not in self._transforms:
+            raise PolicyRefused(f'the policy wants it changed on its way by "{escape(permission.transform)}", which '
+                                f"{permission.asked.service} does not do")
+        if permission.require:
+            raise PolicyRefused(f'the policy wants it looked at by "{escape(permission.require)}", which '
+                                f"{permission.asked.service} does not do")
+        return permission
 
     def _withdraw(self, request: str) -> None:
         """Whoever asked is gone; caged, which forgets its questions when it ends, is told where it is there."""

@@ -23,6 +23,7 @@ PROGRAM = Program(
         "destroy": ("verbs_cage", "stop cages and delete all they hold"),
         "enter": ("verbs_session", "a shell or a command in a cage"),
         "run": ("verbs_session", "a Flatpak application in a cage"),
+        "cp": ("verbs_copy", "files into a cage, or out of it"),
         "app remote-add": ("verbs_app", "name a signed repository of applications"),
         "app remote-remove": ("verbs_app", "forget a repository and its key"),
         "app remotes": ("verbs_app", "the repositories known here"),

@@ -13,6 +13,8 @@ PROGRAM = Program(
         "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
         "call": ("verbs_incage_call", "call a service of another cage"),
         "copy": ("verbs_incage_clipboard", "offer standard input to another cage, once"),
+        "decrypt": ("verbs_incage_decrypt", "read a file that was encrypted on its way here"),
+        "keygen": ("verbs_incage_decrypt", "make the private key for that, and print the public one"),
         "open": ("verbs_incage_open", "open a link or a file in another cage"),
         "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),

@@ -42,6 +42,17 @@ class Listing:
         listing._add(top, path.rstrip("/"), 1)
         return listing
 
+    @classmethod
+    def of_entry(cls, directory: int, name: str, path: str) -> Listing:
+        """Of the one file or directory `name` in the open `directory`, with it."""
+        listing = cls(os.path.dirname(path) or ".")
+        try:
+            status = os.stat(name, dir_fd=directory, follow_symlinks=False)
+        except OSError as error:
+            raise CageError(f'"{path}": {error.strerror}') from error
+        listing._entry(directory, name, status, path, 0)
+        return listing
+
     def _add(self, directory: int, path: str, depth: int) -> None:
         try:
             with os.scandir(directory) as entries:

@@ -19,6 +19,7 @@ import msgspec
 from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
+from cage_runtime.decoding import decode
 from cage_runtime.errors import CageError, SpawnerUnavailable
 from cage_runtime.model import CageState
 
@@ -99,7 +100,7 @@ class Autostart:
 
     def _read(self) -> _Plan | None:
         try:
-            return msgspec.json.decode(self._file.read_bytes(), type=_Plan)
+            return decode(self._file.read_bytes(), msgspec.json.Decoder(_Plan))
         except FileNotFoundError:
             return None
 

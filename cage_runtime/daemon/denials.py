@@ -20,6 +20,7 @@ import msgspec
 
 from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.manager import Manager
+from cage_runtime.decoding import decode
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.model import DENIALS_SECONDS
 from cage_runtime.spawner.spec import Denied
@@ -121,7 +122,7 @@ class Denials:
 
     def _read(self, uuid: str, xid: int) -> dict[str, int]:
         try:
-            found = msgspec.json.decode(self._file(uuid).read_bytes(), type=_File)
+            found = decode(self._file(uuid).read_bytes(), msgspec.json.Decoder(_File))
             return found.recorded if found.xid == xid else {}
         except FileNotFoundError:
             return {}

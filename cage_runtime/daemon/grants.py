@@ -16,6 +16,7 @@ from pathlib import Path
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.errors import NoSuchGrant, RuntimeFailure
 from cage_runtime.model import GRANTS_PER_CAGE, Action
 from cage_runtime.text import escape
@@ -76,7 +77,7 @@ class Grants:
     def load(self) -> None:
         """Those that an earlier caged of this boot has kept; none where that cannot be read."""
         try:
-            kept = msgspec.json.decode(self._file.read_bytes(), type=_Kept)
+            kept = decode(self._file.read_bytes(), msgspec.json.Decoder(_Kept))
         except FileNotFoundError:
             return
         except (OSError, msgspec.DecodeError) as error:

@@ -206,10 +206,12 @@ class Mediation:
             said = self._asking.outcome(self._question(asked, permission, what), waiter)
             if said is None:
                 return permission
-            if said.target is not None:
-                permission = self._permission(source, self._evaluate(request, chosen=said.target.name))
-                _check_same(asked, permission, said.target.uuid)
         why, by = (said.why, said.by) if said else ("", "")
+        if said is not None and said.target is not None:
+            asking, permission = permission, self._permission(source, self._evaluate(request, chosen=said.target.name))
+            _check_same(asked, permission, said.target.uuid)
+            if not self._within_chosen(source, asked.service, asking.decision, permission.decision):
+                why = TOO_OFTEN
         self._judge(asked, request, permission, why, when="at delivery", by=by)
         _check_bounds(permission.decision, what)
         return permission
@@ -242,6 +244,12 @@ class Mediation:
         """Whether the rule's limit= lets the source use the service once more."""
         limit = decision.parameters.limit
         return limit is None or self._limits.take(source.uuid, service, limit, self._clock())
+
+    def _within_chosen(self, source: Cage, service: str, asking: Decision, chosen: Decision) -> bool:
+        """As `_within`, for the rule about the pair that a person chose, where its limit= is another than that of the
+        rule that asked, of which `decide` has taken."""
+        same = chosen.parameters.limit == asking.parameters.limit
+        return same or chosen.action is Action.DENY or self._within(source, service, chosen)
 
     def _judge(self, asked: Asked, request: Request, permission: Permission, why: str = "", *, when: str = "",
                by: str = "") -> None:
@@ -377,8 +385,10 @@ def _end(cage: Instance) -> End:
 def _check_same(asked: Asked, permission: Permission, uuid: str) -> None:
     """PolicyRefused where `uuid` is not the instance any more that the request is permitted towards (M17)."""
     if permission.target is not None and uuid not in ("", permission.target.uuid):
-        raise PolicyRefused(f'"{escape(permission.target.name, limit=40)}" is not the cage that it was when '
-                            f"{escape(asked.service, limit=70)} was asked for; ask for it again")
+        # Of where policy or a person has led the request the source does not hear.
+        target = f'"{escape(asked.target, limit=40)}"' if asked.target else "the target"
+        raise PolicyRefused(f"{target} is not the cage that it was when {escape(asked.service, limit=70)} was asked "
+                            "for; ask for it again")
 
 
 def _check_bounds(decision: Decision, what: What) -> None:

@@ -19,6 +19,7 @@ from pathlib import Path
 import msgspec
 
 from cage_runtime.config import Definition, parse_definition, read_text, render_definition
+from cage_runtime.decoding import decode
 from cage_runtime.errors import DefinitionError, NameTaken, UsageError
 from cage_runtime.model import check_cage_name
 
@@ -151,7 +152,7 @@ def _read(directory: Path, *, ephemeral: bool) -> Record:
     name = check_cage_name(directory.name)
     file = directory / "instance.json"
     try:
-        instance = msgspec.json.decode(file.read_bytes(), type=_InstanceFile)
+        instance = decode(file.read_bytes(), msgspec.json.Decoder(_InstanceFile))
     except PermissionError as error:
         raise DefinitionError(f"{file}: {error.strerror}: {_ours(directory)}") from error
     except (OSError, msgspec.DecodeError) as error:

@@ -19,6 +19,7 @@ from typing import NoReturn
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.errors import NameTaken, RemoteUnavailable, RuntimeFailure, UntrustedSource, UsageError
 from cage_runtime.flatpak.command import ProgramFailed, Runner, TooSlow
 from cage_runtime.flatpak.metadata import METADATA_BYTES_MAX, Ref, parse_ref
@@ -76,8 +77,8 @@ class Remotes:
         except FileNotFoundError:
             return []
         try:
-            return sorted(msgspec.json.decode(content, type=list[Remote]), key=lambda remote: remote.name)
-        except msgspec.ValidationError as error:
+            return sorted(decode(content, msgspec.json.Decoder(list[Remote])), key=lambda remote: remote.name)
+        except msgspec.DecodeError as error:
             raise RuntimeFailure(f"{self._directory}/remotes.json is damaged: {error}") from error
 
     def add(self, name: str, url: str, untrusted_key: bytes, look: Callable[[Remote, Path], None]) -> Remote:

@@ -159,7 +159,8 @@ def written(parameters: Parameters) -> Iterator[str]:
     """The parameters as the language has them, in one order."""
     given = parameters
     yes = {"notify": given.notify, "autostart": given.autostart}
-    until = None if given.until is None else datetime.fromtimestamp(given.until, UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+    # Not strftime, whose years have no leading zeros.
+    until = None if given.until is None else datetime.fromtimestamp(given.until, UTC).isoformat().replace("+00:00", "Z")
     values = {
         "target": given.target, "default-target": given.default_target, "user": given.user,
         **{name: "yes" for name, is_so in yes.items() if is_so},

@@ -11,6 +11,8 @@ from typing import Annotated
 
 import msgspec
 
+from cage_runtime.decoding import decode
+
 Number = Annotated[int, msgspec.Meta(ge=1, le=2**62)]
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
 Name = Annotated[str, msgspec.Meta(pattern=r"^[a-z][a-z0-9-]{0,30}\Z")]
@@ -103,11 +105,11 @@ def encode(message: Asked | Opened | Leaving) -> bytes:
 
 def decode_asked(message: bytes) -> Asked:
     """The request, or msgspec.DecodeError."""
-    asked: Asked = _ASKED.decode(message)
+    asked: Asked = decode(message, _ASKED)
     return asked
 
 
 def decode_told(message: bytes) -> Opened | Leaving:
     """What cage-scopes tells, or msgspec.DecodeError."""
-    told: Opened | Leaving = _TOLD.decode(message)
+    told: Opened | Leaving = decode(message, _TOLD)
     return told

@@ -19,6 +19,7 @@ from pathlib import Path
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.spawner import syscall
 
 LOG = logging.getLogger(__name__)
@@ -154,7 +155,7 @@ def _read(directory: int, key: str) -> Filter | None:
     if len(untrusted) > ENTRY_BYTES_MAX or untrusted_sum != _sum(key, untrusted_entry):
         return None
     try:
-        entry = msgspec.json.decode(untrusted_entry, type=_Entry)
+        entry = decode(untrusted_entry, msgspec.json.Decoder(_Entry))
     except msgspec.DecodeError:
         return None
     programs = [*entry.programs, entry.mediated] if entry.mediated else entry.programs

@@ -21,6 +21,7 @@ from dataclasses import dataclass, field
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.errors import PrivateCage
 from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
 from cage_runtime.spawner import applications, capability, syscall, wire
@@ -53,6 +54,7 @@ ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
 """What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
 """What is given to a delivery half or a service, whose core half is gone, before it is killed."""
+_WISHES = msgspec.json.Decoder(dict[str, int])
 SIGINFO_BYTES = 128
 """Of one struct signalfd_siginfo (signalfd(2))."""
 SI_USER = 0
@@ -333,7 +335,7 @@ class Init:
             return
         try:
             message = running.channel.recv(MESSAGE_MAX)
-            wish = msgspec.json.decode(message, type=dict[str, int]) if message else None
+            wish = decode(message, _WISHES) if message else None
         except (OSError, msgspec.DecodeError):
             wish = None
         if wish is None:

@@ -12,6 +12,8 @@ from typing import Annotated
 
 import msgspec
 
+from cage_runtime.decoding import decode
+
 FILE = "record.json"
 
 
@@ -32,6 +34,6 @@ def write(directory: Path, record: Record) -> None:
 def read(directory: Path) -> Record:
     """The record of the cage; one that has none was born without a context.  ValueError where it is none of ours."""
     try:
-        return msgspec.json.decode((directory / FILE).read_bytes(), type=Record)
+        return decode((directory / FILE).read_bytes(), msgspec.json.Decoder(Record))
     except FileNotFoundError:
         return UNKNOWN

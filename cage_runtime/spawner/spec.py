@@ -11,6 +11,7 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cage_runtime.decoding import decode
 from cage_runtime.model import ARGUMENT_MAX, ARGV_MAX, CAGES_MAX, Wall
 
 Uuid = Annotated[str, msgspec.Meta(pattern=r"^[0-9a-f]{32}\Z")]
@@ -321,16 +322,16 @@ def encode(message: AnyRequest | AnyReply | Listening) -> bytes:
 
 def decode_request(untrusted_message: bytes) -> AnyRequest:
     """The request, or msgspec.DecodeError (of which a validation error is one)."""
-    request: AnyRequest = _REQUESTS.decode(untrusted_message)
+    request: AnyRequest = decode(untrusted_message, _REQUESTS)
     return request
 
 
 def decode_reply(untrusted_message: bytes) -> AnyReply:
-    reply: AnyReply = _REPLIES.decode(untrusted_message)
+    reply: AnyReply = decode(untrusted_message, _REPLIES)
     return reply
 
 
 def decode_from_init(untrusted_message: bytes) -> FromInit:
     """What a cage-init says, or msgspec.DecodeError."""
-    message: FromInit = _FROM_INIT.decode(untrusted_message)
+    message: FromInit = decode(untrusted_message, _FROM_INIT)
     return message

@@ -7,6 +7,8 @@ from typing import Annotated, Literal
 
 import msgspec
 
+from cage_runtime.decoding import decode
+
 COUNT_MAX = 2**53
 """No cage makes so many calls; and caged, who is told of them, takes as much and more."""
 Call = Literal["sysinfo", "other"]
@@ -46,11 +48,11 @@ def encode(message: Mediate | Forget | Counted) -> bytes:
 
 def decode_asked(untrusted_message: bytes) -> Mediate | Forget:
     """What the spawner says, or msgspec.DecodeError."""
-    message: Mediate | Forget = _ASKED.decode(untrusted_message)
+    message: Mediate | Forget = decode(untrusted_message, _ASKED)
     return message
 
 
 def decode_told(untrusted_message: bytes) -> Counted:
     """What cage-syscalls says, or msgspec.DecodeError."""
-    message: Counted = _TOLD.decode(untrusted_message)
+    message: Counted = decode(untrusted_message, _TOLD)
     return message

@@ -103,7 +103,9 @@ def script_words(line: bytes, path: str) -> list[str]:
     if not end and len(line) == LINE_MAX:
         raise NotExecutable(f"{path}: its first line is longer than {LINE_MAX} bytes")
     words = os.fsdecode(first.strip(b" \t")).replace("\t", " ").split(" ", 1)
-    if not words[0].startswith("/") or "\0" in words[0]:
+    if b"\0" in first:
+        raise NotExecutable(f"{path}: its first line has a NUL")
+    if not words[0].startswith("/"):
         raise NotExecutable(f'{path}: its interpreter, "{escape(words[0], limit=80)}", is not an absolute path')
     return [words[0], *(word.strip() for word in words[1:])]
 

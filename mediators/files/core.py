@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from cage_runtime import log
+from cage_runtime import encrypted, log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
 from cage_runtime.model import (
@@ -36,6 +36,7 @@ from cage_runtime.text import escape
 from mediators import corehalf, session, wire
 from mediators.files import protocol
 from mediators.files.stream import Stream
+from mediators.files.transform import ENCRYPT, recipient
 from mediators.sniff import sniffer
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
@@ -103,6 +104,13 @@ def _check_move(options: protocol.Options, permission: Permission) -> None:
                             "send it, and remove it yourself")
 
 
+def _encrypted_name(name: str, *, tree: bool) -> str:
+    if tree:
+        raise PolicyRefused(f'"{escape(name)}" is a directory, and the policy has what is sent there encrypted, file '
+                            "by file; send its files, or an archive of them")
+    return protocol.check_file_name(name + encrypted.SUFFIX)
+
+
 async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> None:
     """The source of a tree, what comes of it."""
     try:
@@ -123,8 +131,9 @@ async def _staged(transfer: Transfer, stage: Awaitable[Staged]) -> Staged:
 class FilesCore:
     """Serves org.cageruntime.Files1 on every gateway."""
 
-    def __init__(self, *, caged: Caged, stager: Stager) -> None:
-        self._caged, self._stager = caged, stager
+    def __init__(self, *, caged: Caged, stager: Stager, administrator: Path) -> None:
+        """`administrator` is the folder in which the keys are."""
+        self._caged, self._stager, self._administrator = caged, stager, administrator
         self._under_way: Counter[tuple[str, ...]] = Counter()
         self._going: set[asyncio.Task[Any]] = set()
 
@@ -136,13 +145,18 @@ class FilesCore:
         options = protocol.Options.read(untrusted_options)
         descriptor = wire.only_descriptor(call, 2)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options)
-        work = self._start(transfer, self._stager.stage(
-            descriptor, source.uuid, transfer.permission.max_size, typed=_is_typed(transfer.permission)))
+        work = self._start(transfer, self._stage(transfer, descriptor))
         try:
             return Answer(values=(await transfer.told(work),))
         except asyncio.CancelledError:
             transfer.give_up(work)
             raise
+
+    async def _stage(self, transfer: Transfer, descriptor: int) -> Staged:
+        permission = transfer.permission
+        return await self._stager.stage(
+            descriptor, transfer.source.uuid, permission.max_size, typed=_is_typed(permission),
+            recipient=recipient(permission.transform, self._administrator))
 
     async def _send_tree(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, untrusted_options = call.arguments
@@ -164,6 +178,8 @@ class FilesCore:
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         _check_move(options, permission)
+        if permission.transform:
+            name = _encrypted_name(name, tree=tree)
         pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
@@ -206,7 +222,10 @@ class FilesCore:
         name is taken, as asked for."""
         try:
             staged = await _staged(transfer, stage)
-            transfer.details |= {"size": str(staged.content), "sha256": staged.sha256}
+            transfer.details |= {"size": str(staged.content), "sha256": staged.plain_sha256 or staged.sha256}
+            if staged.plain_sha256:
+                transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
+                                     "transform": transfer.permission.transform}
             if transfer.tree:
                 transfer.details["files"] = str(staged.files)
             try:
@@ -217,8 +236,9 @@ class FilesCore:
             await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
             if not transfer.in_target or transfer.permission.flow is Flow.LEVEL:
                 raise
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {transfer.target_name}, which may be '
-                                 "stopped or full; the core's audit log says why") from error
+            target = transfer.permission.asked.target or "the cage that policy names"
+            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, which may be stopped or full; '
+                                 "the core's audit log says why") from error
         except asyncio.CancelledError:
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
@@ -229,9 +249,13 @@ class FilesCore:
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
-        what = What(size=staged.content, files=staged.files, types=staged.types, sha256=staged.sha256, lines=shown)
+        what = What(size=staged.content, files=staged.files, types=staged.types,
+                    sha256=staged.plain_sha256 or staged.sha256, lines=shown)
         permission = await self._caged.confirm(transfer.permission, what)
         _check_move(transfer.options, permission)
+        if permission.transform != transfer.permission.transform:
+            raise PolicyRefused(f'"{escape(transfer.name)}" would have to be changed otherwise for that cage than '
+                                "when it was read; name the cage, and send it again")
         target = permission.target
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         if permission.one_way:
@@ -276,7 +300,8 @@ class FilesCore:
 def _logged(transfer: Transfer) -> dict[str, str]:
     """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
     what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"), "no": ("name", "sha256", "size", "files")}
+    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"),
+              "no": ("name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
     left_out = wanted.get(transfer.permission.log, wanted["no"])
     return {key: value for key, value in transfer.details.items() if key not in left_out}
 
@@ -293,15 +318,19 @@ def run(arguments: list[str]) -> int:
         config = corehalf.configured(arguments)
         types = sniffer()
         if corehalf.begin("files", config):
-            asyncio.run(serve_until_bus_ends(Stager(Path(config.paths.state, "staging"), sniffer=types)))
+            stager = Stager(Path(config.paths.state, "staging"), sniffer=types)
+            asyncio.run(serve_until_bus_ends(stager, Path(config.paths.administrator)))
     except CageError as error:
         LOG.critical("%s", error.sentence)
         return error.exit_status
     return 0
 
 
-async def serve_until_bus_ends(stager: Stager) -> None:
+async def serve_until_bus_ends(stager: Stager, administrator: Path = Path("/etc/cage-runtime")) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
+    def handlers(caged: Caged) -> dict[str, corehalf.Handler]:
+        return FilesCore(caged=caged, stager=stager, administrator=administrator).handlers()
+
     await corehalf.serve_until_bus_ends(
-        "files", protocol.SERVICE, lambda caged: FilesCore(caged=caged, stager=stager).handlers(),
-        at_once=CALLS_AT_ONCE)
+        "files", protocol.SERVICE, handlers,
+        at_once=CALLS_AT_ONCE, transforms=frozenset({ENCRYPT}))

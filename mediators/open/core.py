@@ -104,8 +104,7 @@ class OpenCore:
         wire.no_options(untrusted_options)
         name, target = check_file_name(untrusted_name), protocol.check_target(untrusted_target)
         descriptor = wire.only_descriptor(call, 2)
-        if sum(edit.source == source.uuid for edit in self._edits.values()) >= EDITS_PER_CAGE:
-            raise TransferFailed(f"{EDITS_PER_CAGE} files of this cage are open elsewhere; close one of them")
+        self._check_room(source)
         request = wire.new_request()
         permission = await self._caged.decide(source.uuid, protocol.FILE, "", target, request)
         opening = Opening(source=source, service=protocol.FILE, permission=permission,
@@ -127,8 +126,13 @@ class OpenCore:
                 staged.discard()
         return Answer(values=("",))
 
+    def _check_room(self, source: Gateway) -> None:
+        if sum(edit.source == source.uuid for edit in self._edits.values()) >= EDITS_PER_CAGE:
+            raise TransferFailed(f"{EDITS_PER_CAGE} files of this cage are open elsewhere; close one of them")
+
     async def _begin_edit(self, opening: Opening, what: What, delivery: Delivery, descriptor: int) -> str:
         """The id of a session that goes on when the file has begun to be opened."""
+        self._check_room(opening.source)  # again: others may have begun meanwhile
         edit, key = Edit(source=opening.source.uuid), secrets.token_hex(16)
         task = edit.task = asyncio.get_running_loop().create_task(
             self._edit(opening, edit, what, delivery, descriptor))

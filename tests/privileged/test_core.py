@@ -26,6 +26,7 @@ prefix, config_file, module, own, neighbour = sys.argv[1:]
 sys.path += [prefix + "/lib", "/usr/lib/python3/dist-packages"]
 from pathlib import Path
 from cage_runtime.config import load_runtime
+from mediators import corehalf
 libc = ctypes.CDLL(None, use_errno=True)
 config = load_runtime(Path(config_file))
 run, state = config.paths.run, config.paths.state
@@ -68,7 +69,10 @@ def unshare():
     if libc.unshare(0x10000000):
         raise OSError(ctypes.get_errno(), "")
 true = open("/usr/bin/true", "rb")
-importlib.import_module(module)._confine(config)
+if module.startswith("mediators."):
+    corehalf.begin(module.split(".")[1], config)
+else:
+    importlib.import_module(module)._confine(config)
 print(json.dumps({
     "the policy": tried(lambda: os.listdir(prefix + "/policy.d")),
     "the host's users": tried(lambda: read("/etc/passwd")),

@@ -40,7 +40,7 @@ def test_what_it_names_is_there() -> None:
         assert os.access(TOP / script, os.X_OK), script
     for directory in set(re.findall(r"\btests/[a-z]+\b", readme.TEXT)):
         assert (TOP / directory).is_dir(), directory
-    named = {f"{name}.{section}" for name, section in re.findall(r"\b([A-Za-z0-9.]+)\((\d)\)", readme.TEXT)}
+    named = {f"{name}.{section}" for name, section in re.findall(r"\b([A-Za-z0-9.-]+)\((\d)\)", readme.TEXT)}
     assert named == {page.name for page in Path(TOP, "cage_runtime/resources/man").iterdir()}
 
 

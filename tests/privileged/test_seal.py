@@ -178,7 +178,8 @@ def test_nobody_in_a_cage_holds_anything_but_cage_init(everybody: dict[str, int]
     assert held_by(init) == (NOTHING, mask(capability.INIT_CEILING), mask(capability.INIT_USUAL), NOTHING, NOTHING,
                              "1", "2")
     kinds = {kind: [line for line in everybody if kind in line]
-             for kind in ("sleep 1000", "sleep 1001", "sleep 1002", "bus.conf", "--session", "cage-mediator")}
+             for kind in ("sleep 1000", "sleep 1001", "sleep 1002", "cage-bus/bus.conf", "session-bus/bus.conf",
+                          "cage-mediator")}
     assert [kind for kind, lines in kinds.items() if not lines] == []
     assert {line: held_by(pid) for line, pid in everybody.items()} == dict.fromkeys(
         everybody, (NOTHING, NOTHING, NOTHING, NOTHING, NOTHING, "1", "2"))

@@ -13,6 +13,7 @@ from typing import Any
 
 import pytest
 
+from tests.privileged import rules
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime, arguments_of, wait_gone
 
@@ -28,14 +29,8 @@ files.Move * diode high allow direction=one-way
 
 @pytest.fixture(autouse=True, scope="module")
 def policy(runtime: Runtime) -> Iterator[None]:
-    rules = runtime.top / "etc/policy.d/30-trees.policy"
-    rules.parent.mkdir(parents=True)
-    rules.write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    rules.unlink()
-    rules.parent.rmdir()
-    runtime.ok("policy", "reload")
+    with rules.policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -13,18 +13,21 @@ from pathlib import Path
 import pytest
 
 TOP = Path(__file__).parents[2]
-FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config",
-              "cage_runtime.manifest"}
+FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.decoding", "cage_runtime.model",
+              "cage_runtime.config", "cage_runtime.manifest"}
 BUS = {"cage_runtime.bus", "cage_runtime.objects", "cage_runtime.resources", "cage_runtime.shares"}
 PROGRAM = {"cage_runtime.arguments", "cage_runtime.confine", "cage_runtime.folders", "cage_runtime.log",
            "cage_runtime.notify", "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
+RECEIVING = {f"cage_runtime.{name}" for name in ("filenames", "intree", "packing", "placing")}
+"""How a tree is one stream, and becomes a tree again."""
 SPAWNER_WORDS = {"cage_runtime.spawner.channel", "cage_runtime.spawner.spec", "cage_runtime.spawner.wire"}
 """What a room on the far side of the spawner's socket may know of it: the words that go over it, and how."""
 
 ALLOWED = {
     "cage_runtime.errors": set(),
     "cage_runtime.text": set(),
+    "cage_runtime.decoding": set(),
     "cage_runtime.model": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.config": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model"},
     "cage_runtime.manifest": {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.model", "cage_runtime.config"},
@@ -62,15 +65,22 @@ ALLOWED = {
     | SPAWNER_WORDS
     | {"cage_runtime.generate"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
+    "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.packing": set(),
+    "cage_runtime.filenames": {"cage_runtime.errors", "cage_runtime.text"},
+    "cage_runtime.intree": {f"cage_runtime.{name}" for name in ("errors", "filenames", "packing", "text")},
+    "cage_runtime.placing": {f"cage_runtime.{name}" for name in ("errors", "filenames", "intree", "packing")},
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
-    | {"cage_runtime.packing", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    | RECEIVING
+    | {"cage_runtime.encrypted", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
     | BUS
     | PROGRAM
-    | {"cage_runtime.journald", "cage_runtime.packing", "cage_runtime.spawner.channel"},
+    | RECEIVING
+    | {"cage_runtime.encrypted", "cage_runtime.journald", "cage_runtime.spawner.channel"}
+    | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""
 

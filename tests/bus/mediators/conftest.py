@@ -113,6 +113,8 @@ class StandInCaged:
         self.allowed: dict[tuple[str, str], str] = {}
         self.max_size = 0
         self.flow = Flow.LEVEL
+        self.led_to = ""
+        """The name of the target after redirects, where that is another than the one asked for."""
         self.full = False
         self.asked: list[list[str]] = []
         self.records: asyncio.Queue[list[object]] = asyncio.Queue()
@@ -224,7 +226,7 @@ class StandInCaged:
     def _permission(self, source: str, target: str) -> Answer:
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
-        words = {"action": "allow", "target": target, "target-uuid": self.allowed[source, target],
+        words = {"action": "allow", "target": self.led_to or target, "target-uuid": self.allowed[source, target],
                  "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "",
                  "user": "", "log": self.log}
         return Answer(values=({

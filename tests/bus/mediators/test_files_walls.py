@@ -81,6 +81,17 @@ def test_why_it_did_not_arrive_stays_there(play: Play, flow: Flow, fault: str) -
     play(test)
 
 
+def test_where_policy_has_led_it_the_source_does_not_hear(play: Play) -> None:
+    async def test(world: World) -> None:
+        world.caged.flow, world.caged.led_to = Flow.UP, "hidden"
+        full_inbox(world)
+        with pytest.raises(TransferFailed) as failed:
+            await world.send("work", "vault")
+        assert failed.value.sentence == HEARD
+
+    play(test)
+
+
 def test_what_the_source_has_done_itself_it_hears(play: Play) -> None:
     async def test(world: World) -> None:
         world.caged.flow = Flow.UP

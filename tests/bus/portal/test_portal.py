@@ -242,13 +242,12 @@ def test_a_notification_is_replaced_and_taken_away_by_its_own_id(play: Play) -> 
         for number in (7, 7):
             world.mediators.answer("Show", number)
         world.mediators.answer("Close")
-        for title in ("1 %", "99 %"):
-            await world.call(NOTIFICATION, "AddNotification", "sa{sv}", "n1", {"title": Variant("s", title)})
-        first, waited, second = await world.asked(), await world.asked(), await world.asked()
-        assert "replaces" not in first[1][2]
-        assert waited == ("Wait", ([7],))
-        assert second[1][2]["replaces"].value == 7
-        await world.asked()
+        await world.call(NOTIFICATION, "AddNotification", "sa{sv}", "n1", {"title": Variant("s", "1 %")})
+        assert "replaces" not in (await world.asked())[1][2]
+        assert await world.asked() == ("Wait", ([7],))
+        await world.call(NOTIFICATION, "AddNotification", "sa{sv}", "n1", {"title": Variant("s", "99 %")})
+        assert (await world.asked())[1][2]["replaces"].value == 7
+        assert await world.asked() == ("Wait", ([7],))
         await world.call(NOTIFICATION, "RemoveNotification", "s", "nobody's")
         await world.call(NOTIFICATION, "RemoveNotification", "s", "n1")
         assert await world.asked() == ("Close", (7,))

@@ -92,7 +92,7 @@ BAD = (
     ("app", "no command given"),
     ("bogus", 'no command "bogus"'),
     ("app bogus", 'no command "app bogus"'),
-    ("cp a work:b", 'no command "cp"'),
+    ("cp a b", "one of SRC and DST has to be NAME:PATH"),
     ("top", 'no command "top"'),
     ("policy simulate x", "after -- belongs what to ask"),
     ("policy simulate x -- work files.Send", "after -- belongs what to ask"),

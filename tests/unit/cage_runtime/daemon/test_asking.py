@@ -263,7 +263,21 @@ def test_what_was_chosen_is_an_instance(choosing: World) -> None:
     choosing.answer("allow", target="third")
     choosing.destroy("third")
     choosing.create("third", "public", life="-2")
-    assert '"third" is not the cage that it was' in choosing.not_confirmed("", **HELD)
+    said = choosing.not_confirmed("", **HELD)
+    assert said.startswith("the target is not the cage that it was"), "whom the person chose the source does not hear"
+
+
+def test_the_limit_of_a_chosen_pair_holds(start: Callable[..., World]) -> None:
+    world = start("files.Send * work @default ask\nfiles.Send * work @any ask limit=1/h\n")
+    for number, may in enumerate((True, False), start=1):
+        request = str(number) * 32
+        world.decide("", request=request)
+        is_asked(world, target="", request=request)
+        world.answer("allow", target="peer")
+        if may:
+            assert world.confirm("", request=request, **HELD).target is world.known["peer"]
+        else:
+            assert "limit=" in world.not_confirmed("", request=request, **HELD)
 
 
 def test_a_choice_that_stands_is_made_once(choosing: World) -> None:

@@ -22,8 +22,10 @@ READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List"
 """Methods that change nothing and whose answers are one's own, or no secret."""
 DEFAULTS = ("allow_any", "allow_inactive", "allow_active")
 OWN = ("auth_self_keep",) * 3
-ANSWERING = {"AnswerPrompt", "RevokeGrant", "NotificationAction"}
+ANSWERING = {"AnswerPrompt", "RevokeGrant"}
 """What a person does at once on the console, or not at all."""
+CLICKING = {"NotificationAction"}
+"""What a desktop does by itself, when a notification has been there for long enough."""
 ADMINISTRATOR = ("auth_admin", "auth_admin", "auth_admin_keep")
 
 
@@ -59,7 +61,7 @@ def test_who_may_by_default(member: str) -> None:
     changing = ADMINISTRATOR if right.about is About.HOST else OWN
     if member in ANSWERING:
         changing = (*OWN[:2], "yes")
-    assert defaults(right.action) == (("yes",) * 3 if member in READING else changing)
+    assert defaults(right.action) == (("yes",) * 3 if member in READING | CLICKING else changing)
     for action in right.actions[1:]:
         assert defaults(action) == ADMINISTRATOR
 

@@ -74,10 +74,11 @@ def test_a_broken_definition_keeps_the_cage_and_says_why(registry: Registry, tmp
     assert 'cage.toml:2: unknown key "colour"' in record.fault
 
 
-def test_an_entry_that_cannot_be_read_costs_no_other_cage(registry: Registry, tmp_path: Path) -> None:
+@pytest.mark.parametrize("damaged", [b"{}", b"", b'{"uuid":"\xff\xff"}', b'{"x":' + b"[" * 3000])
+def test_an_entry_that_cannot_be_read_costs_no_other_cage(registry: Registry, tmp_path: Path, damaged: bytes) -> None:
     """A damaged record, and what the file system has put there; their names stay taken."""
     registry.add(a_record("work"))
-    (tmp_path / "persistent/work/instance.json").write_text("{}")
+    (tmp_path / "persistent/work/instance.json").write_bytes(damaged)
     (tmp_path / "persistent/lost+found").mkdir()
     registry.add(a_record("other"))
     assert [record.name for record in registry.load()] == ["other"]

@@ -153,6 +153,7 @@ WORDS = st.sampled_from([
 
 @given(st.one_of(st.binary(max_size=300), st.lists(WORDS, max_size=9).map(lambda words: " ".join(words).encode())))
 @example(b"\xff\xfe* * * * allow")
+@example(b"files.Send * * * allow until=0001-01-31T18:00Z")
 def test_whatever_the_bytes_are_they_are_rules_or_a_fault_with_its_line(text: bytes) -> None:
     for found in read(text, file="f", levels=LEVELS, kinds=KINDS):
         if isinstance(found, Rule):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 
 import msgspec
 import pytest
@@ -18,6 +19,7 @@ from cage_runtime.spawner.spec import (
     Reply,
     Spawn,
     Terminal,
+    decode_from_init,
     decode_reply,
     decode_request,
     encode,
@@ -85,10 +87,13 @@ def test_a_tree_may_be_named_as_applications_are() -> None:
     assert decode_request(encode(request)) == request
 
 
-@pytest.mark.parametrize("message", [b"", b"\xff", b"{", b"[]", b"null", b'{"op":"spawn"}', b'"x"' * 10])
-def test_noise_is_not_a_request(message: bytes) -> None:
+@pytest.mark.parametrize("message", [
+    b"", b"\xff", b"{", b"[]", b"null", b'{"op":"spawn"}', b'"x"' * 10, b'{"op":"\x80"', b'{"x":' + b"[" * 3000])
+@pytest.mark.parametrize("read", [decode_request, decode_reply, decode_from_init])
+def test_noise_is_nothing_that_is_said(read: Callable[[bytes], object], message: bytes) -> None:
+    """Of a compromised cage-init or caged: root reads it, and must not end by it."""
     with pytest.raises(msgspec.DecodeError):
-        decode_request(message)
+        read(message)
 
 
 def test_limits_become_the_files_of_a_cgroup() -> None:
