@@ -184,6 +184,7 @@ def main_pid(name: str) -> int:
 def test_every_core_half_runs_as_its_user_under_its_unit_without_a_privilege() -> None:
     laid = {Path(name).stem for name in ok("sh", "-c", "ls /usr/lib/cage-runtime/mediators.d").split()}
     assert set(MEDIATORS) == laid
+    ok("systemctl", "start", *map(unit, MEDIATORS))  # which caged has begun: this waits for it
     for name in MEDIATORS:
         assert properties(unit(name), "ActiveState", "User") == {"ActiveState": "active", "User": f"cage-{name}"}
         process = Path(f"/proc/{main_pid(name)}")
