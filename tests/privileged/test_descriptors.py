@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Every kind of descriptor to every mediator, from whoever is in a cage and from a hostile half (M30, and what SCM_RIGHTS
-can carry): it is refused for what it is, nothing of it arrives, and nobody else waits for it."""
+"""Every kind of descriptor to every mediator, from whoever is in a cage and from a hostile half (M30, and what
+SCM_RIGHTS can carry): it is refused for what it is, nothing of it arrives, and nobody else waits for it."""
 
 from __future__ import annotations
 
@@ -37,7 +37,8 @@ TAKES = {
 """Those that take a file, by mediator."""
 LINGERS = "a socket that lingers"
 REASONS = {
-    "a directory": "is a directory", "a path": "was not opened for reading", "a file's path": "was not opened for reading",
+    "a directory": "is a directory", "a path": "was not opened for reading",
+    "a file's path": "was not opened for reading",
     "a FIFO": "is a pipe", "a pipe": "is a pipe", "a socket": "is a socket", "a pair of sockets": "is a socket",
     "a socket that lingers": "is a socket", "an epoll": "is not a regular file", "an eventfd": "is not a regular file",
     "a process": "is not a regular file", "memory of its own": "", "a device": "is a device",
@@ -104,7 +105,8 @@ def test_what_is_no_file_is_refused_to_a_user(bad: Cage, good: Cage, mediator: s
 
 @pytest.mark.parametrize("kind", REASONS)
 @pytest.mark.parametrize("mediator", TAKES)
-def test_what_is_no_file_is_refused_to_a_half(runtime: Runtime, bad: Cage, good: Cage, mediator: str, kind: str) -> None:
+def test_what_is_no_file_is_refused_to_a_half(runtime: Runtime, bad: Cage, good: Cage, mediator: str,
+                                              kind: str) -> None:
     said: list[tuple[str, str]] = []
     until(lambda: said.append(from_half(runtime, bad, request(mediator, kind))) or "too often" not in said[-1][1],
           "its turn")
@@ -121,8 +123,8 @@ def test_where_none_is_taken_one_costs_the_channel(runtime: Runtime, bad: Cage, 
     if kind != LINGERS:
         ((error, _),) = from_user(bad, said)
         assert error == "InvalidArgs", "and the cage half, which is the cage's own, says so by itself"
-    until(lambda: from_half(runtime, bad, Said(name=name, member="None", signature="", values=()))[0] != "ServiceUnknown",
-          "the channel again")
+    anything = Said(name=name, member="None", signature="", values=())
+    until(lambda: from_half(runtime, bad, anything)[0] != "ServiceUnknown", "the channel again")
 
 
 @pytest.mark.parametrize("mediator", TAKES)
