@@ -15,7 +15,8 @@ import pytest
 TOP = Path(__file__).parents[2]
 FOUNDATION = {"cage_runtime.errors", "cage_runtime.text", "cage_runtime.decoding", "cage_runtime.model",
               "cage_runtime.config", "cage_runtime.manifest"}
-BUS = {"cage_runtime.bus", "cage_runtime.handed", "cage_runtime.objects", "cage_runtime.resources", "cage_runtime.shares"}
+BUS = {"cage_runtime.bus", "cage_runtime.handed", "cage_runtime.objects", "cage_runtime.resources",
+       "cage_runtime.shares"}
 PROGRAM = {"cage_runtime.arguments", "cage_runtime.confine", "cage_runtime.folders", "cage_runtime.log",
            "cage_runtime.notify", "cage_runtime.watchdog"}
 """What the programs of the core have in common."""
