@@ -151,8 +151,8 @@ def test_one_more_transfer_of_a_pair_is_refused_and_those_to_others_are_not(play
 
 # --- a target, or a source, that takes its time ------------------------------------------------------------------
 LET_GO = ([WITHDRAWN], [DAMAGED], [-signal.SIGHUP])
-"""The status of a delivery half that nobody waits for: it was at its gate, had found what was staged given back already,
-or had hardly begun."""
+"""The status of a delivery half that nobody waits for: it was at its gate, had found what was staged given back, or had
+hardly begun."""
 
 
 def test_a_delivery_has_time_by_its_size() -> None:
