@@ -51,14 +51,16 @@ def rules(runtime: Runtime) -> Iterator[None]:
 
 
 @pytest.fixture(scope="module")
-def desk(runtime: Runtime, shared_cage: MakeCage, sample: Sample) -> Cage:
-    """A cage that has the editor."""
+def desk(runtime: Runtime, shared_cage: MakeCage, sample: Sample) -> Iterator[Cage]:
+    """A cage that has the editor; its remote is forgotten when nothing comes from it any more."""
     sample.add_editor(SCRIPT, "text/plain;x-scheme-handler/https;")
     runtime.ok("app", "remote-add", "here", f"file://{sample.repository}",
                f"--gpg-key={sample.directory / 'key.gpg'}")
     desk = shared_cage("desk", "--level", "internal")
     runtime.ok("app", "install", "desk", EDITOR, "--remote", "here")
-    return desk
+    yield desk
+    runtime.ok("app", "remove", "desk", EDITOR)
+    runtime.ok("app", "remote-remove", "here")
 
 
 def disposables(runtime: Runtime) -> dict[str, Any]:
