@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import time
@@ -86,8 +85,7 @@ def call(cage: Cage, service: str, target: str = "server", content: bytes = b"")
 
 
 def records(runtime: Runtime, service: str) -> list[dict[str, Any]]:
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 400)})[0]]
-    return [event["fields"] for event in listed if event["fields"].get("service") == service]
+    return [fields for fields in runtime.events() if fields.get("service") == service]
 
 
 # --- what works --------------------------------------------------------------------------------------------------

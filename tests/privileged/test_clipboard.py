@@ -12,7 +12,6 @@ import pytest
 from cage_runtime.model import CLIP_BYTES_MAX
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Ended, Runtime
-from tests.privileged.test_transfer import events
 
 RULES = """clipboard.Paste * alpha beta allow
 clipboard.Paste * beta alpha allow
@@ -55,7 +54,7 @@ def test_what_is_copied_is_pasted_once(runtime: Runtime, alpha: Cage, beta: Cage
     assert copy(alpha, "grüß dich\n".encode()).returncode == 0
     ended = paste(beta)
     assert (ended.returncode, ended.stdout.decode(), ended.stderr) == (0, "grüß dich\n", b"")
-    noted = events(runtime, "transfer")[-1]
+    noted = runtime.events("transfer")[-1]
     assert (noted["cage"], noted["target"], noted["outcome"], noted["size"]) == ("alpha", "beta", "is pasted", "12")
     again = paste(beta)
     assert (again.returncode, again.stdout, again.stderr) == (126, b"", NOTHING), "M45: consumed"

@@ -14,7 +14,6 @@ from cage_runtime.model import DISPOSABLES_PER_CAGE
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Changes, Ended, Runtime
 from tests.privileged.sample import EDITOR, Sample
-from tests.privileged.test_transfer import events
 
 RULES = """open.File * desk @disposable:pad allow
 open.Uri * desk @disposable:pad allow
@@ -84,9 +83,9 @@ def test_a_file_is_edited_in_a_cage_that_is_made_for_it(runtime: Runtime, desk: 
     assert (ended.returncode, ended.stdout) == (0, b"Documents/a.txt: edited\n"), ended.stderr
     assert desk.sh("cat Documents/a.txt") == "one\ntwo\n"
     wait_gone(runtime)
-    created = events(runtime, "cage-created")[-1]
+    created = runtime.events("cage-created")[-1]
     assert (created["cage"][:5], created["caller"], created["level"]) == ("disp-", desk.uuid, "internal")
-    destroyed = events(runtime, "cage-destroyed")[-1]
+    destroyed = runtime.events("cage-destroyed")[-1]
     assert (destroyed["uuid"], destroyed["why"]) == (created["uuid"], "it was disposable, and has ended")
 
 
@@ -161,9 +160,9 @@ def test_down_into_one_is_down(runtime: Runtime, shared_cage: MakeCage) -> None:
 
 @pytest.mark.parametrize("target", ["@disposable", "@disposable:nosuch", "@disposable:default"])
 def test_what_policy_does_not_permit_is_not_made(runtime: Runtime, desk: Cage, target: str) -> None:
-    before = len(events(runtime, "cage-created"))
+    before = len(runtime.events("cage-created"))
     assert open_(desk, "https://example.org/1", target).returncode == 126
-    assert len(events(runtime, "cage-created")) == before
+    assert len(runtime.events("cage-created")) == before
     assert disposables(runtime) == {}
 
 

@@ -4,7 +4,6 @@ cage calls it."""
 
 from __future__ import annotations
 
-import json
 import re
 import shutil
 import subprocess
@@ -12,7 +11,6 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -90,11 +88,6 @@ def cages(runtime: Runtime) -> Iterator[dict[str, Cage]]:
         cage.destroy()
 
 
-def events(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 100)})[0]]
-    return [event["fields"] for event in listed if event["kind"] == kind]
-
-
 def ask(cage: Cage) -> Ended:
     return cage.enter(*CALL)
 
@@ -120,18 +113,18 @@ def test_a_cage_is_told_where_a_rule_says_so(runtime: Runtime, cages: dict[str, 
     assert said is not None, ended.stdout
     assert before <= int(said[1]) <= after
     assert (said[2], int(said[3])) == (time.localtime().tm_zone, time.localtime().tm_gmtoff)
-    (told,) = events(runtime, "transfer")
+    (told,) = runtime.events("transfer")
     assert (told["cage"], told["service"], told["target"]) == ("work", "time.Now", "@core")
     assert told["outcome"] == "the time was told"
-    assert {event["rule"].rpartition("/")[2] for event in events(runtime, "decision")} == {"30-time.policy:1"}
+    assert {event["rule"].rpartition("/")[2] for event in runtime.events("decision")} == {"30-time.policy:1"}
 
 
 def test_a_cage_that_no_rule_lets_is_refused(runtime: Runtime, cages: dict[str, Cage]) -> None:
     ended = ask(cages["other"])
     assert ended.returncode == 1
     assert b"org.cageruntime.Error.PolicyRefused" in ended.stderr
-    assert events(runtime, "decision")[-1]["decision"] == "deny"
-    assert len(events(runtime, "transfer")) == 1
+    assert runtime.events("decision")[-1]["decision"] == "deny"
+    assert len(runtime.events("transfer")) == 1
 
 
 def test_what_no_other_file_names_has_a_user_and_a_process_of_its_own(runtime: Runtime) -> None:

@@ -87,8 +87,7 @@ def outcome(status: int) -> dict[str, Any]:
 
 
 def records(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 400)})[0]]
-    return [event["fields"] for event in listed if event["kind"] == kind and event["fields"].get("cage") == "hostile"]
+    return [fields for fields in runtime.events(kind) if fields.get("cage") == "hostile"]
 
 
 # --- call --------------------------------------------------------------------------------------------------------

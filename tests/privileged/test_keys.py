@@ -67,9 +67,7 @@ def agent(cage: Cage, script: str, *, to: str = "vault", content: bytes | None =
 
 
 def records(runtime: Runtime, service: str) -> list[dict[str, Any]]:
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 400)})[0]]
-    return [event["fields"] for event in listed
-            if event["fields"].get("service") == service and "outcome" in event["fields"]]
+    return [fields for fields in runtime.events() if fields.get("service") == service and "outcome" in fields]
 
 
 # --- what works --------------------------------------------------------------------------------------------------

@@ -13,7 +13,6 @@ import pytest
 from cage_runtime.model import EDITED_BYTES_MAX
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import Cage, Ended, Runtime
-from tests.privileged.test_transfer import events
 
 RULES = """open.Uri +ftp desk web deny
 open.Uri * desk web allow
@@ -86,7 +85,7 @@ def test_a_link_opens_in_its_one_form(runtime: Runtime, desk: Cage, web: Cage) -
     ended = open_(desk, "HTTPS://Example.ORG:443/a b'$(id);".replace(" ", "%20"), "web")
     assert (ended.returncode, ended.stderr) == (0, b"")
     assert opened(web, 2) == ["1", "https://example.org/a%20b%27$(id);"]
-    noted = events(runtime, "transfer")[-1]
+    noted = runtime.events("transfer")[-1]
     assert (noted["cage"], noted["target"], noted["service"]) == ("desk", "web", "open.Uri")
     assert (noted["uri"], noted["outcome"]) == ("https://example.org/a%20b%27$(id);", "opens in web")
 
@@ -138,7 +137,7 @@ def test_an_edited_file_comes_back_in_its_place(runtime: Runtime, desk: Cage, we
     assert desk.sh("cat Documents/a.txt; stat -c %a Documents/a.txt; ls -A Documents") == "one\nmore\n640\na.txt\n"
     assert opened(web, 2) == ["600 user", "one"]
     assert web.sh("ls -A .cache/incage") == "", "nothing is left of the copy"
-    assert [noted["outcome"] for noted in events(runtime, "transfer")[-2:]] == [
+    assert [noted["outcome"] for noted in runtime.events("transfer")[-2:]] == [
         "opens in web", "was edited, and comes back"]
     desk.sh("rm Documents/a.txt")
 
@@ -223,7 +222,7 @@ def test_a_cage_with_nothing_to_open_it_says_so_in_the_record_alone(runtime: Run
     ended = open_(desk, "https://example.org/", "high")
     assert ended.returncode == 1
     assert b"it was not opened there; the target may be stopped" in ended.stderr
-    assert json.dumps(events(runtime, "transfer")[-1]["outcome"]).count("does not run") == 1
+    assert json.dumps(runtime.events("transfer")[-1]["outcome"]).count("does not run") == 1
 
 
 def test_where_the_rule_is_one_way_nothing_comes_back(shared_cage: MakeCage, web: Cage) -> None:

@@ -20,7 +20,6 @@ from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import SECONDS, Cage, Runtime
 from tests.privileged.test_clipboard import copy, paste
 from tests.privileged.test_open import handler, open_, opened
-from tests.privileged.test_transfer import events
 
 RULES = """clipboard.Paste * bad good allow
 clipboard.Paste * good other allow
@@ -156,9 +155,9 @@ def test_m43_unsolicited_data_goes_nowhere(runtime: Runtime, bad: Cage, good: Ca
         with open("/etc/passwd", "rb") as file, pytest.raises(CageError):
             await say("clipboard", "Paste", "sha{sv}", ("text/plain", 0, {}), (file.fileno(),))
 
-    before = len(events(runtime, "malformed"))
+    before = len(runtime.events("malformed"))
     at_gateway(runtime, bad, with_data)
-    assert len(events(runtime, "malformed")) == before + 1
+    assert len(runtime.events("malformed")) == before + 1
     others_are_undisturbed(good, other)
     assert paste(good).returncode == 126, "nothing of it is offered"
 

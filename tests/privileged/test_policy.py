@@ -3,7 +3,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -63,9 +62,7 @@ def send(source: Cage, target: str, file: str = "doc") -> Ended:
 
 def decided(runtime: Runtime) -> dict[str, Any]:
     """The fields of the last decision in the record."""
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 200)})[0]]
-    fields: list[dict[str, Any]] = [event["fields"] for event in listed if event["kind"] == "decision"]
-    return fields[-1]
+    return runtime.events("decision")[-1]
 
 
 def inbox(target: Cage) -> list[str]:

@@ -14,7 +14,6 @@ import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -48,12 +47,6 @@ def send(source: Cage, target: str, *files: str) -> Ended:
     return source.enter("incage", "send", *files, "--to", target)
 
 
-def events(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
-    """The fields of the last events of that kind in the audit log."""
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 4000)})[0]]
-    return [event["fields"] for event in listed if event["kind"] == kind]
-
-
 def inbox(runtime: Runtime, target: Cage) -> list[str]:
     """All that is in the target's inbox, as the host sees it: hidden and half-made files too."""
     top = runtime.storage / target.uuid / "home/Inbox"
@@ -84,7 +77,7 @@ def test_up_it_arrives_as_it_was(runtime: Runtime, low: Cage, high: Cage) -> Non
     assert hashlib.sha256(arrived).hexdigest() == digest
     about = high.sh("stat -c '%U %a' Inbox/low/figures.bin").split()
     assert about == ["user", "644"]
-    noted = events(runtime, "transfer")[-1]
+    noted = runtime.events("transfer")[-1]
     assert (noted["cage"], noted["target"], noted["sha256"]) == ("low", "high", digest)
     assert noted["size"] == str(len(content))
     assert noted["outcome"] == "arrived as Inbox/low/figures.bin"
@@ -109,7 +102,7 @@ def test_which_number_that_is_is_not_told_down(runtime: Runtime, low: Cage, high
     for name in NUMBERED:
         ended = send(low, "high", "Documents/notes.txt")
         assert ended.stdout == b"notes.txt -> high: Inbox/low/\n", ended.stderr
-        assert events(runtime, "transfer")[-1]["outcome"] == f"arrived as Inbox/low/{name}"
+        assert runtime.events("transfer")[-1]["outcome"] == f"arrived as Inbox/low/{name}"
     assert inbox(runtime, high) == sorted(f"low/{name}" for name in NUMBERED)
     ended = low.enter("incage", "--json=short", "send", "Documents/notes.txt", "--to", "high")
     assert json.loads(ended.stdout) == [{"file": "Documents/notes.txt", "target": "high", "arrived": "Inbox/low/"}]
@@ -129,11 +122,11 @@ def test_several_files_and_those_that_can_arrive_do(runtime: Runtime, low: Cage,
 def test_more_at_once_than_may_be_under_way(runtime: Runtime, low: Cage, high: Cage) -> None:
     """Those that are too many wait for their turn."""
     low.sh("for i in 1 2 3 4 5 6 7 8; do head -c 300000 /dev/urandom > many-$i; done")
-    decided = len(events(runtime, "decision"))
+    decided = len(runtime.events("decision"))
     script = "for i in 1 2 3 4 5 6 7 8; do incage send many-$i --to high & done; wait"
     with Changes(runtime.state / "audit") as changes, stopped(runtime, high):
         sending = low.popen("sh", "-c", script, stdout=subprocess.PIPE, stderr=subprocess.PIPE)
-        changes.until(lambda: len(events(runtime, "decision")) >= decided + 2 * TRANSFERS_PER_PAIR, "those that may")
+        changes.until(lambda: len(runtime.events("decision")) >= decided + 2 * TRANSFERS_PER_PAIR, "those that may")
     output, errors = sending.communicate(timeout=SECONDS)
     assert (len(output.splitlines()), errors) == (8, b"")
     assert inbox(runtime, high) == [f"low/many-{number}" for number in range(1, 9)]
@@ -147,7 +140,7 @@ def test_down_it_is_refused_and_the_log_names_the_rule(runtime: Runtime, low: Ca
     high.sh("echo secret > plan.txt")
     ended = send(high, "low", "plan.txt")
     assert (ended.returncode, ended.stdout) == (126, b"")
-    decided = events(runtime, "decision")[-1]
+    decided = runtime.events("decision")[-1]
     assert (decided["cage"], decided["target"], decided["decision"]) == ("high", "low", "deny")
     assert "90-default.policy:5" in decided["rule"]
     assert "90-default.policy:5" in ended.stderr.decode()
@@ -183,7 +176,7 @@ def test_a_full_target_says_so_to_its_peers_and_keeps_nothing(
     ended = send(low, "small", "large")
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert ended.stderr.decode() == f'incage: "large" did not arrive in small{says}\n'
-    assert events(runtime, "transfer")[-1]["outcome"] == '"large" did not arrive in small: its home is full'
+    assert runtime.events("transfer")[-1]["outcome"] == '"large" did not arrive in small: its home is full'
     assert small.sh("find Inbox 2>/dev/null; true") == ""
     low.sh("echo less > less; incage send less --to small")
     assert small.sh("cat Inbox/low/less") == "less\n"
@@ -227,14 +220,14 @@ def test_what_whoever_sends_it_has_given_up_does_not_arrive(runtime: Runtime, lo
     low.sh(f"head -c {LARGE} /dev/zero > large")
     mediator = runtime.process("cage-mediator")
     with Changes(runtime.state / "audit") as changes:
-        recorded = len(events(runtime, "transfer"))
+        recorded = len(runtime.events("transfer"))
         with low.popen("incage", "send", "large", "--to", "high", stderr=subprocess.DEVNULL) as sending:
             while not (workers := children_of(mediator)):
                 assert sending.poll() is None
             os.kill(workers[0], signal.SIGSTOP)  # it is being staged until whoever sends it has gone
             os.kill(incage_of(runtime, low), signal.SIGKILL)
-            changes.until(lambda: len(events(runtime, "transfer")) > recorded, "its record")
-    assert [event["outcome"] for event in events(runtime, "transfer")[recorded:]] == [
+            changes.until(lambda: len(runtime.events("transfer")) > recorded, "its record")
+    assert [event["outcome"] for event in runtime.events("transfer")[recorded:]] == [
         "given up, because whoever sent it has gone; nothing arrived"]
     wait_gone(workers[0])
     nothing_is_left(runtime, high)
@@ -248,11 +241,11 @@ def test_what_is_cut_off_while_it_is_delivered_is_not_there(
     low.sh("echo figures > figures")
     high.sh("true")
     with Changes(runtime.state / "audit") as changes:
-        decided = len(events(runtime, "decision"))
+        decided = len(runtime.events("decision"))
         with stopped(runtime, high):
             sending = low.popen("incage", "send", "figures", "--to", "high", stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE)
-            changes.until(lambda: len(events(runtime, "decision")) >= decided + 2, "the second decision")
+            changes.until(lambda: len(runtime.events("decision")) >= decided + 2, "the second decision")
             runtime.kill_and_wait(program)
         output, errors = sending.communicate(timeout=SECONDS)
     arrived = high.sh("find Inbox -type f 2>/dev/null; true")
@@ -275,18 +268,18 @@ def test_a_target_that_stands_still_stops_nobody_else(
     most = TRANSFERS_PER_PAIR
     hostile = cage("hostile", "--level", "secret")
     low.sh("echo figures > f")
-    decided = len(events(runtime, "decision"))
+    decided = len(runtime.events("decision"))
     with Changes(runtime.state / "audit") as changes, stopped(runtime, hostile):
         sending = [low.popen("incage", "send", "f", "--to", "hostile", stderr=subprocess.DEVNULL)
                    for _ in range(most + 1)]
-        changes.until(lambda: len(events(runtime, "decision")) >= decided + 2 * most, "all second decisions")
+        changes.until(lambda: len(runtime.events("decision")) >= decided + 2 * most, "all second decisions")
         assert send(low, "high", "f").returncode == 0
         assert [each.poll() for each in sending] == [None] * (most + 1)
-        recorded = len(events(runtime, "transfer"))
+        recorded = len(runtime.events("transfer"))
         mediator = next(pid for pid in runtime.cage_processes(low.uuid) if "--cage" in arguments_of(pid))
         os.kill(mediator, signal.SIGKILL)
-        changes.until(lambda: len(events(runtime, "transfer")) >= recorded + most, "their end")
-    assert {event["outcome"] for event in events(runtime, "transfer")[-most:]} == {
+        changes.until(lambda: len(runtime.events("transfer")) >= recorded + most, "their end")
+    assert {event["outcome"] for event in runtime.events("transfer")[-most:]} == {
         "given up, because whoever sent it has gone; nothing arrived"}
     assert 0 not in [each.wait(SECONDS) for each in sending]
     assert inbox(runtime, high) == ["low/f"]
@@ -297,11 +290,11 @@ def test_a_target_that_stands_still_stops_nobody_else(
 def test_a_cage_that_asks_too_often_is_recorded_once_for_all(runtime: Runtime, cage: MakeCage) -> None:
     hasty = cage("hasty")
     hasty.sh("echo a > f")
-    refusals = len(events(runtime, "decision"))
+    refusals = len(runtime.events("decision"))
     flood = hasty.enter("incage", "send", *["f"] * 400, "--to", "nobody")
     assert b"incage: this cage asks too often; try again in a moment\n" in flood.stderr
     assert flood.stderr.count(b"\n") == 400
-    assert len(events(runtime, "decision")) - refusals < 399
+    assert len(runtime.events("decision")) - refusals < 399
 
 
 def test_no_process_of_a_transfer_stays(runtime: Runtime, low: Cage, high: Cage) -> None:

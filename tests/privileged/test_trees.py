@@ -3,13 +3,11 @@
 
 from __future__ import annotations
 
-import json
 import os
 import signal
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import pytest
 
@@ -52,11 +50,6 @@ def send(source: Cage, target: str, *words: str, verb: str = "send") -> Ended:
     return source.enter("incage", verb, *words, "--to", target)
 
 
-def events(runtime: Runtime, kind: str) -> list[dict[str, Any]]:
-    listed = [json.loads(line) for line in runtime.call("TailAudit", "a{sv}", {"count": ("i", 4000)})[0]]
-    return [event["fields"] for event in listed if event["kind"] == kind]
-
-
 def children_of(pid: int) -> list[int]:
     return [int(word) for word in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
 
@@ -70,7 +63,7 @@ def test_a_tree_arrives_as_it_was(runtime: Runtime, low: Cage, high: Cage) -> No
     about = high.sh("cd Inbox/low/many; stat -c '%U %a %n' run empty none a/e/1 .")
     assert about.splitlines() == ["user 755 run", "user 644 empty", "user 755 none", "user 644 a/e/1", "user 755 ."]
     assert high.sh("find Inbox -mindepth 1 -maxdepth 2") == "Inbox/low\nInbox/low/many\n"
-    noted = events(runtime, "transfer")[-1]
+    noted = runtime.events("transfer")[-1]
     assert (noted["name"], noted["files"], noted["outcome"]) == ("many/", "412", "arrived as Inbox/low/many")
     assert os.listdir(runtime.state / "staging") == []
     high.sh("rm -r Inbox")
@@ -121,10 +114,10 @@ def test_more_files_than_a_tree_may_have_are_refused_before_anything_is_sent(
 ) -> None:
     """M27."""
     low.sh("mkdir tiny; cd tiny; python3 -c 'for i in range(100001): open(str(i), \"x\").close()'")
-    decided = len(events(runtime, "decision"))
+    decided = len(runtime.events("decision"))
     ended = send(low, "high", "tiny")
     assert ended.stderr == b'incage: "tiny" has more than 100000 files and directories; send it in parts\n'
-    assert len(events(runtime, "decision")) == decided
+    assert len(runtime.events("decision")) == decided
     low.sh("rm -r tiny")
     assert high.sh("find Inbox 2>/dev/null; true") == ""
 
@@ -157,13 +150,13 @@ def test_what_has_changed_since_it_was_read_is_kept(runtime: Runtime, low: Cage,
     low.sh("mkdir papers; echo one > papers/one; echo two > papers/two")
     peer.sh("true")
     cgroup = runtime.cgroups()[peer.uuid]
-    decided = len(events(runtime, "decision"))
+    decided = len(runtime.events("decision"))
     with Changes(runtime.state / "audit") as changes:
         (cgroup / "cgroup.freeze").write_text("1")
         try:
             moving = low.popen("incage", "move", "papers", "--to", "peer", stdout=subprocess.PIPE,
                                stderr=subprocess.PIPE)
-            changes.until(lambda: len(events(runtime, "decision")) >= decided + 2, "the second decision")
+            changes.until(lambda: len(runtime.events("decision")) >= decided + 2, "the second decision")
             low.sh("echo more >> papers/one; echo new > papers/new")
         finally:
             (cgroup / "cgroup.freeze").write_text("0")
@@ -202,10 +195,10 @@ def test_through_a_diode_nothing_comes_back(runtime: Runtime, cage: MakeCage, hi
         for blocked in (False, True):
             if blocked:
                 high.sh("rm -rf Inbox; ln -s / Inbox")
-            before = len(events(runtime, "transfer"))
+            before = len(runtime.events("transfer"))
             said.append([send(diode, "high", what) for what in ("one", "tree")])
             recorded = 2 if blocked else 4
-            changes.until(lambda least=before + recorded: len(events(runtime, "transfer")) >= least, "the records")
+            changes.until(lambda least=before + recorded: len(runtime.events("transfer")) >= least, "the records")
             if not blocked:
                 assert high.sh("cat Inbox/diode/one Inbox/diode/tree/two") == "one\ntwo\n"
     first, second = ([(ended.returncode, ended.stdout, ended.stderr) for ended in each] for each in said)
@@ -223,14 +216,14 @@ def test_a_tree_that_is_cut_off_while_it_is_delivered_is_there_or_not(
 ) -> None:
     low.sh(MANY)
     high.sh("true")
-    decided = len(events(runtime, "decision"))
+    decided = len(runtime.events("decision"))
     cgroup = runtime.cgroups()[high.uuid]
     with Changes(runtime.state / "audit") as changes:
         (cgroup / "cgroup.freeze").write_text("1")
         try:
             sending = low.popen("incage", "send", "many", "--to", "high", stdout=subprocess.PIPE,
                                 stderr=subprocess.PIPE)
-            changes.until(lambda: len(events(runtime, "decision")) >= decided + 2, "the second decision")
+            changes.until(lambda: len(runtime.events("decision")) >= decided + 2, "the second decision")
             runtime.kill_and_wait(program)
         finally:
             (cgroup / "cgroup.freeze").write_text("0")
