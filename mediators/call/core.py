@@ -268,6 +268,8 @@ class CallCore:
             return Outcome(REFUSED, error.sentence)
         except CageError as error:
             return Outcome(FAILED, error.sentence)
+        except OSError as error:
+            return Outcome(FAILED, f"the core has nothing left for a call: {error.strerror}")
         finally:
             asyncio.get_running_loop().remove_reader(ends.status)
             work.cancel()
@@ -303,8 +305,8 @@ class CallCore:
                 outcome = await carry.drained(channel, output, CALL_IDLE_SECONDS)
             calling.details["status"] = str(outcome.status)
             await self._record(calling, outcome.sentence or "the service ended")
-        except CageError as error:
-            await self._record(calling, error.sentence)
+        except (CageError, OSError) as error:
+            await self._record(calling, error.sentence if isinstance(error, CageError) else str(error))
 
     async def _record(self, calling: Calling, outcome: str) -> None:
         """Of what has happened already; that it was permitted is in the chain since before it began."""
