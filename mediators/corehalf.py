@@ -12,7 +12,6 @@ import asyncio
 import functools
 import logging
 import os
-from collections import Counter
 from collections.abc import Awaitable, Callable, Mapping
 from pathlib import Path
 
@@ -25,6 +24,8 @@ from cage_runtime.model import CALLS_PER_CAGE
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 from mediators import wire
+from mediators.gateways import Gateways
+from mediators.places import Places
 from mediators.wire import Caged, Gateway
 
 LOG = logging.getLogger(__name__)
@@ -45,8 +46,8 @@ class CoreHalf:
         self._name, self._service, self._handlers = name, service, handlers
         self._caged, self._most = caged, at_once
         self._interface = wire.interface(name)
-        self._under_way: Counter[str] = Counter()
-        self._gateways = wire.Gateways(bus, caged, name=wire.bus_name(name), serve=self._serve, left=left)
+        self._places = Places()
+        self._gateways = Gateways(bus, caged, name=wire.bus_name(name), serve=self._serve, left=left)
 
     async def run(self) -> None:
         """Raises RuntimeFailure when the system bus has ended."""
@@ -60,15 +61,9 @@ class CoreHalf:
         await bus.follow_callers()
 
     async def _answer(self, gateway: Gateway, handler: Handler, call: Call) -> Answer:
-        if self._under_way[gateway.uuid] >= self._most:
-            raise RuntimeFailure(f"{self._most} requests of this cage are under way; wait until one has ended")
-        self._under_way[gateway.uuid] += 1
-        try:
+        with self._places.take(gateway.uuid, self._most, lambda: RuntimeFailure(
+                f"{self._most} requests of this cage are under way; wait until one has ended")):
             return await handler(gateway, call)
-        finally:
-            self._under_way[gateway.uuid] -= 1
-            if not self._under_way[gateway.uuid]:
-                del self._under_way[gateway.uuid]
 
     async def _malformed(self, source: Gateway, bus: Bus, error: UsageError) -> None:
         try:

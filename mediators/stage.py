@@ -27,11 +27,11 @@ from pathlib import Path
 from cage_runtime import encrypted
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.filenames import CHUNK
+from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
-from mediators.names import CHUNK
 from mediators.sniff import SNIFFED_BYTES, Sniffer
-from mediators.tree import Misfit, Tree, read_header
 
 REPORT_MAX = 8192
 """Bytes of one message of a worker."""

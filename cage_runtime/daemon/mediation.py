@@ -143,7 +143,6 @@ class Mediation:
             found.append(f"the policy in force denies everything, until cagectl policy reload: {in_force}")
         return found
 
-
     def decide(self, asked: Asked) -> Permission:
         """The permission at first sight, where policy gives one; otherwise PolicyRefused, fit for the source cage.
 

@@ -15,8 +15,7 @@ import logging
 import os
 import resource
 import socket
-from collections import Counter
-from collections.abc import Coroutine, Iterator
+from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
@@ -38,6 +37,7 @@ from mediators.call import carry, protocol
 from mediators.call.carry import Bounds, Carried, Ends
 from mediators.call.protocol import FAILED, REFUSED, Outcome
 from mediators.call.stream import CHUNK
+from mediators.places import Places
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
@@ -122,7 +122,7 @@ class CallCore:
 
     def __init__(self, caged: Caged) -> None:
         self._caged = caged
-        self._under_way: Counter[tuple[str, ...]] = Counter()
+        self._places = Places()
         self._tasks: set[asyncio.Task[None]] = set()
 
     async def call(self, source: Gateway, call: Call) -> Answer:
@@ -147,18 +147,10 @@ class CallCore:
                 self._go_on(self._carry(calling, carried, places.pop_all()))
             return Answer(values=(0, 1, 2), descriptors=pipes.theirs)
 
-    @contextlib.contextmanager
-    def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
+    def _place(self, whose: tuple[str, ...], most: int, which: str) -> contextlib.AbstractContextManager[None]:
         """One of the `most` calls that may go on at once; RuntimeFailure where all of them do."""
-        if self._under_way[whose] >= most:
-            raise RuntimeFailure(f"{most} calls {which} are going on; try again when one has ended")
-        self._under_way[whose] += 1
-        try:
-            yield
-        finally:
-            self._under_way[whose] -= 1
-            if not self._under_way[whose]:
-                del self._under_way[whose]
+        return self._places.take(whose, most, lambda: RuntimeFailure(
+            f"{most} calls {which} are going on; try again when one has ended"))
 
     def _go_on(self, work: Coroutine[Any, Any, None]) -> None:
         """See to it that `work` is done, which outlives the answer to whoever called."""

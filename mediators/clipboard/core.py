@@ -21,10 +21,11 @@ from pathlib import Path
 from cage_runtime import log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
-from cage_runtime.model import CAGES_MAX, CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND
+from cage_runtime.model import CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND
 from mediators import corehalf, wire
 from mediators.clipboard import protocol
 from mediators.clipboard.text import clean
+from mediators.share import Share
 from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, What
 
@@ -59,25 +60,20 @@ class MemoryStager(Stager):
 
 
 class Rates:
-    """How often each cage may ask."""
+    """How often each cage whose gateway stands may ask."""
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._tokens: dict[str, tuple[float, float]] = {}
+        self._shares: dict[str, Share] = {}
 
     def take(self, uuid: str) -> None:
         """PolicyRefused where it asks too often."""
         now = self._clock()
-        tokens, since = self._tokens.get(uuid, (float(CLIP_BURST), now))
-        tokens = min(float(CLIP_BURST), tokens + (now - since) * CLIPS_PER_SECOND)
-        if tokens < 1:
+        if not self._shares.setdefault(uuid, Share(CLIP_BURST, CLIPS_PER_SECOND, now)).take(1, now):
             raise PolicyRefused("this cage asks too often; try again in a moment")
-        if len(self._tokens) >= 2 * CAGES_MAX:
-            self._tokens.clear()
-        self._tokens[uuid] = tokens - 1, now
 
     def forget(self, uuid: str) -> None:
-        self._tokens.pop(uuid, None)
+        self._shares.pop(uuid, None)
 
 
 class ClipboardCore:

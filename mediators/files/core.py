@@ -14,8 +14,7 @@ import contextlib
 import functools
 import logging
 import signal
-from collections import Counter
-from collections.abc import Awaitable, Iterator
+from collections.abc import Awaitable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -37,6 +36,7 @@ from mediators import corehalf, session, wire
 from mediators.files import protocol
 from mediators.files.stream import Stream
 from mediators.files.transform import ENCRYPT, recipient
+from mediators.places import Places
 from mediators.sniff import sniffer
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
@@ -134,7 +134,7 @@ class FilesCore:
     def __init__(self, *, caged: Caged, stager: Stager, administrator: Path) -> None:
         """`administrator` is the folder in which the keys are."""
         self._caged, self._stager, self._administrator = caged, stager, administrator
-        self._under_way: Counter[tuple[str, ...]] = Counter()
+        self._places = Places()
         self._going: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, corehalf.Handler]:
@@ -203,18 +203,10 @@ class FilesCore:
         task.add_done_callback(ended)
         return task
 
-    @contextlib.contextmanager
-    def _place(self, whose: tuple[str, ...], most: int, which: str) -> Iterator[None]:
+    def _place(self, whose: tuple[str, ...], most: int, which: str) -> contextlib.AbstractContextManager[None]:
         """One of the `most` transfers that may be under way at once; TransferFailed where all of them are."""
-        if self._under_way[whose] >= most:
-            raise TransferFailed(f"{most} transfers {which} are under way; wait until one has ended")
-        self._under_way[whose] += 1
-        try:
-            yield
-        finally:
-            self._under_way[whose] -= 1
-            if not self._under_way[whose]:
-                del self._under_way[whose]
+        return self._places.take(whose, most, lambda: TransferFailed(
+            f"{most} transfers {which} are under way; wait until one has ended"))
 
     async def _transfer(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may

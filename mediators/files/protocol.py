@@ -9,14 +9,14 @@ dataclass, no regular expression, no typing.
 from __future__ import annotations
 
 from cage_runtime.errors import TransferFailed, UsageError
+from cage_runtime.filenames import CHUNK as CHUNK
+from cage_runtime.filenames import FILE_NAME_BYTES as FILE_NAME_BYTES
+from cage_runtime.filenames import HIDDEN as HIDDEN
+from cage_runtime.filenames import RENAMES_MAX as RENAMES_MAX
+from cage_runtime.filenames import TRANSFER_BYTES_MAX as TRANSFER_BYTES_MAX
+from cage_runtime.filenames import candidate as candidate
+from cage_runtime.filenames import check_file_name as check_file_name
 from cage_runtime.text import escape
-from mediators.names import CHUNK as CHUNK
-from mediators.names import FILE_NAME_BYTES as FILE_NAME_BYTES
-from mediators.names import HIDDEN as HIDDEN
-from mediators.names import RENAMES_MAX as RENAMES_MAX
-from mediators.names import TRANSFER_BYTES_MAX as TRANSFER_BYTES_MAX
-from mediators.names import candidate as candidate
-from mediators.names import check_file_name as check_file_name
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:

@@ -17,9 +17,9 @@ import signal
 from collections.abc import Callable
 
 from cage_runtime import packing
+from cage_runtime.intree import Misfit, Tree, read_header
 from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, hidden_name, write_all
 from mediators.files.protocol import CHUNK, DAMAGED, HIDDEN, REPLACE, SKIPPED, Delivery
-from mediators.tree import Misfit, Tree, read_header
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -36,6 +36,7 @@ def publish_tree(staged: int, directory: int, delivery: Delivery, wait_for_go: C
     _clear(directory)
     hidden = hidden_name()
     os.mkdir(hidden, 0o700, dir_fd=directory)
+    published = False
     try:
         with Held(os.open(hidden, DIRECTORY, dir_fd=directory)) as top:
             fcntl.flock(top, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -44,9 +45,10 @@ def publish_tree(staged: int, directory: int, delivery: Delivery, wait_for_go: C
             _synchronise(top)
             wait_for_go()
             ordinal = _give_name(directory, hidden, delivery)
-    except BaseException:
-        _clear_away(directory, hidden)
-        raise
+        published = True
+    finally:
+        if not published:
+            _clear_away(directory, hidden)
     os.fsync(directory)
     if delivery.conflict == REPLACE or ordinal == SKIPPED:
         _clear_away(directory, hidden)  # what it took the place of, or the tree itself

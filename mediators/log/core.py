@@ -26,34 +26,12 @@ from cage_runtime.text import escape
 from mediators import corehalf, wire
 from mediators.log import protocol
 from mediators.log.protocol import Entries
+from mediators.share import Share
 from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)
 SHOWN_LINES = 8
 """Of a call, for a person who is asked about it."""
-
-
-class Share:
-    """What a cage may have at once, and each second after that; seconds are of any one clock."""
-
-    def __init__(self, burst: float, per_second: float, now: float) -> None:
-        self._burst, self._per_second = burst, per_second
-        self._there, self._since = burst, now
-
-    def take(self, wanted: int, now: float) -> int:
-        """How many of `wanted` there are; they are gone then."""
-        self._fill(now)
-        taken = min(wanted, int(self._there))
-        self._there -= taken
-        return taken
-
-    def seconds_until_one(self, now: float) -> float:
-        self._fill(now)
-        return max(0.0, (1 - self._there) / self._per_second)
-
-    def _fill(self, now: float) -> None:
-        self._there = min(self._burst, self._there + (now - self._since) * self._per_second)
-        self._since = now
 
 
 @dataclass(kw_only=True, slots=True)

@@ -8,8 +8,8 @@ import stat
 
 from cage_runtime.bus import Call
 from cage_runtime.errors import TransferFailed
+from cage_runtime.filenames import check_file_name
 from mediators import cagehalf, wire
-from mediators.names import check_file_name
 from mediators.open import protocol
 from mediators.open.uri import check_uri
 

@@ -22,6 +22,7 @@ from pathlib import Path
 from cage_runtime import log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
+from cage_runtime.filenames import check_file_name
 from cage_runtime.model import (
     EDIT_SECONDS,
     EDITED_BYTES_MAX,
@@ -33,7 +34,6 @@ from cage_runtime.model import (
 )
 from cage_runtime.text import escape
 from mediators import corehalf, gate, session, wire
-from mediators.names import check_file_name
 from mediators.open import protocol
 from mediators.open.edits import Returned
 from mediators.open.protocol import Delivery

@@ -7,8 +7,8 @@ The delivery half starts with each, so this file imports only what costs nothing
 from __future__ import annotations
 
 from cage_runtime.errors import InvalidName, TransferFailed, UsageError
+from cage_runtime.filenames import check_file_name
 from cage_runtime.text import escape
-from mediators.names import check_file_name
 
 URI, FILE = "open.Uri", "open.File"
 """What policy calls them; the argument of the first is the scheme."""

@@ -54,8 +54,6 @@ class Said:
     returns: str = ""
 
 
-
-
 def from_half(runtime: Runtime, cage: Cage, said: Said) -> tuple[str, str]:
     """On a connection of its own, because an attack may cost the channel."""
     with gateway(runtime, cage) as connection:

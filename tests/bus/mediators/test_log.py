@@ -17,7 +17,7 @@ import pytest
 from cage_runtime.bus import Bus, Variant
 from cage_runtime.errors import CageError, CutOff, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.journald import Journald
-from mediators import cagehalf, corehalf, wire
+from mediators import cagehalf, corehalf, gateways, wire
 from mediators.log import core, protocol
 from mediators.log.cage import check
 
@@ -303,7 +303,7 @@ def test_a_cage_has_its_share_of_a_core_half_and_no_more(play: Play) -> None:
 def test_what_no_honest_cage_half_says_closes_the_cage_s_channel_and_no_other(
         play: Play, monkeypatch: pytest.MonkeyPatch, member: str, signature: str, arguments: tuple[Any, ...]) -> None:
     """M11: it is answered, recorded, what is under way for that cage is given up, and the mediator is away a while."""
-    monkeypatch.setattr(wire, "SHUT_OUT_SECONDS", 0.5)
+    monkeypatch.setattr(gateways, "SHUT_OUT_SECONDS", 0.5)
 
     async def test(world: World) -> None:
         world.caged.allowed[VAULT, "@core"] = ""
@@ -327,7 +327,7 @@ def test_what_no_honest_cage_half_says_closes_the_cage_s_channel_and_no_other(
 
 
 def test_a_closed_channel_gives_up_what_is_under_way_in_it(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(wire, "SHUT_OUT_SECONDS", 0.0)
+    monkeypatch.setattr(gateways, "SHUT_OUT_SECONDS", 0.0)
 
     async def test(world: World) -> None:
         asked = asyncio.Event()

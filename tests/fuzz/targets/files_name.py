@@ -4,7 +4,7 @@
 from __future__ import annotations
 
 from cage_runtime.errors import InvalidName
-from mediators.names import FILE_NAME_BYTES, candidate, check_file_name
+from cage_runtime.filenames import FILE_NAME_BYTES, candidate, check_file_name
 
 MAY_RAISE = (InvalidName,)
 

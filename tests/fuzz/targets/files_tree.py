@@ -3,8 +3,8 @@
 
 from __future__ import annotations
 
+from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.packing import DIRECTORY, FILE, HEADER, LEAVE, PROGRAM, header
-from mediators.tree import Misfit, Tree, read_header
 from tests.fuzz.values import Taken
 
 MAY_RAISE = (Misfit,)

@@ -7,6 +7,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.packing import (
     DEPTH_MAX,
     DIRECTORY,
@@ -21,7 +22,6 @@ from cage_runtime.packing import (
     header,
 )
 from mediators.files import protocol
-from mediators.tree import Misfit, Tree, read_header
 from tests.unit.mediators.files.trees import DIGEST, TREE, Step, bare, body, stream
 
 NO_TREE = "did not come as a tree comes"
