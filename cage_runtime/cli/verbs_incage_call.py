@@ -7,13 +7,13 @@ and never shown by us.
 
 from __future__ import annotations
 
-import json
 import os
 import select
 
 from cage_runtime.cli.output import Screen, cell, say
 from cage_runtime.cli.pump import Pump
 from cage_runtime.errors import RuntimeFailure, UsageError
+from cage_runtime.outcome import STATUS_BYTES_MAX, parse_outcome
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -21,8 +21,6 @@ if TYPE_CHECKING:
 
 NAME_MAX = 1024
 """Characters of SERVICE+ARG that are asked about; the mediator takes less."""
-STATUS_BYTES_MAX = 1024
-"""Bytes of the line that says how a call ended."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -73,15 +71,12 @@ def _relay(inward: int, outward: int, told: int) -> tuple[int, str]:
 
 
 def _outcome(line: bytes) -> tuple[int, str]:
-    try:
-        told = json.loads(line) if line else None
-    except ValueError:
-        told = None
-    if told is None:
+    if not line.endswith(b"\n"):
         raise RuntimeFailure("the core ended meanwhile, so it is not known how the call did")
-    if not isinstance(told, dict) or type(told.get("status")) is not int or not 0 <= told["status"] <= 255:
+    outcome = parse_outcome(line)
+    if outcome is None:
         raise RuntimeFailure("the core said something that makes no sense here; are both sides of the same version?")
-    return told["status"], str(told.get("sentence", ""))
+    return outcome.status, outcome.sentence
 
 
 VERBS = {"call": (_arguments, _call)}

@@ -17,8 +17,9 @@ from typing import Any
 
 from cage_runtime.errors import RuntimeFailure, TransferFailed
 from cage_runtime.model import CALL_IDLE_SECONDS, CALL_SECONDS
+from cage_runtime.outcome import Outcome
 from mediators import session
-from mediators.call.protocol import FAILED, REFUSED, Outcome
+from mediators.call.protocol import FAILED, REFUSED
 from mediators.call.stream import Direction
 
 STOPPED = Outcome(137, "the cage of the service stopped")

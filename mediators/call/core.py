@@ -31,11 +31,12 @@ from cage_runtime.model import (
     STREAMS_PER_CAGE,
     STREAMS_PER_PAIR,
 )
+from cage_runtime.outcome import Outcome
 from cage_runtime.text import escape
 from mediators import corehalf, session, wire
 from mediators.call import carry, protocol
 from mediators.call.carry import Bounds, Carried, Ends
-from mediators.call.protocol import FAILED, REFUSED, Outcome
+from mediators.call.protocol import FAILED, REFUSED
 from mediators.call.stream import CHUNK
 from mediators.places import Places
 from mediators.wire import Caged, Gateway, Permission, What

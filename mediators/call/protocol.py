@@ -16,7 +16,6 @@ from cage_runtime.text import escape
 BUS_NAME = INTERFACE = "org.cageruntime.Call1"
 PATH = "/org/cageruntime/Call1"
 CALL = "Call"
-CALL_SIGNATURE = "sssa{sv}"
 FAMILY = "call"
 """Policy calls the service NAME `call.NAME`."""
 
@@ -30,8 +29,6 @@ _OF_ARGUMENTS = _FIRST_OF_ARGUMENTS | frozenset("._-")
 
 NO_SERVICE, NOT_EXECUTABLE, REFUSED, FAILED = 127, 126, 126, 125
 """Statuses that are not a service's own, as a shell and the commands have them."""
-STATUS_BYTES_MAX = 1024
-"""Bytes on the status pipe of a call: one line, which a pipe takes at once (PIPE_BUF)."""
 
 
 def check_service(untrusted_service: str) -> str:
@@ -83,37 +80,3 @@ def parse_delivery(untrusted_arguments: list[str]) -> Delivery:
     if not source or len(source) > ARGUMENT_MAX or not (_OF_NAMES | {"@"}).issuperset(source):
         raise UsageError("the source of a call is the name of a cage")
     return Delivery(service=check_service(service), argument=check_argument(argument), source=source)
-
-
-class Outcome:
-    """How a call ended: the status for whoever called, and a sentence where the status is not the service's own."""
-
-    __slots__ = ("sentence", "status")
-
-    def __init__(self, status: int, sentence: str = "") -> None:
-        self.status, self.sentence = status, sentence
-
-    def line(self) -> bytes:
-        """What goes on the status pipe."""
-        import json  # not for the delivery half
-
-        about = {"status": self.status} | ({"sentence": self.sentence} if self.sentence else {})
-        return json.dumps(about).encode() + b"\n"
-
-
-def parse_outcome(untrusted_line: bytes) -> Outcome | None:
-    """The outcome that a status pipe had, None where it was closed without one."""
-    import json
-
-    if not untrusted_line.endswith(b"\n") or len(untrusted_line) > STATUS_BYTES_MAX:
-        return None
-    try:
-        about = json.loads(untrusted_line)
-    except (ValueError, RecursionError):
-        return None
-    if not isinstance(about, dict):
-        return None
-    status, sentence = about.get("status"), about.get("sentence", "")
-    if type(status) is not int or not 0 <= status <= 255 or not isinstance(sentence, str):
-        return None
-    return Outcome(status, sentence)

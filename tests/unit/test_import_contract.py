@@ -68,6 +68,7 @@ ALLOWED = {
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
+    "cage_runtime.outcome": set(),
     "cage_runtime.packing": set(),
     "cage_runtime.filenames": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.intree": {f"cage_runtime.{name}" for name in ("errors", "filenames", "packing", "text")},
@@ -75,12 +76,13 @@ ALLOWED = {
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
     | RECEIVING
-    | {"cage_runtime.encrypted", "cage_runtime.resources", "cage_runtime.sdbus", "cage_runtime.spawner.channel"},
+    | {"cage_runtime.encrypted", "cage_runtime.outcome", "cage_runtime.resources"}
+    | {"cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
     | BUS
     | PROGRAM
     | RECEIVING
-    | {"cage_runtime.encrypted", "cage_runtime.journald", "cage_runtime.spawner.channel"}
+    | {"cage_runtime.encrypted", "cage_runtime.journald", "cage_runtime.outcome", "cage_runtime.spawner.channel"}
     | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""

@@ -6,6 +6,7 @@ from __future__ import annotations
 import json
 
 from cage_runtime.errors import InvalidName, UsageError
+from cage_runtime.outcome import parse_outcome
 from mediators import wire
 from mediators.call import protocol
 from tests.fuzz.values import Taken
@@ -17,7 +18,7 @@ def run(untrusted: bytes) -> None:
     taken = Taken(untrusted)
     match taken.byte() % 4:
         case 0:
-            outcome = protocol.parse_outcome(taken.rest())
+            outcome = parse_outcome(taken.rest())
             if outcome is not None:
                 assert 0 <= outcome.status <= 255
                 assert json.loads(outcome.line())["status"] == outcome.status

@@ -16,7 +16,8 @@ from typing import Any
 import pytest
 
 from cage_runtime.errors import RuntimeFailure
-from mediators.call import carry, protocol
+from cage_runtime.outcome import STATUS_BYTES_MAX
+from mediators.call import carry
 from mediators.call.carry import Bounds, Carried, Ends
 
 BOUNDS = Bounds(bytes=1 << 20)
@@ -53,7 +54,7 @@ class Call:
 
     def told(self) -> dict[str, Any]:
         """What the caller hears of the end."""
-        answer: dict[str, Any] = json.loads(os.read(self.status, protocol.STATUS_BYTES_MAX + 1))
+        answer: dict[str, Any] = json.loads(os.read(self.status, STATUS_BYTES_MAX + 1))
         assert os.read(self.status, 1) == b"", "one line, and then the end"
         return answer
 

@@ -10,6 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from cage_runtime.errors import UsageError
+from cage_runtime.outcome import Outcome, parse_outcome
 from cage_runtime.policy.parser import _ARGUMENT, _SERVICE
 from mediators.call import protocol
 
@@ -89,7 +90,7 @@ def test_a_delivery_of_another_shape_is_none(arguments: list[str]) -> None:
 
 @pytest.mark.parametrize(("status", "sentence"), [(0, ""), (255, ""), (126, "more than may go through")])
 def test_an_outcome_is_read_as_it_was_written(status: int, sentence: str) -> None:
-    read = protocol.parse_outcome(protocol.Outcome(status, sentence).line())
+    read = parse_outcome(Outcome(status, sentence).line())
     assert read is not None
     assert (read.status, read.sentence) == (status, sentence)
 
@@ -100,10 +101,10 @@ def test_an_outcome_is_read_as_it_was_written(status: int, sentence: str) -> Non
     b'{"status": 0}' + b" " * 1024 + b"\n", b"\xff\n",
 ])
 def test_another_line_is_no_outcome(line: bytes) -> None:
-    assert protocol.parse_outcome(line) is None
+    assert parse_outcome(line) is None
 
 
 @given(st.binary(max_size=100))
 def test_no_line_is_more_than_an_outcome_or_none(line: bytes) -> None:
-    outcome = protocol.parse_outcome(line)
+    outcome = parse_outcome(line)
     assert outcome is None or json.loads(line)["status"] == outcome.status
