@@ -50,8 +50,8 @@ def examine(
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage.  `authorisation` is
     whether others than root can use cages, and why; `strangers` are what `unknown_owners` finds; unless `counted`,
-    nothing tells how many cages there are; `idle` are the mediators that do not run; `unseen` is how many open questions no program shows
-    to anybody."""
+    nothing tells how many cages there are; `idle` are the mediators that do not run; `unseen` is how many open
+    questions no program shows to anybody."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
         _authorisation(*authorisation), *_mediators(idle), _questions(unseen),
