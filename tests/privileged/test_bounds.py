@@ -49,6 +49,7 @@ FIELDS = {
         "service": [("", MALFORMED), ("a", REFUSED), ("a" * 59, REFUSED), ("a" * 60, MALFORMED)],
         "argument": [("", REFUSED), ("a" * 64, REFUSED), ("a" * 65, MALFORMED)],
         "target": TARGETS, "options": NO_OPTIONS}),
+    ("call", "Services"): ((), {}),
     ("clipboard", "Copy"): (("text/plain", DESCRIPTOR, {}), {
         "type": [("", MALFORMED), ("text/plain", {"TransferFailed"}), ("text/plain;", MALFORMED)],
         "descriptor": [], "options": [*options("pastes", 100), *options("seconds", 3600), (OPTION, MALFORMED)]}),
