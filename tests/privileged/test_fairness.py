@@ -1,0 +1,36 @@
+# SPDX-License-Identifier: LGPL-2.1-or-later
+"""One cage floods every mediator at once, as its user and as a hostile half (M13): another is still served.
+
+What scripts/bench --fairness measures, for a shorter time: of so few rounds the middle is compared, of its hundred the
+99th percentile.
+"""
+
+from __future__ import annotations
+
+import statistics
+import subprocess
+from pathlib import Path
+
+from tests.bench import fairness
+from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
+from tests.privileged.runtime import Runtime
+
+ROUNDS = 12
+
+
+def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: MakeCage) -> None:
+    cages = {name: cage(name, "--level", "internal", "--ephemeral")
+             for name in (fairness.QUIET, fairness.LOUD, fairness.FRIEND)}
+    with policy(runtime, fairness.RULES):
+        cages[fairness.FRIEND].sh(fairness.PREPARE)
+        for name in (fairness.QUIET, fairness.LOUD):
+            cages[name].enter("incage", "call", "Nothing", fairness.FRIEND)  # so that the gateway is there
+        gateway = Path(runtime.run, "gateways", cages[fairness.LOUD].uuid, "bus")
+        taken = fairness.measured(
+            lambda name, *command: cages[name].popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
+            gateway, ROUNDS)
+    fairness.shown(taken)
+    ratios = {what: statistics.median(by[fairness.FLOODED]) / statistics.median(by[fairness.ALONE])
+              for what, by in taken.items()}
+    assert max(ratios.values()) < fairness.LIMIT, ratios
