@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
 
 RULES = """log.Write * muted * deny
@@ -23,14 +24,9 @@ log.Write * * @core allow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def policy(runtime: Runtime) -> Iterator[None]:
-    folder = runtime.top / "etc/policy.d"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "30-log.policy").write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    (folder / "30-log.policy").unlink()
-    runtime.ok("policy", "reload")
+def rules(runtime: Runtime) -> Iterator[None]:
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")
