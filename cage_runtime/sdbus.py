@@ -198,8 +198,8 @@ class Connection:
 
     def _check_size(self, member: str, size: int) -> None:
         if self._most is not None and size > self._most:
-            raise UsageError(f"all that is given to {member} has {size} bytes with what goes with it, and one message on "
-                             f"this bus has at most {self._most}; give less at once")
+            raise UsageError(f"all that is given to {member} has {size} bytes with what goes with it, and one message "
+                             f"on this bus has at most {self._most}; give less at once")
 
     # --- for a loop of one's own: wait as `waits_for` says, then take until there is nothing -----------------------
     def fileno(self) -> int:
