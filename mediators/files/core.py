@@ -30,6 +30,7 @@ from cage_runtime.model import (
     TRANSFERS_PER_CAGE,
     TRANSFERS_PER_PAIR,
     Flow,
+    ReceiptOutcome,
 )
 from cage_runtime.text import escape
 from mediators import corehalf, session, wire
@@ -45,6 +46,15 @@ LOG = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 2 * TRANSFERS_PER_CAGE
 """Calls of one cage that are answered at once: those beyond what may be under way are told so."""
+
+
+@dataclass(frozen=True, kw_only=True, slots=True)
+class Told:
+    """What the source of a transfer hears of it."""
+
+    arrived: str
+    receipt: str = ""
+    """Empty where none is wanted, and where there can be none."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -63,14 +73,14 @@ class Transfer:
     """What the record says of it."""
     places: contextlib.ExitStack
     """Those that it takes among the transfers under way."""
-    accepted: asyncio.Future[str]
+    accepted: asyncio.Future[Told]
     """What the source is told where nothing comes back but whether it was accepted, once it is."""
     in_target: bool = False
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
 
-    async def told(self, work: asyncio.Task[str]) -> str:
+    async def told(self, work: asyncio.Task[Told]) -> Told:
         """What the source is to hear of `work`; CageError likewise."""
         await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
         return self.accepted.result() if self.accepted.done() else work.result()
@@ -81,7 +91,7 @@ class Transfer:
             return _inbox_path(self.permission, "")
         return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
 
-    def give_up(self, work: asyncio.Task[str]) -> None:
+    def give_up(self, work: asyncio.Task[Told]) -> None:
         """Because whoever sent it has gone; what was accepted goes on."""
         if not self.accepted.done():
             work.cancel()
@@ -111,10 +121,11 @@ def _encrypted_name(name: str, *, tree: bool) -> str:
     return protocol.check_file_name(name + encrypted.SUFFIX)
 
 
-async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> None:
+async def _tell(transfer: Transfer, work: asyncio.Task[Told], stream: Stream) -> None:
     """The source of a tree, what comes of it."""
     try:
-        stream.arrived(await transfer.told(work))
+        told = await transfer.told(work)
+        stream.arrived(told.arrived, told.receipt if transfer.options.receipt else None)
     except CageError as error:
         stream.failed(error)
     finally:
@@ -138,16 +149,17 @@ class FilesCore:
         self._going: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, corehalf.Handler]:
-        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree}
+        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree, protocol.SEND_RECEIPTED: self._send}
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         descriptor = wire.only_descriptor(call, 2)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options)
         work = self._start(transfer, self._stage(transfer, descriptor))
         try:
-            return Answer(values=(await transfer.told(work),))
+            told = await transfer.told(work)
+            return Answer(values=(told.arrived, told.receipt) if options.receipt else (told.arrived,))
         except asyncio.CancelledError:
             transfer.give_up(work)
             raise
@@ -160,7 +172,7 @@ class FilesCore:
 
     async def _send_tree(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
         stream, permission = Stream(), transfer.permission
         work = self._start(transfer, self._stager.stage_tree(
@@ -178,23 +190,24 @@ class FilesCore:
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         _check_move(options, permission)
+        details = {"name": f"{name}/" if tree else name, "request": request}
         if permission.transform:
-            name = _encrypted_name(name, tree=tree)
+            sent, name = name, _encrypted_name(name, tree=tree)
+            details |= {"name": name, "sent-name": sent}
         pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
             return Transfer(source=source, request=request, service=service, options=options, tree=tree,
                             target_name=target, name=name, permission=permission, places=places.pop_all(),
-                            accepted=asyncio.get_running_loop().create_future(),
-                            details={"name": f"{name}/" if tree else name, "request": request})
+                            accepted=asyncio.get_running_loop().create_future(), details=details)
 
-    def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[str]:
+    def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[Told]:
         """Have the transfer done, which gives its places back in the end, whoever waits for it."""
         task = asyncio.get_running_loop().create_task(self._transfer(transfer, stage))
         self._going.add(task)
 
-        def ended(task: asyncio.Task[str]) -> None:
+        def ended(task: asyncio.Task[Told]) -> None:
             self._going.discard(task)
             transfer.places.close()
             if not task.cancelled():
@@ -208,7 +221,7 @@ class FilesCore:
         return self._places.take(whose, most, lambda: TransferFailed(
             f"{most} transfers {which} are under way; wait until one has ended"))
 
-    async def _transfer(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
+    async def _transfer(self, transfer: Transfer, stage: Awaitable[Staged]) -> Told:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
         not hear which name the target gave it, that of the directory.  Empty where nothing was delivered because the
         name is taken, as asked for."""
@@ -218,7 +231,7 @@ class FilesCore:
             if staged.plain_sha256:
                 transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
                                      "transform": transfer.permission.transform}
-            if transfer.tree:
+            if transfer.tree or transfer.options.receipt:
                 transfer.details["files"] = str(staged.files)
             try:
                 arrived = await self._deliver(transfer, staged)
@@ -236,13 +249,15 @@ class FilesCore:
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
             await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
             raise
-        await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
-        return transfer.to_tell(arrived)
+        outcome = f"arrived as {arrived}" if arrived else "skipped: the name is taken"
+        word = ReceiptOutcome.ARRIVED if arrived else ReceiptOutcome.SKIPPED
+        receipt = await self._record_outcome(transfer, outcome, None if transfer.permission.one_way else word)
+        return Told(arrived=transfer.to_tell(arrived), receipt=receipt)
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         _check_move(transfer.options, permission)
         if permission.transform != transfer.permission.transform:
@@ -251,7 +266,8 @@ class FilesCore:
         target = permission.target
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         if permission.one_way:
-            transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
+            receipt = await self._record(transfer, "accepted", ReceiptOutcome.ACCEPTED) if what.receipt else ""
+            transfer.accepted.set_result(Told(arrived=_inbox_path(transfer.permission, ""), receipt=receipt))
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
             tree=transfer.tree, conflict=transfer.options.conflict,
@@ -276,24 +292,30 @@ class FilesCore:
         await self._record(transfer, "is given its name in the inbox")
         transfer.may_be_there = True
 
-    async def _record(self, transfer: Transfer, outcome: str) -> None:
+    async def _record(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> str:
+        """Record it; the receipt of it, where one is wanted of what is called by a `word`."""
         details = _logged(transfer) | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
+        about = transfer.source, transfer.permission.target_uuid, transfer.service, details
+        if word is not None and transfer.options.receipt:
+            return await self._caged.receipt(*about, word)
+        await self._caged.record(*about)
+        return ""
 
-    async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
+    async def _record_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> str:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
         try:
-            await self._record(transfer, outcome)
+            return await self._record(transfer, outcome, word)
         except CageError as error:
             LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
                       escape(error.sentence))
+        return ""
 
 
 def _logged(transfer: Transfer) -> dict[str, str]:
     """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
     what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"),
-              "no": ("name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
+    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sent-name", "sha256"),
+              "no": ("name", "sent-name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
     left_out = wanted.get(transfer.permission.log, wanted["no"])
     return {key: value for key, value in transfer.details.items() if key not in left_out}
 
