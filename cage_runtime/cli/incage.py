@@ -22,7 +22,7 @@ PROGRAM = Program(
         "verify-receipt": ("verbs_receipt", "is this receipt one of the host that has the key?"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
         "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
-        "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
+        "whoami": ("verbs_incage", "what this cage is, and what it may ask for"),
     },
 )
 

@@ -27,7 +27,7 @@ def test_a_receipt_is_good_here_and_elsewhere_and_says_no_more_than_its_cage_hea
     shared_cage("vault", "--level", "secret")
     for cage in (press, review):
         cage.sh("cat > ~/figures.txt; rm -rf ~/tree; mkdir ~/tree; cp ~/figures.txt ~/tree", input=PLAIN)
-    (tmp_path / "pub").write_bytes(runtime.ok("audit", "key").stdout)
+    (tmp_path / "pub").write_text(runtime.ok("audit", "key"))
     with policy(runtime, RULES):
         for number, (cage, what, to, name, outcome) in enumerate((
                 (press, "figures.txt", "review", "figures.txt", "arrived"),
@@ -38,12 +38,12 @@ def test_a_receipt_is_good_here_and_elsewhere_and_says_no_more_than_its_cage_hea
             line = cage.sh(f"cat ~/r{number}")
             receipt = tmp_path / f"r{number}"
             receipt.write_text(line)
-            says = json.loads(runtime.ok("-j", "audit", "verify-receipt", str(receipt)).stdout)
+            says = json.loads(runtime.ok("-j", "audit", "verify-receipt", str(receipt)))
             assert (says["source"], says["target"], says["name"], says["outcome"]) == (cage.name, to, name, outcome)
             assert name != "figures.txt" or (says["sha256"], says["size"]) == (DIGEST, str(len(PLAIN)))
             assert "sequence" not in json.loads(line)
             alone = runtime.ok("audit", "verify-receipt", str(receipt), "--key", str(tmp_path / "pub"))
-            assert b"the signature is good" in alone.stdout
+            assert "the signature is good" in alone
             recorded = [fields for fields in runtime.events("transfer") if fields.get("receipt")][-1]
             assert (recorded["receipt"], recorded["request"]) == (outcome, says["request"])
         line_of = ("incage", "send", "/home/user/figures.txt", "--receipt")
@@ -59,11 +59,11 @@ def test_a_receipt_is_good_here_and_elsewhere_and_says_no_more_than_its_cage_hea
     ended = runtime.cagectl("audit", "verify-receipt", str(forged))
     assert (ended.returncode, ended.stdout) == (1, b"")
     assert b"was changed, or is none of this key" in ended.stderr
-    assert runtime.ok("audit", "verify").returncode == 0
+    runtime.ok("audit", "verify")
 
 
 def test_the_key_is_the_cores_alone(runtime: Runtime, shared_cage: MakeCage) -> None:
-    cage = shared_cage("press", "--level", "internal")
+    cage = shared_cage("outsider")
     runtime.ok("audit", "key")
     key = next(runtime.top.rglob("receipt-key"))
     assert (key.stat().st_size, key.stat().st_mode & 0o7777) == (32, 0o600)
