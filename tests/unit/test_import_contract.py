@@ -64,7 +64,7 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
-    | {"cage_runtime.generate"}
+    | {"cage_runtime.generate", "cage_runtime.filenames", "cage_runtime.packing", "mediators.session"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
