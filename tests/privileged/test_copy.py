@@ -136,12 +136,15 @@ def test_the_half_is_confined_as_what_delivers_is(runtime: Runtime, cage: Cage, 
 
 
 @contextlib.contextmanager
-def stopped_half(runtime: Runtime, cage: Cage, *words: str) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+def stopped_half(runtime: Runtime, cage: Cage, *words: str,
+                 command: list[str] | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
     """A copy whose half in the cage is stopped, as the cage's user can."""
     def halves() -> list[int]:
         return [pid for pid in runtime.cage_processes(cage.uuid) if "--copy" in arguments_of(pid)]
 
-    with runtime.popen("cp", *words, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as copying:
+    command = command or [str(runtime.prefix / "bin/cagectl"), "cp", *words]
+    with subprocess.Popen(command, env=runtime.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as copying:
         try:
             until(halves, "no half has started")
             (pid,) = halves()
@@ -158,14 +161,39 @@ def test_what_is_interrupted_leaves_nothing_here(runtime: Runtime, cage: Cage, t
             copying.send_signal(number)
             assert copying.wait(20) == 128 + number
         assert os.listdir(tmp_path) == []
-    with stopped_half(runtime, cage, "copied:much", f"{tmp_path}/got") as (copying, _):
+    with runtime.popen("cp", "copied:much", f"{tmp_path}/got") as copying:
         until(lambda: os.listdir(tmp_path), "nothing comes")
         copying.kill()
-        copying.wait()
     assert [name.startswith(".incoming-") for name in os.listdir(tmp_path)] == [True]
     cage.sh("echo 1 > small")
     assert cp(runtime, "copied:small", f"{tmp_path}/small").returncode == 0
     assert os.listdir(tmp_path) == ["small"]
+
+
+IMPATIENT = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from cage_runtime.cli import cagectl, verbs_copy
+verbs_copy.STALL_SECONDS = 1.0
+sys.exit(cagectl.main(sys.argv[1:]))
+"""
+"""cagectl, which gives up in a second what it gives up in a minute."""
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_one_that_does_not_go_on_is_given_up(runtime: Runtime, cage: Cage, tmp_path: Path, out: bool) -> None:
+    cage.sh("truncate -s 1G much")
+    here = tmp_path / "here"
+    with open(here, "wb") as much:
+        much.truncate(1024**3)
+    words = ("copied:much", f"{tmp_path}/got") if out else (str(here), "copied:got")
+    command = ["/usr/bin/python3", "-ISc", IMPATIENT, str(runtime.prefix / "lib"), "cp", *words]
+    with stopped_half(runtime, cage, *words, command=command) as (copying, pid):
+        said = copying.communicate(timeout=20)[1]
+        assert (copying.returncode, b"nothing has moved for 1 s" in said) == (1, True), said
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the half does not end")
+    assert os.listdir(tmp_path) == ["here"]
+    assert cage.sh("ls got 2>/dev/null || true") == ""
 
 
 def test_a_core_that_ends_leaves_no_half_of_a_copy(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
