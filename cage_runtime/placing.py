@@ -106,7 +106,7 @@ class _Coming:
             fcntl.flock(self._top, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
     def synchronise(self) -> None:
-        """To the disk: of a tree its whole file system, as each of many files by itself takes a hundred times as long."""
+        """To the disk; of a tree all of its file system, as many files one by one take a hundred times as long."""
         if self._top < 0:
             raise TransferFailed("nothing came")
         if self._is_file:

@@ -11,6 +11,7 @@ import json
 import os
 import re
 import signal
+from contextlib import suppress
 
 from cage_runtime.cli.client import core, job
 from cage_runtime.cli.output import Screen, cell
@@ -74,10 +75,8 @@ class _Copy:
         return chunk
 
     def say(self, **what: object) -> None:
-        try:
+        with suppress(BrokenPipeError):  # the job says why
             os.write(self._report, json.dumps(what).encode() + b"\n")
-        except BrokenPipeError:  # the job says why
-            pass
 
     def pass_(self, placed: Placed) -> None:
         """Say what came, and wait until it may have its name."""

@@ -2,8 +2,8 @@
 """Copies of a person's into a cage of hers, or out of it, each a job: what the halves do, recorded as it is done.
 
 Law of this room: caged has none of the bytes.  The stream's pipe is between the person's program and the half in the
-cage; both say by a digest what was in it, and nothing that they do not agree about gets a name.  What cannot be recorded
-gets none either.  Nobody whom we wait for is waited for longer than its deadline.
+cage; both say by a digest what was in it, and nothing that they do not agree about gets a name.  What cannot be
+recorded gets none either.  Nobody is waited for longer than until a deadline.
 """
 
 from __future__ import annotations

@@ -80,7 +80,8 @@ _MEMBERS = {
     About.NEW: ("Create",),
     About.CAGE: (
         "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run", "CopyIn",
-        "CopyOut", "Status", "Show", "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
+        "CopyOut", "Status", "Show", "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication",
+        "ListApplications",
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor", "Graph"),

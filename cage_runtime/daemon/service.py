@@ -84,8 +84,8 @@ class CoreService:
         of_cage: dict[str, _OfCage] = {
             "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Enable": self._enable,
             "Disable": self._disable, "Pause": self._pause, "Resume": self._resume, "Kill": self._kill,
-            "Enter": self._enter, "Run": self._run,
-            "CopyIn": self._copy_in, "CopyOut": self._copy_out, "Status": self._status, "Show": self._show, "Logs": self._logs,
+            "Enter": self._enter, "Run": self._run, "CopyIn": self._copy_in, "CopyOut": self._copy_out,
+            "Status": self._status, "Show": self._show, "Logs": self._logs,
             "InstallApplication": self._install, "UpdateApplications": self._update,
             "RemoveApplication": self._remove, "ListApplications": self._list_applications,
         }

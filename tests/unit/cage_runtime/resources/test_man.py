@@ -145,7 +145,8 @@ OPTIONS: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
     "AnswerPrompt": (AnswerOptions, set()), "DiffPolicy": (DiffOptions, set()),
 }
 """What each method takes for options, and those of them that it refuses; every other method takes none."""
-TYPES = {Literal["fail", "rename", "skip", "replace"]: {"s"}, str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"}, list[str]: {"as"}}
+TYPES = {Literal["fail", "rename", "skip", "replace"]: {"s"}, str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"},
+         list[str]: {"as"}}
 
 
 def arguments_of(element: ET.Element, direction: str = "") -> list[tuple[str, str]]:
