@@ -147,6 +147,8 @@ TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+REPORT_BYTES_MAX = 4096
+"""Bytes that whoever copies into a cage, or out of it, says of one copy."""
 DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
@@ -206,6 +208,10 @@ PORTAL_SAVE_SECONDS = 3600.0
 """How long a file that an application said that it would save is waited for."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
+RECEIPT_BYTES_MAX = 8192
+"""Bytes of a receipt: its longest value, a file's name with every character escaped, has not half of that."""
+RECEIPTS_PER_CAGE = TRANSFERS_PER_CAGE
+"""Requests of one source cage that were confirmed and whose receipt may still be asked for; the oldest makes room."""
 JOBS_MAX = 64
 """Jobs that are under way or whose results can still be had."""
 JOBS_PER_PERSON = 8
@@ -332,6 +338,15 @@ def check_cage_name(untrusted_name: str) -> str:
     if untrusted_name in RESERVED_NAMES:
         raise InvalidName(f'"{untrusted_name}" is reserved and cannot be a cage\'s name; choose another')
     return untrusted_name
+
+
+def is_cage_name(untrusted_name: str) -> bool:
+    """Whether `check_cage_name` takes it."""
+    try:
+        check_cage_name(untrusted_name)
+    except InvalidName:
+        return False
+    return True
 
 
 def check_new_name(untrusted_name: str) -> str:
@@ -499,6 +514,18 @@ class Logged(StrEnum):
     NO = "no"
     META = "meta"
     DIGEST = "digest"
+
+
+class ReceiptOutcome(StrEnum):
+    """What a receipt says that came of a request, as far as its source may hear it."""
+
+    ACCEPTED = "accepted"
+    """Nothing comes back (direction=one-way), and it was permitted, whole, and is sent on."""
+    ARRIVED = "arrived"
+    SKIPPED = "skipped"
+    """Nothing was delivered because the name is taken, as asked for."""
+    HANDED_OVER = "handed-over"
+    """To a target of another level, which has it, or has skipped it where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

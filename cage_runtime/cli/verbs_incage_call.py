@@ -8,10 +8,9 @@ and never shown by us.
 from __future__ import annotations
 
 import os
-import select
 
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.cli.pump import Pump
+from cage_runtime.cli.pump import Pump, wait
 from cage_runtime.errors import RuntimeFailure, UsageError
 from cage_runtime.outcome import STATUS_BYTES_MAX, parse_outcome
 
@@ -19,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+_UNSAID = {127: "status 127, as where there is no such service",
+           126: "status 126, as where what is there is no service that can be run"}
 NAME_MAX = 1024
 """Characters of SERVICE+ARG that are asked about; the mediator takes less."""
 
@@ -43,6 +44,8 @@ def _call(args: argparse.Namespace, screen: Screen) -> int:
     # As long as it takes: a person may have to be asked first, and Ctrl-C ends the wait.
     pipes = peer.call("Call", "sssa{sv}", service, argument, args.cage, {}, returns="hhh", timeout=None)
     status, sentence = _relay(*pipes)
+    if not sentence and status in _UNSAID:  # what is said of it there stays in the log of that cage
+        sentence = f"{cell(args.service)}: {_UNSAID[status]}"
     if sentence:
         say(args.program, sentence)
     return status
@@ -52,14 +55,7 @@ def _relay(inward: int, outward: int, told: int) -> tuple[int, str]:
     """Our standard input to the service and its output to ours, until it has ended: its status, or another and why."""
     pumps = [Pump(0, inward), Pump(outward, 1)]
     while True:
-        wanted = {told: select.POLLIN}
-        for pump in pumps:
-            for descriptor, events in pump.wants():
-                wanted[descriptor] = wanted.get(descriptor, 0) | events
-        poll = select.poll()
-        for descriptor, events in wanted.items():
-            poll.register(descriptor, events)
-        ready = dict(poll.poll())
+        ready = wait(pumps, told)
         if told in ready:
             break
         for pump in pumps:
