@@ -37,7 +37,7 @@ class Connection(MessageBus):
 
     def disconnect(self) -> None:
         """As the library, which sees the end when it reads: at once, whatever the pace."""
-        super().disconnect()  # type: ignore[no-untyped-call]
+        super().disconnect()
         self._turns.listen()
 
     @staticmethod
