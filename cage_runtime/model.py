@@ -248,6 +248,8 @@ AGENTS_MAX = 256
 """Those of all persons."""
 LIMITS_MAX = 16 * CAGES_MAX
 """Pairs of a cage and a rule's limit= whose use is counted at once."""
+SERVICES_TOLD_MAX = 256
+"""Services that a cage is told it may ask for, so that they fit into a message of its bus."""
 WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200

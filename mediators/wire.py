@@ -330,6 +330,11 @@ class Caged:
         """The uid of whose cage the running instance `source` is."""
         return int((await self._ask("Person", "s", (source,))).values[0])
 
+    async def services(self, source: str) -> list[tuple[str, str]]:
+        """What the running instance `source` may ask for at all, each service with allow or ask; fit for it to hear."""
+        (rows,) = (await self._ask("Services", "s", (source,), lane=source)).values
+        return [(str(service), str(action)) for service, action in rows]
+
     async def show(self, permission: Permission, notification: dict[str, Variant]) -> int:
         """Show a notification of the instance that has the confirmed permission to its owner; its id."""
         (number,) = (await self._ask("Show", "sa{sv}", (permission.ticket, notification))).values

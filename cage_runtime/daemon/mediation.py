@@ -51,9 +51,11 @@ from cage_runtime.model import (
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
 from cage_runtime.policy.parser import kind_of
+from cage_runtime.policy.services import MayAsk, may_ask
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
+ASKS_TOO_OFTEN = "this cage asks too often; try again in a moment"
 TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
@@ -103,6 +105,8 @@ class Mediation:
         self._tickets = tickets
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
+        self._told: dict[Instance, MayAsk] = {}
+        """What cages may ask for by the policy in force, so that asking again costs nothing."""
         self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
         self._say(self.policy)
 
@@ -123,6 +127,7 @@ class Mediation:
                                   "that is wrong") from error
         self._say(policy)
         self.policy = policy
+        self._told.clear()
         self._asking.policy_changed(self._asks)
 
     def _asks(self, subject: Subject) -> str:
@@ -156,7 +161,7 @@ class Mediation:
         source = self._source(asked)
         asker = self.running(asked.asker) if asked.asker else source
         if not self._take(self._bucket(asker.uuid), asker.name, asker.uuid):
-            raise PolicyRefused("this cage asks too often; try again in a moment")
+            raise PolicyRefused(ASKS_TOO_OFTEN)
         request = _request(asked, source)
         permission = self._permission(source, self._evaluate(request))
         decision, why = permission.decision, ""
@@ -197,6 +202,19 @@ class Mediation:
             mediator=asked.mediator, service=asked.service, source=permission.source.uuid,
             target=target.uuid if target else decision.target, request=asked.request,
             flags=frozenset(flag for flag, is_set in flags.items() if is_set))))
+
+    def services(self, source_uuid: str) -> list[tuple[str, str]]:
+        """What the instance may ask for at all, as service and action; PolicyRefused where it asks too often."""
+        source = self.running(source_uuid)
+        if not self._take(self._bucket(source.uuid), source.name, source.uuid):
+            raise PolicyRefused(ASKS_TOO_OFTEN)
+        instance, now = source.instance(), self._time()
+        known = self._told.get(instance)
+        if known is None or now >= known.until:
+            if len(self._told) >= CAGES_MAX:
+                self._told.clear()
+            known = self._told[instance] = may_ask(self.policy, instance, self._manager.levels, now)
+        return [(service, action.value) for service, action in known.services.items()]
 
     def withdraw(self, sender: str, request_id: str) -> None:
         """Whoever made the request is gone."""
