@@ -251,7 +251,8 @@ class Caged:
     async def confirm(self, permission: Permission, what: What) -> Permission:
         """The last look, right before it happens: returns once policy, and a person where a rule says ask, permit it
         for what it turned out to be; PolicyRefused otherwise, also where the target is not the instance any more that
-        `permission` is about; a person chooses the target where that leaves it open.  The question is withdrawn where this is cancelled."""
+        `permission` is about.  Where that leaves the target open, a person chooses it.  The question is withdrawn where
+        this is cancelled."""
         asked = permission.asked
         told = what.variants() | {"target": Variant("s", permission.target),
                                   "target-uuid": Variant("s", permission.target_uuid)}

@@ -74,7 +74,7 @@ class Asked:
     request: str
     """Its id."""
     asker: str = ""
-    """The uuid of the instance whose gateway it came through, where that is not the source; it spends its own tokens."""
+    """The uuid of the instance whose gateway it came through, where that is another: it spends its own tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

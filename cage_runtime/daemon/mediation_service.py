@@ -114,7 +114,8 @@ class MediationService:
 
     async def _unshow(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
-        self._parts.notifications.close(*call.arguments, call.sender)
+        source, number = call.arguments
+        self._parts.notifications.close(source, number, call.sender)
         return Answer()
 
     async def _record(self, call: Call) -> Answer:

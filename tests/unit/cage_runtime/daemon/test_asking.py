@@ -237,7 +237,7 @@ def choosing(start: Callable[..., World]) -> World:
 
 
 def test_what_has_its_target_is_not_chosen_again(choosing: World) -> None:
-    """What comes back comes back from where it was opened: nothing else is offered, nor taken from a standing answer."""
+    """What comes back comes back from where it was opened: nothing else is offered, or granted."""
     def back_from(name: str) -> Permission:
         return choosing.mediation.confirm(asked(""), What(target=name, target_uuid=f"uuid-{name}"), ":files")
 

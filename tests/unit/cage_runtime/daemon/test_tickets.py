@@ -20,7 +20,7 @@ from cage_runtime.daemon.sessions import Started
 from cage_runtime.daemon.tickets import EXPIRED, FORGED, Flag, Ticket, Tickets
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, TicketExpired, WrongState
-from cage_runtime.model import TICKET_MAX, TICKET_SECONDS, CageState
+from cage_runtime.model import DECISIONS_BURST, TICKET_MAX, TICKET_SECONDS, CageState
 from tests.unit.cage_runtime.daemon.asking_world import REQUEST, World, rules
 
 RULES = """files.Send * work vault allow autostart=yes
@@ -59,8 +59,8 @@ class Delivering(World):
 
     @staticmethod
     def _asked(target: str, service: str) -> Asked:
-        return Asked(mediator=service.partition(".")[0], source="uuid-work", service=service, argument="", target=target,
-                     request=REQUEST)
+        return Asked(mediator=service.partition(".")[0], source="uuid-work", service=service, argument="",
+                     target=target, request=REQUEST)
 
     def acts(self, ticket: str, mediator: str = "files") -> None:
         asyncio.run(self.mediation.deliver(mediator, ticket, ["x"], ()))
@@ -236,9 +236,10 @@ def test_what_is_not_confirmed_starts_nothing(world: Delivering) -> None:
 def test_who_asks_spends_its_own_tokens(world: Delivering) -> None:
     """What is copied in one cage is pasted by another, which cannot use up what the first may ask (M13)."""
     asked = replace(world._asked("vault", "files.Send"), asker="uuid-peer")
+    for _ in range(DECISIONS_BURST):
+        world.mediation.decide(asked)
     with pytest.raises(PolicyRefused, match="asks too often"):
-        while True:
-            world.mediation.decide(asked)
+        world.mediation.decide(asked)
     assert world.decided("vault").ticket
     with pytest.raises(PolicyRefused, match="asks too often"):
         world.decide("vault", source="peer")
