@@ -8,7 +8,6 @@ import contextlib
 import json
 import subprocess
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -37,13 +36,8 @@ WAITS = "touch Documents/begun; while [ -e Documents/begun ]; do sleep 0.05; don
 
 @pytest.fixture(scope="module", autouse=True)
 def rules(runtime: Runtime) -> Iterator[None]:
-    file = Path(runtime.top, "etc/policy.d/20-open.policy")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    file.unlink()
-    runtime.ok("policy", "reload")
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")
