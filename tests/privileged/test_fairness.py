@@ -17,6 +17,8 @@ from tests.privileged.rules import policy
 from tests.privileged.runtime import Runtime
 
 ROUNDS = 12
+FLOOR_MS = 30.0
+"""Below that, it is a matter of who else uses the machine."""
 
 
 def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: MakeCage) -> None:
@@ -31,6 +33,6 @@ def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: Make
             lambda name, *command: cages[name].popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
             gateway, ROUNDS)
     fairness.shown(taken)
-    ratios = {what: statistics.median(by[fairness.FLOODED]) / statistics.median(by[fairness.ALONE])
+    ratios = {what: statistics.median(by[fairness.FLOODED]) / max(statistics.median(by[fairness.ALONE]), FLOOR_MS)
               for what, by in taken.items()}
     assert max(ratios.values()) < fairness.LIMIT, ratios
