@@ -149,6 +149,12 @@ class PolicyRefused(Refused):
     bus_name = "PolicyRefused"
 
 
+class AsksTooOften(PolicyRefused):
+    """Whoever asks has had its share of decisions for now.  A cage hears it as any refusal."""
+
+    bus_name = "AsksTooOften"
+
+
 class PolicySyntaxError(PolicyRefused):
     """A policy that cannot be read *is* a refusal: nothing can be allowed by it."""
 

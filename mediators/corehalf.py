@@ -19,7 +19,7 @@ from cage_runtime import folders, log, manifest
 from cage_runtime.bus import Answer, Bus, Call, Service
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.confine import confine
-from cage_runtime.errors import CageError, PolicyRefused, ProtocolError, RuntimeFailure, UsageError
+from cage_runtime.errors import AsksTooOften, CageError, PolicyRefused, ProtocolError, RuntimeFailure, UsageError
 from cage_runtime.model import CALLS_PER_CAGE
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -68,9 +68,12 @@ class CoreHalf:
             with self._places.take(gateway.uuid, self._most, lambda: RuntimeFailure(
                     f"{self._most} requests of this cage are under way; wait until one has ended")):
                 return await handler(gateway, call)
-        except (PolicyRefused, RuntimeFailure):
+        except RuntimeFailure:
             pace.refused()
             raise
+        except AsksTooOften as error:
+            pace.refused()
+            raise PolicyRefused(error.sentence) from error
 
     async def _malformed(self, source: Gateway, bus: Bus, pace: Pace, error: UsageError) -> None:
         pace.refused()

@@ -1,8 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """How fast a core half hears what one cage says.
 
-What is refused counts for more: it costs the core much, and whoever says it nothing.  A cage that is heard later
-because of it stands in its own way alone.
+What is one call too many counts for more: it costs the core much, and whoever says it nothing.  A cage that is heard
+later because of it stands in its own way alone.
 """
 
 from __future__ import annotations
@@ -26,5 +26,5 @@ class Pace:
         return max(0.0, -self._left / HEARD_PER_SECOND)
 
     def refused(self) -> None:
-        """One of the messages that were heard was a call that has been refused."""
+        """One of the messages that were heard was a call too many, or malformed."""
         self._left -= REFUSED_COUNTS

@@ -29,6 +29,7 @@ from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.tickets import Flag, Ticket, Tickets
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
+    AsksTooOften,
     CageError,
     DefinitionError,
     NoSuchCage,
@@ -167,7 +168,7 @@ class Mediation:
         source = self._source(asked)
         asker = self.running(asked.asker) if asked.asker else source
         if not self._take(self._bucket(asker.uuid), asker.name, asker.uuid):
-            raise PolicyRefused(ASKS_TOO_OFTEN)
+            raise AsksTooOften(ASKS_TOO_OFTEN)
         request = _request(asked, source)
         permission = self._permission(source, self._evaluate(request))
         decision, why = permission.decision, ""
@@ -215,7 +216,7 @@ class Mediation:
         """What the instance may ask for at all, as service and action; PolicyRefused where it asks too often."""
         source = self.running(source_uuid)
         if not self._take(self._bucket(source.uuid), source.name, source.uuid):
-            raise PolicyRefused(ASKS_TOO_OFTEN)
+            raise AsksTooOften(ASKS_TOO_OFTEN)
         instance, now = source.instance(), self._time()
         known = self._told.get(instance)
         if known is None or now >= known.until:
