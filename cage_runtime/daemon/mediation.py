@@ -299,7 +299,8 @@ class Mediation:
             service=asked.service, argument=asked.argument, asked=asked.target, target=target.uuid if target else "",
             choices=tuple(self._choice(source.uuid, name) for name in choices), default=decision.default_target,
             flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
-            stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
+            stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what,
+            transform=decision.parameters.transform)
 
     def _choice(self, source_uuid: str, name: str) -> End:
         found = self._find(source_uuid, name)
