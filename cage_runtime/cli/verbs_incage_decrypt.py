@@ -71,7 +71,7 @@ def _decrypt(args: argparse.Namespace, screen: Screen) -> int:
         open(_opened(where, os.O_TMPFILE | os.O_RDWR), "wb") as plain,
     ):
         try:
-            _write(encrypted.Decryption(private, file.read(encrypted.HEADER_BYTES)), file, plain)
+            write(encrypted.Decryption(private, file.read(encrypted.HEADER_BYTES)), file, plain)
         except encrypted.Undecryptable as error:
             raise CageError(f'"{cell(args.file)}" {error.sentence}') from error
         plain.flush()
@@ -94,7 +94,7 @@ def _opened(path: str, flags: int) -> int:
         raise CageError(f'"{cell(path)}": {error.strerror}') from error
 
 
-def _write(decryption: Decryption, file: BinaryIO, plain: BinaryIO) -> None:
+def write(decryption: Decryption, file: BinaryIO, plain: BinaryIO) -> None:
     from cage_runtime.encrypted import CHUNK, TAG_BYTES
 
     chunk = file.read(CHUNK + TAG_BYTES)
