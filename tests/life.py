@@ -131,6 +131,13 @@ def _record(client: Client, name: str) -> None:
     last = json.loads(client.call("TailAudit", {"count": ("u", 1)})[0])
     assert last["kind"] == "policy-loaded"
     assert client.call("VerifyAudit", {}) == ""
+    key = client.call("AuditKey", {})
+    assert key.startswith("cage-receipt-key-1 ")
+    made = json.loads(client.call("TailAudit", {"count": ("u", 1)})[0])
+    assert (made["kind"], made["fields"]["key"]) == ("receipt-key-made", key)
+    assert client.call("AuditKey", {}) == key
+    assert [json.loads(line) for line in client.call("TailAudit", {"hash": ("s", made["hash"])})] == [made]
+    assert client.call("TailAudit", {"hash": ("s", "0" * 64)}) == []
     assert {check["state"] for check in client.call("Doctor", {})} <= {"ok", "missing", "limited"}
 
 
@@ -156,6 +163,7 @@ WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "ReloadPolicy": (({"colour": ("s", "red")},), ILL),
     "TailAudit": (({"count": ("u", 0)},), ILL),
     "VerifyAudit": (({"colour": ("s", "red")},), ILL),
+    "AuditKey": (({"colour": ("s", "red")},), ILL),
     "Doctor": (({"colour": ("s", "red")},), ILL),
     "ListPrompts": (({"colour": ("s", "red")},), ILL),
     "AnswerPrompt": (("00000000", "allow", {}), "NoSuchPrompt"),

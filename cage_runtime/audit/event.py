@@ -58,6 +58,7 @@ class Kind(StrEnum):
     GRANT_EXPIRED = "grant-expired"
     POLICY_LOADED = "policy-loaded"
     POLICY_REFUSED = "policy-refused"
+    RECEIPT_KEY_MADE = "receipt-key-made"
 
     @property
     def is_coming(self) -> bool:

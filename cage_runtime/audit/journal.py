@@ -95,6 +95,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.POLICY_LOADED: Message(id="2a27e8a53adb4323bd88259286152bbf", text="A policy of {rules} rules is in force"),
     Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
                             text="The policy on disk cannot be used"),
+    Kind.RECEIPT_KEY_MADE: Message(id="4b752b18f64d4b7091c0bf22d155c9ba",
+                            text="The core signs receipts from now on, with the key {key}"),
 }
 REFUSED = Priority.NOTICE
 """The priority of a decision that is not to allow."""

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What someone inside a cage can ask of the files mediator: send, move."""
+"""What someone inside a cage can ask of the files mediator: send, move.
+
+Law of this room: a receipt is written into a file that was not there before, and which is gone again where nothing was
+sent.
+"""
 
 from __future__ import annotations
 
@@ -12,11 +16,12 @@ import time
 from cage_runtime.cli import verbs_incage
 from cage_runtime.cli.beneath import Marks, is_as_read, open_source
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError, CutOff
+from cage_runtime.errors import CageError, CutOff, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Iterator
     from typing import Any
 
     from cage_runtime.cli.client import Peer
@@ -31,6 +36,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--to", metavar="CAGE", required=True, help="the cage that shall get it, in ~/Inbox/")
     parser.add_argument("--conflict", choices=CONFLICTS, default="rename",
                         help="what to do where the name is taken (default: %(default)s)")
+    parser.add_argument("--receipt", metavar="RECEIPT",
+                        help="the new file for the core's signed receipt of the one FILE")
 
 
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
@@ -50,14 +57,19 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
     verbs_incage.require_inside()
+    if args.receipt and len(args.files) > 1:
+        raise UsageError("a receipt is of one file or directory; send the others with others")
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
     sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}),
-                     silent=args.quiet or screen.as_json or not sys.stderr.isatty())
+                     silent=args.quiet or screen.as_json or not sys.stderr.isatty(), receipted=bool(args.receipt))
     worst = 0
     arrived = []
     for path in args.files:
         try:
-            name, kept = sender.send(path)
+            with _receipt_file(args.receipt) as receipt:
+                name, kept = sender.send(path)
+                if receipt is not None:
+                    _write(receipt, sender.receipt, path)
         except NotRunning:
             raise
         except CageError as error:
@@ -67,6 +79,9 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
         arrived.append({"file": path, "target": args.to, "arrived": name})
         shown = cell(name) if name else "skipped, because the name is taken"
         screen.done(f"{cell(os.path.basename(path) or path)} -> {cell(args.to)}: {shown}")
+        if args.receipt and not sender.receipt:
+            say(args.program, f'"{cell(path)}": the core can give no receipt of it; its log says why')
+            worst = max(worst, 1)
         if kept:
             say(args.program, f'"{cell(path)}": kept here, because it has changed since it was read: {cell(kept)}')
             worst = max(worst, 1)
@@ -75,11 +90,43 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     return worst
 
 
+@contextlib.contextmanager
+def _receipt_file(path: str | None) -> Iterator[int | None]:
+    """A new file for a receipt, where one is wanted, which is gone again unless one has been written into it."""
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CageError(f'"{cell(path)}" cannot be made for the receipt: {error.strerror}') from error
+    try:
+        yield descriptor
+    finally:
+        if not os.fstat(descriptor).st_size:
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _write(descriptor: int, receipt: str, of_path: str) -> None:
+    rest = receipt.encode()
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest):]
+        os.fsync(descriptor)
+    except OSError as error:
+        os.ftruncate(descriptor, 0)
+        raise CageError(f'"{cell(of_path)}" was sent, but its receipt cannot be written: {error.strerror}') from error
+
+
 class _Sender:
     """Sends to one cage, with the same options; the mediator is reached when there is something to send."""
 
-    def __init__(self, reach: Any, target: str, options: dict[str, object], *, silent: bool) -> None:
+    def __init__(self, reach: Any, target: str, options: dict[str, object], *, silent: bool,
+                 receipted: bool = False) -> None:
         self._reach, self._target, self._options, self._silent = reach, target, options, silent
+        self._receipted, self.receipt = receipted, ""
+        """That of what was sent last; empty where none was wanted, or there is none."""
         self._peer: Peer | None = None
 
     @property
@@ -104,8 +151,11 @@ class _Sender:
     def _file(self, descriptor: int, name: str) -> str:
         try:
             # As long as it takes: the core's side has the deadline, and Ctrl-C ends the wait.
-            return str(self._mediator.call("Send", "ssha{sv}", self._target, name, descriptor, self._options,
-                                           returns="s", timeout=None))
+            arguments = "ssha{sv}", self._target, name, descriptor, self._options
+            if not self._receipted:
+                return str(self._mediator.call("Send", *arguments, returns="s", timeout=None))
+            arrived, self.receipt = self._mediator.call("SendReceipted", *arguments, returns="ss", timeout=None)
+            return str(arrived)
         except CutOff as error:
             raise _unknown(name) from error
 
@@ -122,7 +172,8 @@ class _Sender:
 
         listing = Listing.of(top, path)
         progress = _Progress(f"{cell(name)} -> {cell(self._target)}", listing.length, silent=self._silent)
-        tree, status = self._mediator.call("SendTree", "ssa{sv}", self._target, name, self._options, returns="hh")
+        options = self._options | ({"receipt": ("b", True)} if self._receipted else {})
+        tree, status = self._mediator.call("SendTree", "ssa{sv}", self._target, name, options, returns="hh")
         try:
             try:
                 write(tree, top, listing, progress.show)
@@ -130,7 +181,7 @@ class _Sender:
                 pass
             finally:
                 os.close(tree)
-            arrived = _told(status, name)
+            arrived, self.receipt = _told(status, name)
         finally:
             progress.clear()
             os.close(status)
@@ -160,8 +211,8 @@ class _Progress:
             sys.stderr.flush()
 
 
-def _told(status: int, name: str) -> str:
-    """Where the tree arrived, as the core's side tells it when it is done."""
+def _told(status: int, name: str) -> tuple[str, str]:
+    """Where the tree arrived, and the receipt where one was wanted, as the core's side tells it when it is done."""
     import json
 
     from cage_runtime.errors import from_bus
@@ -174,7 +225,7 @@ def _told(status: int, name: str) -> str:
     told = json.loads(said.splitlines()[-1])
     if "error" in told:
         raise from_bus(told["error"], told["sentence"])
-    return str(told["arrived"])
+    return str(told["arrived"]), str(told.get("receipt", ""))
 
 
 def _unknown(name: str) -> CageError:

@@ -88,13 +88,13 @@ _MEMBERS = {
     About.OWN: ("ListPrompts", "AnswerPrompt", "ListGrants", "RevokeGrant", "RegisterAgent", "NotificationAction"),
     About.HOST: (
         "AddRemote", "RemoveRemote", "ListRemotes", "CheckPolicy", "ProvePolicy", "SimulatePolicy", "DiffPolicy",
-        "ReloadPolicy", "TailAudit", "VerifyAudit",
+        "ReloadPolicy", "TailAudit", "VerifyAudit", "AuditKey",
     ),
 }
 _DOES = {
     **dict.fromkeys((
         "Status", "Show", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes", "CheckPolicy",
-        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit", "ListGrants",
+        "ProvePolicy", "SimulatePolicy", "DiffPolicy", "TailAudit", "VerifyAudit", "AuditKey", "ListGrants",
     ), Does.TELLS),
     **dict.fromkeys(("Logs", "ListPrompts", "RegisterAgent"), Does.SHOWS),
     **dict.fromkeys((

@@ -8,6 +8,7 @@ then it turns arguments into types, calls one thing, turns the result back.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
@@ -39,6 +40,8 @@ from cage_runtime.spawner.spec import Insight
 
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
+_HASH = re.compile(r"[0-9a-f]{64}\Z")
+"""Of a record."""
 
 class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remote: str = ""
@@ -46,6 +49,8 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 20
+    hash: str = ""
+    """Of the one record that is asked for."""
 
 
 def cage_path(name: str) -> str:
@@ -93,7 +98,7 @@ class CoreService:
         of_host: dict[str, Handler] = {
             "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
             "CheckPolicy": self._check_policy, "ReloadPolicy": self._reload, "TailAudit": self._tail,
-            "VerifyAudit": self._verify,
+            "VerifyAudit": self._verify, "AuditKey": self._audit_key,
         }
         handlers: dict[str, Handler] = {
             "Create": self._create, **parts.asking.handlers, **parts.proofs.handlers,
@@ -328,11 +333,19 @@ class CoreService:
         wanted = options(call.arguments[0], TailOptions)
         if not 0 < wanted.count <= AUDIT_TAIL_MAX:
             raise UsageError(f"count: 1 to {AUDIT_TAIL_MAX} records")
+        if wanted.hash:
+            if not _HASH.match(wanted.hash):
+                raise UsageError("hash: 64 hexadecimal digits")
+            return Answer(values=(self._parts.manager.chain.find(wanted.hash),))
         return Answer(values=(self._parts.manager.chain.tail(wanted.count),))
 
     async def _verify(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
         return Answer(values=(self._parts.manager.chain.verify() or "",))
+
+    async def _audit_key(self, call: Call) -> Answer:
+        options(call.arguments[0], NoOptions)
+        return Answer(values=(self._parts.mediation.receipts.public(),))
 
     async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)

@@ -37,8 +37,8 @@ class Places:
 def check(call: Call) -> None:
     """What the core half would refuse anyway, before anything is passed on."""
     name = protocol.check_file_name(call.arguments[1])
-    protocol.Options.read(call.arguments[-1])
-    if call.member == protocol.SEND:
+    protocol.Options.read(call.arguments[-1], call.member)
+    if call.member != protocol.SEND_TREE:
         descriptor = wire.only_descriptor(call, 2)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise TransferFailed(f'"{name}" is not a regular file')
@@ -46,5 +46,5 @@ def check(call: Call) -> None:
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator files --cage`."""
-    checks = {protocol.SEND: check, protocol.SEND_TREE: check}
+    checks = dict.fromkeys((protocol.SEND, protocol.SEND_TREE, protocol.SEND_RECEIPTED), check)
     return cagehalf.run("files", arguments, checks=checks, place=Places().place, at_once=TRANSFERS_PER_CAGE)

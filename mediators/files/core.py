@@ -48,7 +48,8 @@ def _encrypted_name(name: str, *, tree: bool) -> str:
 async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> None:
     """The source of a tree, what comes of it."""
     try:
-        stream.arrived(await transfer.told(work))
+        arrived = await transfer.told(work)
+        stream.arrived(arrived, transfer.receipt if transfer.options.receipt else None)
     except CageError as error:
         stream.failed(error)
     finally:
@@ -66,16 +67,17 @@ class FilesCore:
         self._going: set[asyncio.Task[Any]] = set()
 
     def handlers(self) -> dict[str, corehalf.Handler]:
-        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree}
+        return {protocol.SEND: self._send, protocol.SEND_TREE: self._send_tree, protocol.SEND_RECEIPTED: self._send}
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         descriptor = wire.only_descriptor(call, 2)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options)
         work = self._start(transfer, self._stage(transfer, descriptor))
         try:
-            return Answer(values=(await transfer.told(work),))
+            arrived = await transfer.told(work)
+            return Answer(values=(arrived, transfer.receipt) if options.receipt else (arrived,))
         except asyncio.CancelledError:
             transfer.give_up(work)
             raise
@@ -92,7 +94,7 @@ class FilesCore:
 
     async def _send_tree(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
         stream, permission = Stream(), transfer.permission
         work = self._start(transfer, self._stager.stage_tree(
@@ -110,16 +112,17 @@ class FilesCore:
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         check_move(options, permission)
+        details = {"name": f"{name}/" if tree else name, "request": request}
         if permission.transform:
-            name = _encrypted_name(name, tree=tree)
+            sent, name = name, _encrypted_name(name, tree=tree)
+            details |= {"name": name, "sent-name": sent}
         pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
             return Transfer(source=source, request=request, service=service, options=options, tree=tree,
                             target_name=target, name=name, permission=permission, places=places.pop_all(),
-                            accepted=asyncio.get_running_loop().create_future(),
-                            details={"name": f"{name}/" if tree else name, "request": request})
+                            accepted=asyncio.get_running_loop().create_future(), details=details)
 
     def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[str]:
         """Have the transfer done, which gives its places back in the end, whoever waits for it."""

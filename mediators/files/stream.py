@@ -20,8 +20,9 @@ from cage_runtime.errors import CageError
 
 PIPE_BYTES = 1024 * 1024
 """What a pipe holds that the source fills, where the host lets it: the two sides work at the same time."""
-ARRIVED, ERROR, SENTENCE = "arrived", "error", "sentence"
-"""Keys of the last line: where it arrived; or the error's name on the bus, and what it says."""
+ARRIVED, RECEIPT, ERROR, SENTENCE = "arrived", "receipt", "error", "sentence"
+"""Keys of the last line: where it arrived, and the receipt where one is wanted; or the error's name on the bus, and
+what it says."""
 
 
 class Stream:
@@ -48,8 +49,8 @@ class Stream:
         self._loop.remove_reader(self._status)
         what()
 
-    def arrived(self, path: str) -> None:
-        self._tell({ARRIVED: path})
+    def arrived(self, path: str, receipt: str | None) -> None:
+        self._tell({ARRIVED: path} | ({} if receipt is None else {RECEIPT: receipt}))
 
     def failed(self, error: CageError) -> None:
         self._tell({ERROR: error.bus_error, SENTENCE: error.sentence})

@@ -18,7 +18,7 @@ DESCRIPTION = ET.parse(TOP / f"cage_runtime/resources/{CORE_BUS_NAME}.xml")
 POLKIT = ET.parse(TOP / f"policies/polkit/{CORE_BUS_NAME}.policy").getroot()
 ACTIONS = {action.attrib["id"]: action for action in POLKIT.findall("action")}
 READING = {"Status", "Show", "Logs", "ListApplications", "ExplainPolicy", "List", "Doctor", "Graph", "ListRemotes",
-           "ListPrompts", "ListGrants", "RegisterAgent"}
+           "ListPrompts", "ListGrants", "RegisterAgent", "AuditKey"}
 """Methods that change nothing and whose answers are one's own, or no secret."""
 DEFAULTS = ("allow_any", "allow_inactive", "allow_active")
 OWN = ("auth_self_keep",) * 3
