@@ -244,6 +244,10 @@ WAITING_PER_CAGE = 256
 """Requests of one cage that wait for a person's answer; equal ones wait for the same."""
 PROMPT_SECONDS = 180.0
 """How long a question is open."""
+TICKET_SECONDS = 120
+"""How long a core half has to act on what caged has permitted."""
+TICKET_MAX = 1024
+"""Characters of what it shows for that."""
 ANSWER_SECONDS = 60.0
 """How long an answer that was given once waits for the request that it is for."""
 GRANTS_PER_CAGE = 64
@@ -492,6 +496,8 @@ class ServiceKind:
     parameters: frozenset[str]
     """Those of `max-size max-files types transform require user` that it keeps; and `direction`, where a rule can make
     it one-way."""
+    looks_first: bool = False
+    """Its delivery half starts before anybody is asked, and waits: what a person is shown is found out there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -179,8 +179,7 @@ class ClipboardCore:
             offer = None
         try:
             await self._decided(offer, target, person)
-        except (PolicyRefused, NoSuchCage) as error:
-            LOG.info("%s pastes nothing: %s", target.name, error.sentence)
+        except (PolicyRefused, NoSuchCage) as error:  # the record has why, and no log that a cage could fill
             raise protocol.nothing() from error
         if offer is None:
             raise protocol.nothing()
@@ -193,7 +192,7 @@ class ClipboardCore:
         """
         request = wire.new_request()
         source = offer.source.uuid if offer is not None else target.uuid
-        permission = await self._caged.decide(source, protocol.SERVICE, "", target.name, request)
+        permission = await self._caged.decide(source, protocol.SERVICE, "", target.name, request, asker=target.uuid)
         if offer is None or permission.target_uuid != target.uuid:
             raise protocol.nothing()
         what = What(size=len(offer.content), types=(offer.type,), sha256=offer.sha256, lines=(offer.shown,))

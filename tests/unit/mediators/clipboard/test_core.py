@@ -33,6 +33,7 @@ class FakeCaged:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.askers: list[str] = []
         self.told: list[What] = []
         self.records: list[str] = []
         self.gone: set[str] = set()
@@ -44,9 +45,11 @@ class FakeCaged:
             raise NoSuchCage("it does not run")
         return 1001 if uuid == OTHER.uuid else 1000
 
-    async def decide(self, source: str, service: str, argument: str, target: str, request: str) -> Permission:
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     asker: str) -> Permission:
         assert (service, len(request)) == ("clipboard.Paste", 32)
         self.asked.append((source, target))
+        self.askers.append(asker)
         if source == f"uuid-{target}" or source in self.gone:
             raise PolicyRefused(f"clipboard.Paste to {target} is refused, and that is the source's to hear")
         asked = Asked(source=source, service=service, argument=argument, target=target, request=request)
@@ -136,6 +139,7 @@ def test_what_is_copied_is_pasted_once(run: Run) -> None:
 
     caged = run(test).caged
     assert caged.asked == [("uuid-alpha", "beta"), ("uuid-beta", "beta")]
+    assert caged.askers == ["uuid-beta", "uuid-beta"], "each spends what it may ask itself"
     assert caged.records == ["alpha is offered ", "alpha is pasted uuid-beta"]
     assert (caged.told[0].size, caged.told[0].types, caged.told[0].lines) == (5, ("text/plain",), ("5 bytes of text",))
 
