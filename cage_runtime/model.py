@@ -28,6 +28,12 @@ DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
 CLIP_BYTES_MAX = 1024**2
 """Bytes of what is copied for another cage to paste."""
+IMAGE_BYTES_MAX = 8 * 1024**2
+"""Bytes of an image that is copied so, before and after it is compressed again."""
+IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64 * 1024**2 + 16_384
+"""Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
+IMAGE_SECONDS = 20.0
+"""Time in which one is compressed again; the core does that for one image after the other."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
 """How long it can be pasted, where whoever copies says nothing, and at most."""
 CLIP_PASTES_MAX = 100

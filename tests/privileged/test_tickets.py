@@ -30,7 +30,7 @@ REQUEST = "ab" * 16
 class Half(DbusNext):
     """Which knows what it may call: the bus lets no core half ask caged for that."""
 
-    def introspect(self, path: str, destination: str = "") -> Node:
+    def introspect(self, _path: str, _destination: str = "") -> Node:
         return Node.parse(Path(TOP, "cage_runtime/resources/org.cageruntime.Core1.xml").read_text())
 
 
