@@ -16,7 +16,7 @@ import os
 
 from cage_runtime import packing
 from cage_runtime.errors import CageError, NameTaken, TransferFailed
-from cage_runtime.filenames import CHUNK, HIDDEN, RENAMES_MAX, candidate, check_file_name
+from cage_runtime.filenames import CHUNK, HIDDEN, MARK, RENAMES_MAX, candidate, check_file_name
 from cage_runtime.intree import Misfit, Tree, read_header
 
 TYPE_CHECKING = False
@@ -148,6 +148,8 @@ def _clear(directory: int) -> None:
             try:
                 if os.fstat(there).st_uid == os.geteuid():
                     fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name + MARK, dir_fd=directory)
                     _remove(directory, name, 0)
             finally:
                 os.close(there)
