@@ -142,6 +142,12 @@ TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+TRANSFER_JOBS_MAX = 200
+"""Transfers of one cage that are under way or wait for their place in its own half; one more is refused there."""
+PROGRESS_SECONDS = 0.25
+"""Between two figures of how far a transfer is."""
+PROGRESS_UNREAD_MAX = 1024
+"""Bytes of them that nobody has read yet, beyond which further ones are left out."""
 DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2

@@ -1,24 +1,29 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The cage half: takes a request on the cage's own bus and passes it through the gateway to the core half.
+"""The cage half: takes a request on the cage's own bus, has the core half do it, and follows what becomes of it.
 
 Law of this room: a transfer that would be one too many at the core half waits here, and those to a target that is slow
-hold up those to it alone.  The pipes of a tree are between whoever asked and the core half, and need nobody here.
+hold up those to it alone.  Each has its job (jobs.py) for as long.  The content of a tree goes between whoever asked
+and the core half, and needs nobody here.
 """
 
 from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import os
 import stat
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable, Mapping
 from weakref import WeakValueDictionary
 
-from cage_runtime.bus import Call
-from cage_runtime.errors import TransferFailed
+from cage_runtime.bus import Answer, Bus, Call, Handler
+from cage_runtime.errors import CageError, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import cagehalf, wire
+from mediators.cagehalf import CageHalf
 from mediators.files import protocol
+from mediators.files.jobs import Job, Jobs, Told
+from mediators.files.stream import Stream
 
 
 class Places:
@@ -34,11 +39,100 @@ class Places:
             yield
 
 
+class Transfers:
+    """Those of one cage, whose programs ask for them on its `bus`."""
+
+    def __init__(self, half: CageHalf, bus: Bus) -> None:
+        self._half, self._jobs = half, Jobs(bus)
+
+    def handlers(self) -> Mapping[str, Handler]:
+        return {
+            protocol.SEND: self._send, protocol.START_FILE: self._start_file, protocol.SEND_TREE: self._start_tree,
+            protocol.START_TREE: self._start_tree, protocol.LIST_JOBS: self._jobs.list,
+        }
+
+    async def _send(self, call: Call) -> Answer:
+        with self._half.work():
+            job = await self._file(call)
+            return Answer(values=(await job.task,))  # which is given up where whoever asked goes
+
+    async def _start_file(self, call: Call) -> Answer:
+        with self._half.work():
+            job = await self._file(call)
+            return _followed(job, Stream()).answer()
+
+    async def _file(self, call: Call) -> Job:
+        self._half.check(call)
+        kept = os.dup(call.descriptors[0])  # that of the call is closed when it is answered
+        try:
+            job = await self._jobs.begin(call, functools.partial(self._do, call, protocol.START_FILE, (kept,)))
+        except BaseException:
+            os.close(kept)
+            raise
+        job.task.add_done_callback(lambda _task: os.close(kept))
+        return job
+
+    async def _start_tree(self, call: Call) -> Answer:
+        """Answered once the core half has made the pipe for the tree: until then there is nothing to write into."""
+        self._half.check(call)
+        tree: asyncio.Future[int] = asyncio.get_running_loop().create_future()
+        with self._half.work():
+            job = await self._jobs.begin(call, functools.partial(self._do, call, protocol.START_TREE, (), tree=tree))
+            try:
+                await asyncio.wait({tree, job.task}, return_when=asyncio.FIRST_COMPLETED)
+                descriptor = tree.result() if tree.done() else int(await job.task)  # which has failed
+            except asyncio.CancelledError:
+                job.task.cancel()
+                if not tree.cancel():
+                    os.close(tree.result())
+                raise
+            followed = _followed(job, Stream(followed=call.member == protocol.START_TREE)).answer()
+            descriptors = (descriptor, *followed.descriptors)
+            return Answer(values=tuple(range(len(descriptors))), descriptors=descriptors)
+
+    async def _do(self, call: Call, member: str, descriptors: tuple[int, ...], job: Job, *,
+                  tree: asyncio.Future[int] | None = None) -> str:
+        """Have the core half do it; with a `tree`, that is given the pipe into which it is written."""
+        async with self._half.reached(call) as gateway:
+            job.asked = True
+            answer = await self._half.ask(gateway, member, tuple(call.arguments), descriptors)
+            *trees, status, control = answer.descriptors
+            if tree is not None and tree.cancelled():
+                os.close(trees[0])
+            elif tree is not None:
+                tree.set_result(trees[0])
+            return await job.follow(status, control)
+
+
+def _followed(job: Job, stream: Stream) -> Stream:
+    """Have whoever has the far ends of `stream` told what becomes of `job`, and able to cancel it."""
+    def told(what: Told) -> None:
+        if what.get(protocol.STATE) == protocol.COMMITTED:
+            stream.say(**what)
+        else:
+            stream.figures(**what)
+
+    def ended(task: asyncio.Task[str]) -> None:
+        if not task.cancelled():
+            error = task.exception()
+            if isinstance(error, CageError):
+                stream.failed(error)
+            elif error is None:
+                stream.arrived(task.result())
+        stream.close()
+
+    stream.figures(job=job.number, state=job.state)
+    job.told = told
+    stream.attend(gone=job.task.cancel, cancel=job.cancel)
+    job.task.add_done_callback(ended)
+    return stream
+
+
 def check(call: Call) -> None:
     """What the core half would refuse anyway, before anything is passed on."""
     name = protocol.check_file_name(call.arguments[1])
     protocol.Options.read(call.arguments[-1])
-    if call.member == protocol.SEND:
+    if call.member in (protocol.SEND, protocol.START_FILE):
         descriptor = wire.only_descriptor(call, 2)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise TransferFailed(f'"{name}" is not a regular file')
@@ -46,5 +140,7 @@ def check(call: Call) -> None:
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator files --cage`."""
-    checks = {protocol.SEND: check, protocol.SEND_TREE: check}
-    return cagehalf.run("files", arguments, checks=checks, place=Places().place, at_once=TRANSFERS_PER_CAGE)
+    checks: dict[str, Callable[[Call], None]] = dict.fromkeys(
+        (protocol.SEND, protocol.SEND_TREE, protocol.START_FILE, protocol.START_TREE), check)
+    return cagehalf.run("files", arguments, checks=checks, place=Places().place,
+                        own=lambda half, bus: Transfers(half, bus).handlers(), at_once=TRANSFERS_PER_CAGE)

@@ -25,9 +25,25 @@ if TYPE_CHECKING:
 BUS_NAME = INTERFACE = "org.cageruntime.Files1"
 PATH = "/org/cageruntime/Files1"
 SEND, SEND_TREE = "Send", "SendTree"
+START_FILE, START_TREE = "StartFile", "StartTree"
+"""The same, and whoever asks follows what becomes of it, and can cancel it."""
 SEND_SIGNATURE, SEND_TREE_SIGNATURE = "ssha{sv}", "ssa{sv}"
+JOB_INTERFACE = f"{INTERFACE}.Job"
+LIST_JOBS, CANCEL_JOB = "ListJobs", "Cancel"
 SERVICE, MOVE_SERVICE = "files.Send", "files.Move"
 """What policy calls it, and what it calls it where the source is to be removed."""
+
+JOB, STATE, DONE, TOTAL = "job", "state", "done", "total"
+ARRIVED, ERROR, SENTENCE = "arrived", "error", "sentence"
+"""Keys of the lines that whoever sends is told, each a JSON object: the number of its job; how far it is; and, in the
+last one, where it arrived, or the error's name on the bus and what it says."""
+WAITING, READING, DELIVERING, COMMITTED = STATES = ("waiting", "reading", "delivering", "committed")
+"""It has no place yet; the core reads it, so many bytes of so many; the core has read it; and from now on it may
+arrive, whatever ends meanwhile, so that it can neither be cancelled nor may be sent again without a look."""
+LINE_MAX = 4096
+"""Bytes of such a line at most."""
+CANCEL = b"c"
+"""What is written into `control` to have it cancelled."""
 
 RENAME, SKIP, REPLACE, FAIL = CONFLICTS = ("rename", "skip", "replace", "fail")
 """What to do where the name is taken: take another, deliver nothing, put it in the place of what is there, fail."""
