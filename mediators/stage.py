@@ -184,6 +184,11 @@ class Stager:
         except OSError as error:
             raise RuntimeFailure(f"{directory}: cannot be made for staging: {error.strerror}") from error
 
+    @property
+    def sniffs(self) -> bool:
+        """Whether it can tell what a file is."""
+        return self._sniffer is not None
+
     async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False,
                     recipient: bytes = b"") -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.

@@ -13,95 +13,29 @@ import asyncio
 import contextlib
 import functools
 import logging
-import signal
 from collections.abc import Awaitable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cage_runtime import encrypted, log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
-from cage_runtime.model import (
-    DELIVERY_BYTES_PER_SECOND,
-    DELIVERY_FILES_PER_SECOND,
-    DELIVERY_SECONDS,
-    TRANSFER_SECONDS,
-    TRANSFERS_PER_CAGE,
-    TRANSFERS_PER_PAIR,
-    Flow,
-)
+from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR, Action
 from cage_runtime.text import escape
-from mediators import corehalf, session, wire
+from mediators import corehalf, wire
 from mediators.files import protocol
 from mediators.files.stream import Stream
+from mediators.files.transfer import Transfer, Transfers, check_move
 from mediators.files.transform import ENCRYPT, recipient
 from mediators.places import Places
 from mediators.sniff import sniffer
 from mediators.stage import Staged, Stager
-from mediators.wire import Caged, Gateway, Permission, What
+from mediators.wire import Caged, Gateway, Permission
 
 LOG = logging.getLogger(__name__)
 
 CALLS_AT_ONCE = 2 * TRANSFERS_PER_CAGE
 """Calls of one cage that are answered at once: those beyond what may be under way are told so."""
-
-
-@dataclass(kw_only=True, slots=True)
-class Transfer:
-    """One request that policy permitted: the instance it came from, what it said, what was decided, how it goes."""
-
-    source: Gateway
-    request: str
-    service: str
-    options: protocol.Options
-    tree: bool
-    target_name: str
-    name: str
-    permission: Permission
-    details: dict[str, str]
-    """What the record says of it."""
-    places: contextlib.ExitStack
-    """Those that it takes among the transfers under way."""
-    accepted: asyncio.Future[str]
-    """What the source is told where nothing comes back but whether it was accepted, once it is."""
-    in_target: bool = False
-    """The target has a part in it from now on."""
-    may_be_there: bool = False
-    """The target has been told to give it its name."""
-
-    async def told(self, work: asyncio.Task[str]) -> str:
-        """What the source is to hear of `work`; CageError likewise."""
-        await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
-        return self.accepted.result() if self.accepted.done() else work.result()
-
-    def to_tell(self, arrived: str) -> str:
-        """As much of where it arrived as the source may hear; with the target's name, where it named none."""
-        if self.permission.flow is not Flow.LEVEL:
-            return _inbox_path(self.permission, "")
-        return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
-
-    def give_up(self, work: asyncio.Task[str]) -> None:
-        """Because whoever sent it has gone; what was accepted goes on."""
-        if not self.accepted.done():
-            work.cancel()
-
-
-def delivery_seconds(size: int, files: int = 1) -> float:
-    """The time that a target's delivery half has to receive so many bytes, and files."""
-    more = size / DELIVERY_BYTES_PER_SECOND + (files - 1) / DELIVERY_FILES_PER_SECOND
-    return min(DELIVERY_SECONDS + more, TRANSFER_SECONDS)
-
-
-def _is_typed(permission: Permission) -> bool:
-    """Whether anybody wants to know what it is: the rule, or a person."""
-    return bool(permission.types)
-
-
-def _check_move(options: protocol.Options, permission: Permission) -> None:
-    if options.move and permission.one_way:
-        raise PolicyRefused("what is moved is removed once it has arrived, and of that the policy lets nothing back; "
-                            "send it, and remove it yourself")
 
 
 def _encrypted_name(name: str, *, tree: bool) -> str:
@@ -121,19 +55,13 @@ async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> 
         stream.close()
 
 
-async def _staged(transfer: Transfer, stage: Awaitable[Staged]) -> Staged:
-    try:
-        return await stage
-    except (TransferFailed, PolicyRefused) as error:
-        raise type(error)(f'"{escape(transfer.name)}" {error.sentence}') from error
-
-
 class FilesCore:
     """Serves org.cageruntime.Files1 on every gateway."""
 
     def __init__(self, *, caged: Caged, stager: Stager, administrator: Path) -> None:
         """`administrator` is the folder in which the keys are."""
         self._caged, self._stager, self._administrator = caged, stager, administrator
+        self._transfers = Transfers(caged)
         self._places = Places()
         self._going: set[asyncio.Task[Any]] = set()
 
@@ -155,8 +83,12 @@ class FilesCore:
     async def _stage(self, transfer: Transfer, descriptor: int) -> Staged:
         permission = transfer.permission
         return await self._stager.stage(
-            descriptor, transfer.source.uuid, permission.max_size, typed=_is_typed(permission),
+            descriptor, transfer.source.uuid, permission.max_size, typed=self._is_typed(permission),
             recipient=recipient(permission.transform, self._administrator))
+
+    def _is_typed(self, permission: Permission) -> bool:
+        """Whether anybody wants to know what it is: the rule; or a person, who is told where the host can tell."""
+        return bool(permission.types) or (permission.action is Action.ASK and self._stager.sniffs)
 
     async def _send_tree(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, untrusted_options = call.arguments
@@ -164,7 +96,7 @@ class FilesCore:
         transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
         stream, permission = Stream(), transfer.permission
         work = self._start(transfer, self._stager.stage_tree(
-            stream.tree, source.uuid, permission.max_size, permission.max_files, typed=_is_typed(permission)))
+            stream.tree, source.uuid, permission.max_size, permission.max_files, typed=self._is_typed(permission)))
         stream.when_gone(functools.partial(transfer.give_up, work))
         telling = asyncio.ensure_future(_tell(transfer, work, stream))
         self._going.add(telling)
@@ -177,7 +109,7 @@ class FilesCore:
         name, target = protocol.check_file_name(untrusted_name), protocol.check_target(untrusted_target)
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
-        _check_move(options, permission)
+        check_move(options, permission)
         if permission.transform:
             name = _encrypted_name(name, tree=tree)
         pair = source.uuid, permission.target_uuid
@@ -191,7 +123,7 @@ class FilesCore:
 
     def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[str]:
         """Have the transfer done, which gives its places back in the end, whoever waits for it."""
-        task = asyncio.get_running_loop().create_task(self._transfer(transfer, stage))
+        task = asyncio.get_running_loop().create_task(self._transfers.run(transfer, stage))
         self._going.add(task)
 
         def ended(task: asyncio.Task[str]) -> None:
@@ -207,101 +139,6 @@ class FilesCore:
         """One of the `most` transfers that may be under way at once; TransferFailed where all of them are."""
         return self._places.take(whose, most, lambda: TransferFailed(
             f"{most} transfers {which} are under way; wait until one has ended"))
-
-    async def _transfer(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
-        """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
-        not hear which name the target gave it, that of the directory.  Empty where nothing was delivered because the
-        name is taken, as asked for."""
-        try:
-            staged = await _staged(transfer, stage)
-            transfer.details |= {"size": str(staged.content), "sha256": staged.plain_sha256 or staged.sha256}
-            if staged.plain_sha256:
-                transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
-                                     "transform": transfer.permission.transform}
-            if transfer.tree:
-                transfer.details["files"] = str(staged.files)
-            try:
-                arrived = await self._deliver(transfer, staged)
-            finally:
-                staged.discard()
-        except (CageError, OSError) as error:
-            await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
-            if not transfer.in_target or transfer.permission.flow is Flow.LEVEL:
-                raise
-            target = transfer.permission.asked.target or "the cage that policy names"
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, which may be stopped or full; '
-                                 "the core's audit log says why") from error
-        except asyncio.CancelledError:
-            so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
-            transfer.places.close()  # whoever waits for one in the source does not wait for the record
-            await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
-            raise
-        await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
-        return transfer.to_tell(arrived)
-
-    async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
-        shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
-        what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown)
-        permission = await self._caged.confirm(transfer.permission, what)
-        _check_move(transfer.options, permission)
-        if permission.transform != transfer.permission.transform:
-            raise PolicyRefused(f'"{escape(transfer.name)}" would have to be changed otherwise for that cage than '
-                                "when it was read; name the cage, and send it again")
-        target = permission.target
-        transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
-        if permission.one_way:
-            transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
-        delivery = protocol.Delivery(
-            source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
-            tree=transfer.tree, conflict=transfer.options.conflict,
-        )
-        passing = functools.partial(self._passing, transfer)
-        gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(
-            permission.target_uuid, delivery.arguments(), (staged.descriptor,), transfer.request, DELIVERY_SECONDS)
-        ended = await session.run_to_end(
-            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
-        if ended.status:
-            transfer.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
-            why = protocol.FAULTS.get(ended.status, "the delivery there failed")
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}: {why}')
-        name = protocol.parse_arrived(ended.untrusted_output, delivery)
-        if not name and transfer.options.move:
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, where the name is taken')
-        return _inbox_path(permission, name) if name else ""
-
-    async def _passing(self, transfer: Transfer) -> None:
-        """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
-        await self._record(transfer, "is given its name in the inbox")
-        transfer.may_be_there = True
-
-    async def _record(self, transfer: Transfer, outcome: str) -> None:
-        details = _logged(transfer) | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
-
-    async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
-        """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
-        try:
-            await self._record(transfer, outcome)
-        except CageError as error:
-            LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
-                      escape(error.sentence))
-
-
-def _logged(transfer: Transfer) -> dict[str, str]:
-    """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
-    what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"),
-              "no": ("name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
-    left_out = wanted.get(transfer.permission.log, wanted["no"])
-    return {key: value for key, value in transfer.details.items() if key not in left_out}
-
-
-def _inbox_path(permission: Permission, name: str) -> str:
-    """Where `name` is in the target's home; without one, what comes from that source, ending in a slash."""
-    return f"Inbox/{permission.source_name}/{name}"
-
 
 def run(arguments: list[str]) -> int:
     """`cage-mediator files [--config FILE]`; ends when the system bus does, with the status of that error."""

@@ -14,7 +14,7 @@ import pytest
 
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR, Flow
-from mediators.files import core
+from mediators.files import transfer
 from mediators.files.protocol import DAMAGED, WITHDRAWN
 from mediators.stage import Stager
 from tests.bus.mediators.conftest import VAULT, WORK, Play, World, client
@@ -156,12 +156,12 @@ hardly begun."""
 
 
 def test_a_delivery_has_time_by_its_size() -> None:
-    assert [core.delivery_seconds(size) for size in (1, 200 << 20, 64 << 30)] == [pytest.approx(30.0), 130.0, 900.0]
+    assert [transfer.delivery_seconds(size) for size in (1, 200 << 20, 64 << 30)] == [pytest.approx(30.0), 130.0, 900.0]
 
 
 def test_a_delivery_that_starts_too_late_does_not_arrive(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """Its half is started when nobody waits for it any more, and is told so."""
-    monkeypatch.setattr(core, "DELIVERY_SECONDS", 0.2)
+    monkeypatch.setattr(transfer, "DELIVERY_SECONDS", 0.2)
 
     async def test(world: World) -> None:
         world.caged.starting = asyncio.Event()
@@ -180,7 +180,7 @@ def test_a_delivery_that_starts_too_late_does_not_arrive(play: Play, monkeypatch
 def test_a_target_that_stops_has_its_time_and_no_more(
     play: Play, monkeypatch: pytest.MonkeyPatch, flow: Flow
 ) -> None:
-    monkeypatch.setattr(core, "delivery_seconds", lambda _size, _files: 0.2)
+    monkeypatch.setattr(transfer, "delivery_seconds", lambda _size, _files: 0.2)
 
     async def test(world: World) -> None:
         world.caged.flow, world.caged.stops, world.caged.keeps = flow, True, []
@@ -217,7 +217,7 @@ def test_what_is_given_up_takes_no_place_while_it_is_recorded(
     play: Play, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """In its cage, somebody may have waited for one."""
-    recorded = core.FilesCore._record_outcome
+    recorded = transfer.Transfers._record_outcome
 
     async def test(world: World) -> None:
         again = await client(world.gateways["work"].address)
@@ -227,7 +227,7 @@ def test_what_is_given_up_takes_no_place_while_it_is_recorded(
             await may_record.wait()
             await recorded(*what)
 
-        monkeypatch.setattr(core.FilesCore, "_record_outcome", wait)
+        monkeypatch.setattr(transfer.Transfers, "_record_outcome", wait)
         sends = [asyncio.ensure_future(world.send("work", "vault")) for _ in range(TRANSFERS_PER_PAIR)]
         await world.until(lambda: world.caged.delivering == TRANSFERS_PER_PAIR)
         world.clients["work"].disconnect()
