@@ -14,6 +14,7 @@ import functools
 import os
 import stat
 from collections.abc import AsyncIterator, Callable, Mapping
+from typing import Any
 from weakref import WeakValueDictionary
 
 from cage_runtime.bus import Answer, Bus, Call, Handler
@@ -79,7 +80,8 @@ class Transfers:
         with self._half.work():
             job = await self._jobs.begin(call, functools.partial(self._do, call, protocol.START_TREE, (), tree=tree))
             try:
-                await asyncio.wait({tree, job.task}, return_when=asyncio.FIRST_COMPLETED)
+                both: tuple[asyncio.Future[Any], ...] = (tree, job.task)
+                await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
                 descriptor = tree.result() if tree.done() else int(await job.task)  # which has failed
             except asyncio.CancelledError:
                 job.task.cancel()

@@ -98,9 +98,9 @@ class Job:
     def cut_off(self) -> CageError:
         """What there is to say where the core half has ended meanwhile."""
         if self.state == COMMITTED:
-            return CutOff(f'the core ended meanwhile, so it is not known whether "{escape(self.name)}" arrived; look in '
-                          "the target before sending it again")
-        return NothingDone(f'the core ended before "{escape(self.name)}" was there, and nothing arrived; send it again')
+            return CutOff(f'the core ended meanwhile, so it is not known whether "{escape(self.name)}" arrived; look '
+                          "in the target before sending it again")
+        return NothingDone(f'the core ended meanwhile, and nothing of "{escape(self.name)}" arrived; send it again')
 
     def cancelled(self) -> Cancelled:
         return Cancelled(f'"{escape(self.name)}" was cancelled; nothing arrived')
@@ -145,8 +145,8 @@ class Jobs:
         """A new job of whoever calls, which does `work`; TransferFailed where there are as many as there may be."""
         owner = await self._bus.uid_of(call.sender)
         if len(self._jobs) >= TRANSFER_JOBS_MAX:
-            raise TransferFailed(f"{TRANSFER_JOBS_MAX} transfers of this cage are under way or wait; wait until one has "
-                                 "ended")
+            raise TransferFailed(f"{TRANSFER_JOBS_MAX} transfers of this cage are under way or wait; wait until one "
+                                 "has ended")
         self._last += 1
         target, name = call.arguments[:2]
         job = Job(number=self._last, owner=owner, target=target, name=name)

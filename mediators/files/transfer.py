@@ -16,7 +16,7 @@ import signal
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
+from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
     DELIVERY_FILES_PER_SECOND,
@@ -27,6 +27,7 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
+from mediators.files.stream import Stream
 from mediators.stage import Staged
 from mediators.wire import Caged, Gateway, Permission, What
 
@@ -55,10 +56,18 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    stream: Stream | None = None
+    """Through which whoever follows it is told."""
+    committed: bool = False
+    """It may arrive, whatever ends meanwhile."""
+    cancelled: bool = False
+    """Whoever follows it wants it given up, and it is."""
 
     async def told(self, work: asyncio.Task[str]) -> str:
         """What the source is to hear of `work`; CageError likewise."""
         await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
+        if self.cancelled and work.cancelled():
+            raise Cancelled(f'"{escape(self.name)}" was cancelled; nothing arrived')
         return self.accepted.result() if self.accepted.done() else work.result()
 
     def to_tell(self, arrived: str) -> str:
@@ -66,6 +75,21 @@ class Transfer:
         if self.permission.flow is not Flow.LEVEL:
             return _inbox_path(self.permission, "")
         return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
+
+    def commit(self) -> None:
+        """From now on it may arrive, whatever ends meanwhile: whoever follows it is told before that, and does not send
+        it again without a look.  TransferFailed where that cannot be told."""
+        if self.committed:
+            return
+        if self.stream is not None and not self.stream.say(state=protocol.COMMITTED):
+            raise TransferFailed(f'"{escape(self.name)}" is given up: whoever sent it does not read what becomes of it')
+        self.committed = True
+
+    def cancel(self, work: asyncio.Task[str]) -> None:
+        """As whoever follows it wants; what may be there already goes on, and so does what was accepted."""
+        if not self.committed and not self.accepted.done():
+            self.cancelled = True
+            work.cancel()
 
     def give_up(self, work: asyncio.Task[str]) -> None:
         """Because whoever sent it has gone; what was accepted goes on."""
@@ -124,7 +148,8 @@ class Transfers:
         except asyncio.CancelledError:
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
-            await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
+            why = "cancelled" if transfer.cancelled else "given up, because whoever sent it has gone"
+            await self._record_outcome(transfer, f"{why}; {so_far}")
             raise
         await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
         return transfer.to_tell(arrived)
@@ -141,6 +166,7 @@ class Transfers:
         target = permission.target
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         if permission.one_way:
+            transfer.commit()
             transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
@@ -164,6 +190,7 @@ class Transfers:
     async def _passing(self, transfer: Transfer) -> None:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
         await self._record(transfer, "is given its name in the inbox")
+        transfer.commit()
         transfer.may_be_there = True
 
     async def _record(self, transfer: Transfer, outcome: str) -> None:
