@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The transfers of a cage that are under way, as objects on the cage's own bus: how far each is, and a way to cancel it.
+"""The transfers of a cage that are under way, as objects on the cage's own bus: how far each is; a way to cancel it.
 
 Law of this room: a job is there for the user in the cage whose program began it, for any other it is not, and for as
 long as it is under way.  What is known of it is what the core half told through a pipe, and it is cancelled through

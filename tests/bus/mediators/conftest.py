@@ -126,6 +126,10 @@ class StandInCaged:
         """Whether the targets stop their delivery halves as they start."""
         self.ended: list[int] = []
         """The statuses of the delivery halves that have ended."""
+        self.recording: asyncio.Event | None = None
+        """Where it is there, what is to be in the chain is there once it is set."""
+        self.pending: list[list[Any]] = []
+        """What waited for that."""
         self.keeps: list[int] | None = None
         """Where it is there, the targets keep what they are given to read, in here."""
         self.killed_at: list[str] = []
@@ -280,6 +284,9 @@ class StandInCaged:
     async def _record(self, call: Call) -> Answer:
         if self.full:
             raise RuntimeFailure("the chain takes nothing")
+        if self.recording is not None:
+            self.pending.append(call.arguments)
+            await self.recording.wait()
         self.records.put_nowait(call.arguments)
         return Answer()
 
