@@ -144,6 +144,8 @@ TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
 TRANSFER_JOBS_MAX = 200
 """Transfers of one cage that are under way or wait for their place in its own half; one more is refused there."""
+TRANSFER_JOBS_LISTED = 64
+"""Those of one user that are listed at once, the oldest ones: a message of a cage's bus has 32 KiB at most."""
 PROGRESS_SECONDS = 0.25
 """Between two figures of how far a transfer is."""
 PROGRESS_UNREAD_MAX = 1024

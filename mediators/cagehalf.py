@@ -109,15 +109,15 @@ class CageHalf:
             self._changed.set()
 
     async def _call(self, call: Call) -> Answer:
+        self.check(call)
         async with self.reached(call) as gateway:
             return await self.ask(gateway, call.member, tuple(call.arguments), call.descriptors)
 
     @contextlib.asynccontextmanager
     async def reached(self, call: Call) -> AsyncIterator[Bus]:
-        """In the block, a connection to the gateway for `call` alone, which has its place among those under way; what
-        the call's check raises, and RuntimeFailure where there is no core half."""
+        """In the block, a connection to the gateway for `call` alone, which has its place among those under way;
+        RuntimeFailure where there is no core half."""
         with self.work():
-            self.check(call)
             if not await self._core.wait(self._core_seconds):
                 raise RuntimeFailure(f"the core's {self.name} mediator is not running")
             async with contextlib.AsyncExitStack() as places:

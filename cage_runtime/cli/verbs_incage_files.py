@@ -31,7 +31,8 @@ CONFLICTS = ("rename", "skip", "replace", "fail")
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="a file or directory in your home directory")
-    parser.add_argument("--to", metavar="CAGE", required=True, help="the cage that shall get it, in ~/Inbox/")
+    parser.add_argument("--to", metavar="CAGE", default="",
+                        help="the cage that shall get it, in ~/Inbox/; what policy says where it is left out")
     parser.add_argument("--conflict", choices=CONFLICTS, default="rename",
                         help="what to do where the name is taken (default: %(default)s)")
     parser.add_argument("--progress", action="store_true", default=None,
@@ -73,9 +74,10 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
             if sender.interrupted:
                 break
             continue
-        arrived.append({"file": path, "target": args.to, "arrived": name})
+        target, name = (args.to, name) if args.to else _chosen(name)
+        arrived.append({"file": path, "target": target, "arrived": name})
         shown = cell(name) if name else "skipped, because the name is taken"
-        screen.done(f"{cell(os.path.basename(path) or path)} -> {cell(args.to)}: {shown}")
+        screen.done(f"{cell(os.path.basename(path) or path)} -> {_named(target)}: {shown}")
         if kept:
             say(args.program, f'"{cell(path)}": kept here, because it has changed since it was read: {cell(kept)}')
             worst = max(worst, 1)
@@ -85,6 +87,16 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     if screen.as_json:
         screen.document(arrived)
     return INTERRUPTED if sender.interrupted else worst
+
+
+def _chosen(arrived: str) -> tuple[str, str]:
+    """The target that policy or a person has chosen, empty where we may not hear of it, and where it is there."""
+    target, colon, path = arrived.partition(":")
+    return (target, path) if colon else ("", arrived)
+
+
+def _named(target: str) -> str:
+    return cell(target) if target else "another cage"
 
 
 class _Sender:
@@ -148,7 +160,7 @@ class _Sender:
             raise CageError(f'"{cell(name)}" was interrupted as it began, and is given up') from None
 
     def _progress(self, name: str) -> Progress:
-        return Progress(f"{cell(name)} -> {cell(self._target)}", shown=self._shown)
+        return Progress(f"{cell(name)} -> {_named(self._target)}", shown=self._shown)
 
     def _removed(self, path: str, marks: Marks) -> str:
         if "move" not in self._options:

@@ -55,7 +55,8 @@ class Transfers:
     async def _send(self, call: Call) -> Answer:
         with self._half.work():
             job = await self._file(call)
-            return Answer(values=(await job.task,))  # which is given up where whoever asked goes
+            told = await job.task  # which is given up where whoever asked goes
+            return Answer(values=(told[protocol.ARRIVED],))
 
     async def _start_file(self, call: Call) -> Answer:
         with self._half.work():
@@ -82,7 +83,9 @@ class Transfers:
             try:
                 both: tuple[asyncio.Future[Any], ...] = (tree, job.task)
                 await asyncio.wait(both, return_when=asyncio.FIRST_COMPLETED)
-                descriptor = tree.result() if tree.done() else int(await job.task)  # which has failed
+                if not tree.done():
+                    await job.task  # which has failed
+                descriptor = tree.result()
             except asyncio.CancelledError:
                 job.task.cancel()
                 if not tree.cancel():
@@ -93,7 +96,7 @@ class Transfers:
             return Answer(values=tuple(range(len(descriptors))), descriptors=descriptors)
 
     async def _do(self, call: Call, member: str, descriptors: tuple[int, ...], job: Job, *,
-                  tree: asyncio.Future[int] | None = None) -> str:
+                  tree: asyncio.Future[int] | None = None) -> Told:
         """Have the core half do it; with a `tree`, that is given the pipe into which it is written."""
         async with self._half.reached(call) as gateway:
             job.asked = True
@@ -114,13 +117,13 @@ def _followed(job: Job, stream: Stream) -> Stream:
         else:
             stream.figures(**what)
 
-    def ended(task: asyncio.Task[str]) -> None:
+    def ended(task: asyncio.Task[Told]) -> None:
         if not task.cancelled():
             error = task.exception()
             if isinstance(error, CageError):
                 stream.failed(error)
             elif error is None:
-                stream.arrived(task.result())
+                stream.arrived(**task.result())
         stream.close()
 
     stream.figures(job=job.number, state=job.state)

@@ -26,7 +26,7 @@ from cage_runtime.errors import (
     TransferFailed,
     from_bus,
 )
-from cage_runtime.model import TRANSFER_JOBS_MAX
+from cage_runtime.model import TRANSFER_JOBS_LISTED, TRANSFER_JOBS_MAX
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
@@ -34,6 +34,7 @@ from mediators.files.protocol import ARRIVED, CANCEL, COMMITTED, DONE, ERROR, LI
 
 Told = dict[str, Any]
 """A line of what the core half tells."""
+_NOT_UNDERSTOOD = RuntimeFailure("the core's files mediator says what cannot be understood; is it of the same version?")
 
 
 class Job:
@@ -43,8 +44,8 @@ class Job:
         """`owner`: the uid in the cage of whoever began it."""
         self.number, self.owner, self.target, self.name = number, owner, target, name
         self.state, self.done, self.total = WAITING, 0, 0
-        self.task: asyncio.Task[str]
-        """Where it arrived; CageError, which is Cancelled where it was."""
+        self.task: asyncio.Task[Told]
+        """The last that the core half tells, which has where it arrived; CageError, which is Cancelled where it was."""
         self.told: Callable[[Told], object] = lambda _told: None
         """Told what the core half tells meanwhile."""
         self.asked = False
@@ -71,8 +72,8 @@ class Job:
         with contextlib.suppress(BrokenPipeError):  # it has ended meanwhile
             os.write(self._control, CANCEL)
 
-    async def follow(self, status: int, control: int) -> str:
-        """Follow it by the pipes that the core half has made, which are closed here."""
+    async def follow(self, status: int, control: int) -> Told:
+        """Follow it to its end by the pipes that the core half has made, which are closed here."""
         with contextlib.ExitStack() as held:
             held.callback(os.close, status)
             held.callback(os.close, control)
@@ -83,7 +84,7 @@ class Job:
             async with contextlib.aclosing(lines(status)) as said:
                 async for told in said:
                     if ARRIVED in told:
-                        return str(told[ARRIVED])
+                        return told
                     if ERROR in told:
                         raise from_bus(str(told[ERROR]), str(told[SENTENCE]))
                     self._learn(told)
@@ -120,13 +121,19 @@ async def lines(pipe: int) -> AsyncGenerator[Told]:
             return
         *whole, rest = (rest + chunk).split(b"\n")
         if len(rest) > LINE_MAX:
-            raise RuntimeFailure("the core's files mediator says what cannot be understood")
+            raise _NOT_UNDERSTOOD
         for line in whole:
-            try:
-                told = json.loads(line)
-            except ValueError as error:
-                raise RuntimeFailure("the core's files mediator says what cannot be understood") from error
-            yield told
+            yield _told(line)
+
+
+def _told(line: bytes) -> Told:
+    try:
+        told = json.loads(line)
+    except ValueError as error:
+        raise _NOT_UNDERSTOOD from error
+    if not isinstance(told, dict):
+        raise _NOT_UNDERSTOOD
+    return told
 
 
 class Jobs:
@@ -141,7 +148,7 @@ class Jobs:
         uid = await self._bus.uid_of(call.sender)
         return lambda _path, owner: owner == uid
 
-    async def begin(self, call: Call, work: Callable[[Job], Coroutine[Any, Any, str]]) -> Job:
+    async def begin(self, call: Call, work: Callable[[Job], Coroutine[Any, Any, Told]]) -> Job:
         """A new job of whoever calls, which does `work`; TransferFailed where there are as many as there may be."""
         owner = await self._bus.uid_of(call.sender)
         if len(self._jobs) >= TRANSFER_JOBS_MAX:
@@ -171,10 +178,9 @@ class Jobs:
     async def list(self, call: Call) -> Answer:
         """ListJobs: those of whoever calls."""
         uid = await self._bus.uid_of(call.sender)
-        return Answer(values=([
-            [job.number, job.path, job.state, job.target, job.name, job.done, job.total]
-            for job in self._jobs.values() if job.owner == uid
-        ],))
+        theirs = [[job.number, job.path, job.state, job.target, job.name, job.done, job.total]
+                  for job in self._jobs.values() if job.owner == uid]
+        return Answer(values=(theirs[:TRANSFER_JOBS_LISTED],))
 
     async def _cancel(self, call: Call) -> Answer:
         job = self._jobs.get(call.path)
@@ -184,12 +190,12 @@ class Jobs:
         await asyncio.wait({job.task})
         if job.task.cancelled() or isinstance(job.task.exception(), Cancelled):
             return Answer()
-        arrived = job.task.result()
+        arrived = str(job.task.result()[ARRIVED])
         became = f"it has arrived, in {escape(arrived)}" if arrived else "it was skipped, because its name is taken"
         raise TransferFailed(f'"{escape(job.name)}" could not be cancelled any more: {became}')
 
 
-async def _done(job: Job, work: Callable[[Job], Coroutine[Any, Any, str]]) -> str:
+async def _done(job: Job, work: Callable[[Job], Coroutine[Any, Any, Told]]) -> Told:
     try:
         return await work(job)
     except asyncio.CancelledError:

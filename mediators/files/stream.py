@@ -85,8 +85,9 @@ class Stream:
         """What has to be known; whether it is there to be read.  True where the source does not follow."""
         return not self._followed or self._tell(what)
 
-    def arrived(self, path: str) -> None:
-        self._tell({ARRIVED: path})
+    def arrived(self, arrived: str, **more: object) -> None:
+        """The last word: the path where it is."""
+        self._tell({ARRIVED: arrived, **more})
 
     def failed(self, error: CageError) -> None:
         if not self._tell({ERROR: error.bus_error, SENTENCE: error.sentence}):

@@ -5,6 +5,7 @@ makes of the pipes."""
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import fcntl
 import hashlib
 import json
@@ -124,7 +125,7 @@ def test_it_is_told_how_far_it_is_until_it_has_arrived(play: Play) -> None:
         assert states(told) == [READING, DELIVERING, COMMITTED, "arrived"]
         assert told[-1] == {"arrived": "Inbox/work/figures.txt"}
         assert told[0] == {"state": READING, "done": 0, "total": len(CONTENT)}
-        assert [line for line in told if line.get("state") == DELIVERING][0]["done"] == len(CONTENT)
+        assert {line["done"] for line in told if line.get("state") == DELIVERING} == {len(CONTENT)}
 
     play(test)
 
@@ -302,7 +303,7 @@ def test_what_cannot_be_told_is_not_delivered(play: Play) -> None:
         followed = await Followed.file(world)
         await world.until(lambda: world.caged.delivering == 1)
         filling = os.open(f"/proc/self/fd/{followed.status}", os.O_WRONLY | os.O_NONBLOCK)
-        with pytest.raises(BlockingIOError):
+        with contextlib.suppress(BlockingIOError):
             while True:
                 os.write(filling, b"x")
         world.caged.starting.set()
@@ -321,7 +322,8 @@ def test_what_cannot_be_told_is_not_delivered(play: Play) -> None:
 @pytest.mark.parametrize(
     ("interface", "member", "signature", "arguments"),
     [(protocol.INTERFACE, protocol.LIST_JOBS, "", ()), (protocol.JOB_INTERFACE, protocol.CANCEL_JOB, "", ()),
-     (PROPERTIES, "GetAll", "s", (protocol.JOB_INTERFACE,)), (PROPERTIES, "Get", "ss", (protocol.JOB_INTERFACE, "Done")),
+     (PROPERTIES, "GetAll", "s", (protocol.JOB_INTERFACE,)),
+     (PROPERTIES, "Get", "ss", (protocol.JOB_INTERFACE, "Done")),
      ("org.freedesktop.DBus.Introspectable", "Introspect", "", ())],
 )
 def test_through_a_gateway_nobody_can_ask_for_what_is_another_s(

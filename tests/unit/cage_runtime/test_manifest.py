@@ -44,16 +44,20 @@ def changed(old: str, new: str) -> str:
 def test_a_manifest_says_all_that_there_is_to_know() -> None:
     assert parse(WHOLE) == Mediator(
         name="thing", description="things", methods=("Use", "Drop"), descriptors=2, delivery=Delivery.DELIVERY,
-        folder="things", services={
+        folder="things", jobs=False, services={
             "thing.Use": ServiceKind(one_way=True, parameters=frozenset({"max-size", "types"})),
             "thing.*": ServiceKind(one_way=False, parameters=frozenset()),
         })
     assert (parse(WHOLE).bus_name, parse(WHOLE).path) == ("org.cageruntime.Thing1", "/org/cageruntime/Thing1")
 
 
+def test_it_says_whether_what_is_under_way_are_objects() -> None:
+    assert parse(changed('folder = "things"', "jobs = true")).jobs is True
+
+
 def test_what_is_missing_is_the_least() -> None:
     least = parse(LEAST)
-    assert (least.descriptors, least.delivery, least.folder) == (0, Delivery.NONE, None)
+    assert (least.descriptors, least.delivery, least.folder, least.jobs) == (0, Delivery.NONE, None, False)
     assert least.services == {"thing.Use": ServiceKind(one_way=False, parameters=frozenset())}
 
 
