@@ -700,7 +700,7 @@ def test_incage_says_what_became_of_what_it_sends(sent: Sent, mediator: Any, cap
 
 
 def test_incage_sends_again_only_what_cannot_have_arrived(sent: Sent, capsys: Captured) -> None:
-    nothing = [{"state": "reading", "done": 1, "total": 2},
+    nothing: list[dict[str, Any]] = [{"state": "reading", "done": 1, "total": 2},
                {"error": ERROR + "NothingDone", "sentence": "the core ended meanwhile; send it again"}]
     sent.tells = [nothing, nothing]
     assert incage.main(["send", "figures.txt", "--to", "vault"]) == 0
@@ -726,7 +726,7 @@ def test_incage_needs_no_target_to_send(sent: Sent, capsys: Captured, told: str,
     assert {target for target, *_rest in sent.received} == {""}
 
 
-PROGRESS = [{"job": 1, "state": "waiting"}, {"state": "reading", "done": 0, "total": 8},
+PROGRESS: list[dict[str, Any]] = [{"job": 1, "state": "waiting"}, {"state": "reading", "done": 0, "total": 8},
             {"state": "reading", "done": 4, "total": 8}, {"state": "delivering", "done": 8, "total": 8},
             {"state": "committed"}, {"arrived": "Inbox/work/figures.txt"}]
 
@@ -775,10 +775,9 @@ def test_incage_lists_what_is_being_sent(mediator: Any, capsys: Captured, monkey
     assert capsys.readouterr().out == "No jobs.\n"
 
 
+@pytest.mark.usefixtures("mediator")
 @pytest.mark.parametrize("number", ["", "x", "-1", "1/2", "1" * 11, "\u0663"])
-def test_what_is_no_number_is_no_job(
-    mediator: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch, number: str
-) -> None:
+def test_what_is_no_number_is_no_job(capsys: Captured, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
     monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
     assert incage.main(["cancel", "--", number]) == 2
     assert "is not the number of a job" in capsys.readouterr().err
