@@ -21,9 +21,9 @@ CAGES_MAX = 1000
 CAGES_PER_PERSON = 64
 """Those of them that are one person's; root's may be all."""
 DISPOSABLES_PER_CAGE = 4
-"""Disposable cages that one cage may have at once."""
+"""Disposable cages that one cage may have at once, with those that they have made."""
 DISPOSABLES_PER_PERSON = 16
-"""Those of one person's cages together, root's too."""
+"""Those of one person's cages together, root's too; but a cage that has none may have one all the same."""
 DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
 CLIP_BYTES_MAX = 1024**2
@@ -252,6 +252,8 @@ AGENTS_MAX = 256
 """Those of all persons."""
 LIMITS_MAX = 16 * CAGES_MAX
 """Pairs of a cage and a rule's limit= whose use is counted at once."""
+SERVICES_TOLD_MAX = 256
+"""Services that a cage is told it may ask for, so that they fit into a message of its bus."""
 WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200

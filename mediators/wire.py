@@ -45,7 +45,7 @@ LOG = logging.getLogger(__name__)
 MEDIATION = f"{CORE_BUS_NAME}.Mediation"
 ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
-_DECIDING = ("Decide", "Confirm")
+_DECIDING = ("Decide", "Confirm", "Services")
 """Calls that a cage brings about, whatever comes of them; their first argument is the source."""
 _STARTING = ("Deliver", "Dispose")
 """Calls that are answered once something has been started."""
@@ -321,6 +321,11 @@ class Caged:
     async def person(self, source: str) -> int:
         """The uid of whose cage the running instance `source` is."""
         return int((await self._ask("Person", "s", (source,))).values[0])
+
+    async def services(self, source: str) -> list[tuple[str, str]]:
+        """What the running instance `source` may ask for at all, each service with allow or ask; fit for it to hear."""
+        (rows,) = (await self._ask("Services", "s", (source,))).values
+        return [(str(service), str(action)) for service, action in rows]
 
     async def show(self, source: str, request: str, notification: dict[str, Variant]) -> int:
         """Show a notification of the instance `source` to its owner; its id, for a request that was decided."""

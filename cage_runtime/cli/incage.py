@@ -23,7 +23,7 @@ PROGRAM = Program(
         "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
         "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
-        "whoami": ("verbs_incage", "the name, level and compartments of this cage"),
+        "whoami": ("verbs_incage", "what this cage is, and what it may ask for"),
     },
 )
 

@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What someone inside a cage can ask for that needs no mediator: whoami."""
+"""incage whoami: what this cage is, which the core has written down in it, and what it may ask for."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from cage_runtime.errors import RuntimeFailure
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
 
 
 IDENTITY = "/run/cage/identity.json"
@@ -33,7 +34,22 @@ def _no_arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _whoami(args: argparse.Namespace, screen: Screen) -> int:
+    """The identity is told also where the rest cannot be: then that is an error after it."""
     del args
+    identity = _identity()
+    if screen.as_json:
+        try:
+            identity["services"] = [{"service": service, "action": action} for service, action in _services()]
+        finally:
+            screen.document(identity)
+        return 0
+    label = [cell(identity.get("level", "")), *(cell(name) for name in identity.get("compartments", []))]
+    screen.line(f"{cell(identity.get('name', ''))}: {', '.join(label)}")
+    screen.table(("SERVICE", "ACTION"), _services(), "service")
+    return 0
+
+
+def _identity() -> dict[str, Any]:
     try:
         with open(IDENTITY, "rb") as file:
             identity = json.loads(file.read(IDENTITY_BYTES_MAX))
@@ -43,12 +59,16 @@ def _whoami(args: argparse.Namespace, screen: Screen) -> int:
         raise RuntimeFailure(f"{IDENTITY} cannot be understood: it is not JSON") from error
     if not isinstance(identity, dict) or not isinstance(identity.get("compartments", []), list):
         raise RuntimeFailure(f"{IDENTITY} cannot be understood: it has an unknown shape")
-    if screen.as_json:
-        screen.document(identity)
-        return 0
-    label = [cell(identity.get("level", "")), *(cell(name) for name in identity.get("compartments", []))]
-    screen.line(f"{cell(identity.get('name', ''))}: {', '.join(label)}")
-    return 0
+    return identity
+
+
+def _services() -> list[tuple[str, str]]:
+    """What this cage may ask for, each service with allow or ask."""
+    from cage_runtime.cli.client import mediator
+
+    rows: list[tuple[str, str]] = mediator("call", "which tells what this cage may ask for").call(
+        "Services", returns="a(ss)")
+    return rows
 
 
 VERBS = {"whoami": (_no_arguments, _whoami)}

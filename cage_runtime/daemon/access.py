@@ -38,6 +38,8 @@ class View:
 
     cages: tuple[Cage, ...]
     whole: bool
+    person: Person
+    """The caller, as of what is asked about cages."""
 
 
 class Access:
@@ -101,7 +103,7 @@ class Access:
             await self._authorization.require(caller, right, {})
             whole = await self._authorization.sees_all(caller, right)
         cages = (cage for cage in self._manager.cages() if whole or cage.record.owner == caller.uid)
-        return View(cages=tuple(cages), whole=whole)
+        return View(cages=tuple(cages), whole=whole, person=Person(uid=caller.uid, is_root=whole))
 
     async def sight(self, call: Call) -> Callable[[str, int], bool]:
         """Which objects are there for the caller: of cages those that List has, of jobs the caller's own."""

@@ -121,6 +121,11 @@ class Asking:
         return [prompt for prompt in self._prompts.all()
                 if person.sees(prompt.question.owner, private=prompt.question.private)]
 
+    def unseen(self, person: Person) -> int:
+        """How many questions that are this person's to see no program shows to anybody."""
+        return sum(not self._agents.there(prompt.question.owner, private=prompt.question.private)
+                   for prompt in self.prompts(person))
+
     def shown(self, prompt: Prompt) -> dict[str, Variant]:
         return self._show(prompt, self._prompts.left(prompt))
 

@@ -10,7 +10,7 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Call, Handler
 from cage_runtime.daemon.access import Access
-from cage_runtime.daemon.agents import Agents
+from cage_runtime.daemon.agents import Agents, Person
 from cage_runtime.daemon.asking import AnswerOptions, Asking
 from cage_runtime.daemon.grants import Grant
 from cage_runtime.daemon.notifications import Notifications
@@ -27,6 +27,10 @@ class AskingService:
             "ListPrompts": self._list_prompts, "AnswerPrompt": self._answer, "ListGrants": self._list_grants,
             "RevokeGrant": self._revoke, "RegisterAgent": self._register, "NotificationAction": self._act,
         }
+
+    def unseen(self, person: Person) -> int:
+        """As Asking has it."""
+        return self._asking.unseen(person)
 
     async def _list_prompts(self, call: Call) -> Answer:
         person = await self._access.to_own(call)

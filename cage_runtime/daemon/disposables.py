@@ -38,6 +38,8 @@ from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 TOKEN, DEFAULT_TEMPLATE = DISPOSABLE_TARGET, DISPOSABLE_TEMPLATE
+NONE_NOW = "no disposable cage can be made just now; try again later, or ask who runs this host, whose log says why"
+"""For a cage, which is not to hear of others: whatever the reason is."""
 _NUMBERS = 10_000
 """Names that are taken in turn, so that one that was there just now does not come again at once."""
 
@@ -119,24 +121,32 @@ class Disposables:
         label = disposable_label(caller.instance().label, template, self._manager.levels)
         definition = disposable_definition(caller.record.definition, label, template)
         owner = caller.record.owner
-        with self._counted(caller.uuid, owner):
-            return await self._manager.create(self._name(), definition, owner=owner, start=True, caller=caller.uuid)
+        # What a disposable cage has made is of the cage that it is for, or one cage could have all there may be.
+        origin = caller.record.caller or caller.uuid
+        with self._counted(origin, owner):
+            try:
+                return await self._manager.create(self._name(), definition, owner=owner, start=True, caller=origin)
+            except CageError as error:
+                LOG.error("no disposable cage is made for %s: %s", caller.name, error.sentence)
+                raise RuntimeFailure(NONE_NOW) from error  # the reason may be what other cages there are
 
     @contextlib.contextmanager
-    def _counted(self, caller: str, owner: int) -> Iterator[None]:
-        """One more is being made, for which there is room."""
+    def _counted(self, origin: str, owner: int) -> Iterator[None]:
+        """One more is being made, for which there is room; a cage that has none may have one whatever others have."""
         there = [cage.record for cage in self._manager.cages() if cage.record.disposable]
         made = Counter((record.caller, record.owner) for record in there
                        if record.uuid not in self._manager.in_hand) + self._coming
-        if sum(count for (of, _), count in made.items() if of == caller) >= DISPOSABLES_PER_CAGE:
+        own = sum(count for (of, _), count in made.items() if of == origin)
+        if own >= DISPOSABLES_PER_CAGE:
             raise RuntimeFailure(f"this cage has {DISPOSABLES_PER_CAGE} disposable cages already; close one of them")
-        if sum(count for (_, whose), count in made.items() if whose == owner) >= DISPOSABLES_PER_PERSON:
-            raise RuntimeFailure(f"there are {DISPOSABLES_PER_PERSON} disposable cages already; close one of them")
-        self._coming[caller, owner] += 1
+        if own and sum(count for (_, whose), count in made.items() if whose == owner) >= DISPOSABLES_PER_PERSON:
+            LOG.warning("uid %d has %d disposable cages, and gets no more", owner, DISPOSABLES_PER_PERSON)
+            raise RuntimeFailure(NONE_NOW)
+        self._coming[origin, owner] += 1
         try:
             yield
         finally:
-            self._coming[caller, owner] -= 1
+            self._coming[origin, owner] -= 1
 
     def _name(self) -> str:
         """One that no cage has, nor one that is being made."""

@@ -46,14 +46,15 @@ def examine(
     host: Host, *, authorisation: tuple[bool, str], policy_fault: str | None, policy_faults: int, labels: int,
     unenforced: Mapping[str, tuple[str, ...]],
     orphans: tuple[str, ...] = (), strangers: Mapping[int, int] = MappingProxyType({}), faults: tuple[str, ...] = (),
-    counted: bool = True, idle: tuple[str, ...] = (),
+    counted: bool = True, idle: tuple[str, ...] = (), unseen: int = 0,
 ) -> list[Check]:
     """Every check, in the order in which a person would go through them; `unenforced` is by cage.  `authorisation` is
     whether others than root can use cages, and why; `strangers` are what `unknown_owners` finds; unless `counted`,
-    nothing tells how many cages there are; `idle` are the mediators that do not run."""
+    nothing tells how many cages there are; `idle` are the mediators that do not run; `unseen` is how many open
+    questions no program shows to anybody."""
     return [
         *_kernel(host), *_cgroup(host), *_programs(), _policy(policy_fault, policy_faults),
-        _authorisation(*authorisation), *_mediators(idle),
+        _authorisation(*authorisation), *_mediators(idle), _questions(unseen),
         Check(check="levels", state=Health.OK, detail=f"{labels} levels"),
         _id_ranges(host, counted=counted),
         *_cages(unenforced),
@@ -173,6 +174,15 @@ def _mediators(idle: tuple[str, ...]) -> Iterator[Check]:
     for name in idle:
         yield Check(check=f"mediator {name}", state=Health.LIMITED, detail="does not run, so what it carries waits",
                     help=f"see systemctl status cage-mediator@{name}; it is started with caged")
+
+
+def _questions(unseen: int) -> Check:
+    """Of those who are asked nobody may know it: they are told by programs alone, such as cage-desktop."""
+    if not unseen:
+        return Check(check="questions", state=Health.OK, detail="no open question is unseen")
+    which = "1 open question is" if unseen == 1 else f"{unseen} open questions are"
+    return Check(check="questions", state=Health.LIMITED, detail=f"{which} shown by no program of whose cage it is",
+                 help="start cage-desktop in that person's session, or see cagectl prompts list and answer there")
 
 
 def _authorisation(persons: bool, why: str) -> Check:

@@ -48,11 +48,13 @@ from cage_runtime.model import (
 )
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
+from cage_runtime.policy.services import MayAsk, may_ask
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
 STARTS_MAX = CAGES_MAX
 """Requests whose target may still be started."""
+ASKS_TOO_OFTEN = "this cage asks too often; try again in a moment"
 TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
 
@@ -99,6 +101,8 @@ class Mediation:
         """The requests that were permitted last and whose target may be started for them, with the target's uuid."""
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
+        self._told: dict[Instance, MayAsk] = {}
+        """What cages may ask for by the policy in force, so that asking again costs nothing."""
         self.policy: Policy = load_or_refuse(paths, manager.levels, kinds)
         self._say(self.policy)
 
@@ -119,6 +123,7 @@ class Mediation:
                                   "that is wrong") from error
         self._say(policy)
         self.policy = policy
+        self._told.clear()
         self._asking.policy_changed(self._asks)
 
     def _asks(self, subject: Subject) -> str:
@@ -151,7 +156,7 @@ class Mediation:
         """
         source = self._source(asked)
         if not self._take(self._bucket(source.uuid), source.name, source.uuid):
-            raise PolicyRefused("this cage asks too often; try again in a moment")
+            raise PolicyRefused(ASKS_TOO_OFTEN)
         request = _request(asked, source)
         permission = self._permission(source, self._evaluate(request))
         decision, why = permission.decision, ""
@@ -190,6 +195,19 @@ class Mediation:
             self._may_start[asked.request] = target.uuid
             while len(self._may_start) > STARTS_MAX:
                 self._may_start.popitem(last=False)
+
+    def services(self, source_uuid: str) -> list[tuple[str, str]]:
+        """What the instance may ask for at all, as service and action; PolicyRefused where it asks too often."""
+        source = self.running(source_uuid)
+        if not self._take(self._bucket(source.uuid), source.name, source.uuid):
+            raise PolicyRefused(ASKS_TOO_OFTEN)
+        instance, now = source.instance(), self._time()
+        known = self._told.get(instance)
+        if known is None or now >= known.until:
+            if len(self._told) >= CAGES_MAX:
+                self._told.clear()
+            known = self._told[instance] = may_ask(self.policy, instance, self._manager.levels, now)
+        return [(service, action.value) for service, action in known.services.items()]
 
     def withdraw(self, sender: str, request_id: str) -> None:
         """Whoever made the request is gone."""

@@ -30,6 +30,7 @@ class MediationService:
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
             "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
             "Deliver": self._deliver, "Dispose": self._dispose, "Person": self._person,
+            "Services": self._services,
             "Record": self._record,
             "RecordMalformed": self._record_malformed,
         }
@@ -98,6 +99,11 @@ class MediationService:
     async def _person(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
         return Answer(values=(self._parts.mediation.person(*call.arguments),))
+
+    async def _services(self, call: Call) -> Answer:
+        await self._parts.authorization.mediator(call.sender)
+        rows = self._parts.mediation.services(*call.arguments)
+        return Answer(values=([list(row) for row in rows],))
 
     async def _show(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)

@@ -329,6 +329,7 @@ class CoreService:
             # The text of the policy, records, storage and menus may name cages.
             policy_fault=fault if view.whole or fault is None else NO_POLICY,
             policy_faults=len(mediation.check()) if view.whole else 0, idle=self._parts.halves.missing(),
+            unseen=self._parts.asking.unseen(view.person),
             unenforced={cage.name: cage.unenforced for cage in view.cages},
             orphans=recovery.orphans if view.whole else (),
             strangers=await asyncio.to_thread(doctor.unknown_owners, owners),

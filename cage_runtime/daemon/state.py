@@ -46,7 +46,8 @@ class Record:
     definition: Definition
     fault: str = ""
     caller: str = ""
-    """Of a disposable cage, the uuid of the cage that it was made for; empty of any other."""
+    """Of a disposable cage, the uuid of the cage that it was made for, or of the one that this was made for where it is
+    disposable too; empty of any other."""
 
     @property
     def ephemeral(self) -> bool:

@@ -310,7 +310,7 @@ def _unfit(request: Request, target: Instance | None, levels: Levels) -> str:
     if request.target_name == source.name or (target is not None and target.uuid == source.uuid):
         return TO_ITSELF
     for instance in (source, target):
-        if instance and not _is_current(instance.label, levels):
+        if instance and not is_current(instance.label, levels):
             return f'the label of cage "{instance.name}" is none of this host\'s levels.toml'
     if target is None:
         return ""
@@ -321,7 +321,7 @@ def _unfit(request: Request, target: Instance | None, levels: Levels) -> str:
     return ""
 
 
-def _is_current(label: Label, levels: Levels) -> bool:
+def is_current(label: Label, levels: Levels) -> bool:
     """False for a label from before levels.toml changed: its rank must not be compared with today's."""
     known = label.rank < len(levels.names) and levels.names[label.rank] == label.level
     return known and label.compartments <= levels.compartments

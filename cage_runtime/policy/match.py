@@ -51,7 +51,8 @@ def in_force(rule: Rule, now: float) -> bool:
 
 
 # The keys of the index.  A name's key cannot be taken for a token's, whatever a cage asks for as its target.
-def _key(token: Source | Target) -> str:
+def token_key(token: Source | Target) -> str:
+    """The key of a rule's source or target."""
     return f"={token.name}" if isinstance(token, Named) else str(token)
 
 
@@ -104,11 +105,11 @@ def mismatch(rule: Rule, request: Request, target: Instance | None, now: float) 
         return f"it is about the argument +{rule.service.argument}"
     if not in_force(rule, now):
         return "its time is over"
-    if _key(rule.source) not in source_keys(request.source):
+    if token_key(rule.source) not in source_keys(request.source):
         return f"the source is not {rule.source}"
     if is_narrow(rule) and is_across(request, target):
         return "the target is another person's, and the rule does not name it"
-    if _key(rule.target) in target_keys(request, target):
+    if token_key(rule.target) in target_keys(request, target):
         return ""
     return f"the target is not {rule.target}{' of the source' if isinstance(rule.target, Relation) else ''}"
 
@@ -127,11 +128,11 @@ class Index:
                 self._add(self._across, number, rule)
 
     def _add(self, places: _Places, number: int, rule: Rule) -> None:
-        targets = places.setdefault(_service_key(rule), {}).setdefault(_key(rule.source), {})
-        before = targets.get(_key(rule.target), ())
+        targets = places.setdefault(_service_key(rule), {}).setdefault(token_key(rule.source), {})
+        before = targets.get(token_key(rule.target), ())
         # Of two rules that match the same requests only the first can ever decide, but that its time can be over.
         if not before or self._rules[before[-1]].parameters.until is not None:
-            targets[_key(rule.target)] = (*before, number)
+            targets[token_key(rule.target)] = (*before, number)
 
     def first(self, request: Request, target: Instance | None, now: float) -> Rule | None:
         """The first rule that matches and whose time is not over."""

@@ -119,7 +119,7 @@ def _memory() -> int:
 
 
 class CallCore:
-    """Answers Call, on every gateway."""
+    """Answers Call and Services, on every gateway."""
 
     def __init__(self, caged: Caged) -> None:
         self._caged = caged
@@ -147,6 +147,10 @@ class CallCore:
                     on_failure.pop_all()
                 self._go_on(self._carry(calling, carried, places.pop_all()))
             return Answer(values=(0, 1, 2), descriptors=pipes.theirs)
+
+    async def services(self, source: Gateway, _call: Call) -> Answer:
+        """Services; what caged says of them is fit for the source."""
+        return Answer(values=([list(row) for row in await self._caged.services(source.uuid)],))
 
     def _place(self, whose: tuple[str, ...], most: int, which: str) -> contextlib.AbstractContextManager[None]:
         """One of the `most` calls that may go on at once; RuntimeFailure where all of them do."""
@@ -337,5 +341,9 @@ def run(arguments: list[str]) -> int:
     _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
     most = min(hard, DESCRIPTORS_MAX) if hard != resource.RLIM_INFINITY else DESCRIPTORS_MAX
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
-    return corehalf.run("call", arguments, service=protocol.FAMILY,
-                        handlers=lambda caged: {protocol.CALL: CallCore(caged).call})
+
+    def handlers(caged: Caged) -> dict[str, corehalf.Handler]:
+        core = CallCore(caged)
+        return {protocol.CALL: core.call, protocol.SERVICES: core.services}
+
+    return corehalf.run("call", arguments, service=protocol.FAMILY, handlers=handlers)

@@ -15,7 +15,7 @@ from cage_runtime.text import escape
 
 BUS_NAME = INTERFACE = "org.cageruntime.Call1"
 PATH = "/org/cageruntime/Call1"
-CALL = "Call"
+CALL, SERVICES = "Call", "Services"
 FAMILY = "call"
 """Policy calls the service NAME `call.NAME`."""
 

@@ -156,6 +156,13 @@ def sent(client: Client, runs: int) -> Iterator[Row]:
     transfers.remove(client)
 
 
+def crossing(runtime: Runtime, client: Client, runs: int) -> Iterator[Row]:
+    """P7 and P8: what goes from cage to cage."""
+    yield from sent(client, runs)
+    say("P8: a call, D-Bus")
+    yield from streams.rows(runtime, client, runs)
+
+
 def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     if options.policy:
         return policy.rows(options.qrexec), {}
@@ -163,12 +170,12 @@ def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     name = f"cage-runtime-bench-{os.getpid()}"
     try:
         with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
+            if options.transfers:
+                return [*crossing(runtime, client, options.runs)], {}
             rows = memory.core_rows(runtime)
             used = list(memory.cage_rows(runtime, client, options.cages, say))
             times = list(timed(runtime, client, programs, options.runs, f"{name}-peers"))
-            rows = [*times, *sent(client, options.runs), *used, *rows, *policy.rows(options.qrexec)]
-            say("P8: a call, D-Bus")
-            rows += streams.rows(runtime, client, options.runs)
+            rows = [*times, *used, *rows, *policy.rows(options.qrexec), *crossing(runtime, client, options.runs)]
     finally:
         remove_cgroup(Path("/sys/fs/cgroup") / f"{name}-peers")
     return rows, peers.versions(programs)
@@ -193,8 +200,8 @@ def saved() -> list[Verdict]:
 
 
 def shown(rows: list[Row], verdicts: list[Verdict], changed: list[Change]) -> str:
-    of_policy = {row.figure for row in rows} == {"P9"}
-    absent = () if of_policy else peers.PACKAGES.keys() - peers.found().keys()
+    has_peers = not {row.figure for row in rows} <= {"P7", "P8", "P9"}
+    absent = peers.PACKAGES.keys() - peers.found().keys() if has_peers else ()
     missing = sorted({peers.PACKAGES[name] for name in absent})
     parts = [rows_shown(rows, OURS), verdicts_shown(verdicts, changed)]
     if missing:
@@ -236,6 +243,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument("--attacks", action="store_true",
                         help="the attacks of the catalogue instead, and what gets through here and there")
     parser.add_argument("--policy", action="store_true", help="the figures of policy decisions alone; needs no root")
+    parser.add_argument("--transfers", action="store_true", help="the figures of what crosses between cages alone")
     parser.add_argument("--qrexec", type=Path, metavar="DIR",
                         help="a checkout of qubes-core-qrexec, whose parser decides beside ours")
     parser.add_argument("--install-peers", action="store_true",
@@ -243,8 +251,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < RUNS_MIN or not 0 < options.cages <= CAGES_MAX:
         parser.error(f"--runs is {RUNS_MIN} or more, --cages is 1 to {CAGES_MAX}")
-    if options.policy and options.save:
-        parser.error("--save keeps all figures, --policy measures some")
+    if (options.policy or options.transfers) and options.save:
+        parser.error("--save keeps all figures, --policy and --transfers measure some")
     return options
 
 

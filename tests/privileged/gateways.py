@@ -11,9 +11,10 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
-from jeepney import DBusAddress, HeaderFields, MessageType, new_method_call
+from jeepney import DBusAddress, HeaderFields, MessageType, message_bus, new_method_call
 from jeepney.io.blocking import DBusConnection
 
+from tests.privileged.rules import until
 from tests.privileged.runtime import SECONDS, Cage, Runtime
 
 
@@ -39,3 +40,10 @@ def ask(connection: DBusConnection, name: str, member: str, signature: str, *val
     if reply.header.message_type is MessageType.error:
         return reply.header.fields[HeaderFields.error_name].rpartition(".")[2], reply.body[0]
     return "", reply.body
+
+
+def await_core_half(connection: DBusConnection, name: str) -> None:
+    """Until the mediator's core half is on this gateway, to which it comes some time after the gateway stands, and
+    again some time after it has closed the channel."""
+    asked = message_bus.NameHasOwner(f"org.cageruntime.{name}")
+    until(lambda: connection.send_and_get_reply(asked, timeout=SECONDS).body[0], f"{name} on the gateway")

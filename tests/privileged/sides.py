@@ -8,13 +8,15 @@ What is said of a descriptor is its kind (kinds.py); it is made on the side that
 from __future__ import annotations
 
 import json
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from cage_runtime import handed
 from tests.privileged import kinds
-from tests.privileged.gateways import ask, gateway
+from tests.privileged.gateways import ask, await_core_half, gateway
+from tests.privileged.rules import until
 from tests.privileged.runtime import SECONDS, Cage, Runtime
 
 IN_CAGE = Path(kinds.__file__).read_text() + r"""
@@ -57,6 +59,7 @@ class Said:
 def from_half(runtime: Runtime, cage: Cage, said: Said) -> tuple[str, str]:
     """On a connection of its own, because an attack may cost the channel."""
     with gateway(runtime, cage) as connection:
+        await_core_half(connection, said.name)
         descriptor, kept = kinds.of(said.kind) if said.kind else (-1, [])
         values = tuple(descriptor if value == DESCRIPTOR else value for value in said.values)
         try:
@@ -77,3 +80,15 @@ def from_user(cage: Cage, *said: Said) -> list[tuple[str, str]]:
     answers = [json.loads(line) for line in ended.stdout.splitlines()]
     assert len(answers) == len(said)
     return [(error, sentence) for error, sentence in answers]
+
+
+def in_its_turn(attempt: Callable[[], tuple[str, str]]) -> tuple[str, str]:
+    """The answer of `attempt` once it is another than that this cage asks too often."""
+    answers: list[tuple[str, str]] = []
+
+    def answered() -> bool:
+        answers.append(attempt())
+        return "too often" not in answers[-1][1]
+
+    until(answered, "its turn")
+    return answers[-1]

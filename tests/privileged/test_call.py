@@ -311,3 +311,31 @@ def test_a_policy_that_is_another_by_the_answer_is_the_one_that_counts(runtime: 
             output, complaint = process.communicate(timeout=SECONDS)
     assert (process.returncode, output) == (126, b"")
     assert complaint.decode() == "incage: the policy lets nothing come back by now; call again\n"
+
+
+# --- what a cage may ask for ------------------------------------------------------------------------------------------
+def whoami(cage: Cage) -> tuple[str, dict[str, str]]:
+    ended = cage.enter("incage", "whoami", "--no-legend")
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    first, *rows = ended.stdout.decode().splitlines()
+    return first, {row.split()[0]: row.split()[1] for row in rows}
+
+
+def test_a_cage_is_told_what_it_may_ask_for(caller: Cage, server: Cage) -> None:
+    first, services = whoami(caller)
+    assert first == "caller: internal"
+    assert services.items() >= {"call.Echo": "allow", "files.Send": "allow", "clipboard.Paste": "ask"}.items()
+    assert not services.keys() & {"call.*", "keys.Sign"}
+    assert not [service for service in whoami(server)[1] if service.startswith("call.")]
+
+
+def test_it_hears_of_no_other_cage_by_that(runtime: Runtime, caller: Cage) -> None:
+    """The same before a cage is there that a rule names, while it is, and after it."""
+    with policy(runtime, "call.Secret * caller newcomer ask\nfiles.Send * caller @level:public deny\n"):
+        before = whoami(caller)
+        assert before[1]["call.Secret"] == "ask"
+        runtime.ok("create", "newcomer", "--level", "internal")
+        assert whoami(caller) == before
+        runtime.ok("destroy", "newcomer", "--yes")
+        assert whoami(caller) == before
+    assert "call.Secret" not in whoami(caller)[1]

@@ -14,10 +14,10 @@ from jeepney import DBusAddress, new_method_call
 
 from tests.privileged import kinds
 from tests.privileged.conftest import MakeCage
-from tests.privileged.gateways import ask, gateway
-from tests.privileged.rules import policy, until
+from tests.privileged.gateways import ask, await_core_half, gateway
+from tests.privileged.rules import policy
 from tests.privileged.runtime import SECONDS, Cage, Runtime
-from tests.privileged.sides import DESCRIPTOR, Said, from_half, from_user
+from tests.privileged.sides import DESCRIPTOR, Said, from_half, from_user, in_its_turn
 
 RULES = """files.Send      *  bad   good   allow
 files.Send      *  other good   allow
@@ -107,10 +107,7 @@ def test_what_is_no_file_is_refused_to_a_user(bad: Cage, good: Cage, mediator: s
 @pytest.mark.parametrize("mediator", TAKES)
 def test_what_is_no_file_is_refused_to_a_half(runtime: Runtime, bad: Cage, good: Cage, mediator: str,
                                               kind: str) -> None:
-    said: list[tuple[str, str]] = []
-    until(lambda: said.append(from_half(runtime, bad, request(mediator, kind))) or "too often" not in said[-1][1],
-          "its turn")
-    is_said(kind, *said[-1])
+    is_said(kind, *in_its_turn(lambda: from_half(runtime, bad, request(mediator, kind))))
     assert arrived(good) == []
 
 
@@ -123,8 +120,6 @@ def test_where_none_is_taken_one_costs_the_channel(runtime: Runtime, bad: Cage, 
     if kind != LINGERS:
         ((error, _),) = from_user(bad, said)
         assert error == "InvalidArgs", "and the cage half, which is the cage's own, says so by itself"
-    anything = Said(name=name, member="None", signature="", values=())
-    until(lambda: from_half(runtime, bad, anything)[0] != "ServiceUnknown", "the channel again")
 
 
 @pytest.mark.parametrize("mediator", TAKES)
@@ -132,6 +127,7 @@ def test_whoever_closes_it_last_waits_for_nothing(runtime: Runtime, bad: Cage, o
     """A socket that lingers, whose last holder is the core half: others are served all the same, and at once."""
     with gateway(runtime, bad) as connection:
         name, member, signature, values, _ = TAKES[mediator]
+        await_core_half(connection, name)
         descriptor, _kept = kinds.of("a socket that lingers")
         address = DBusAddress(f"/org/cageruntime/{name}", f"org.cageruntime.{name}", f"org.cageruntime.{name}")
         given = tuple(descriptor if value == DESCRIPTOR else value for value in values)
@@ -162,6 +158,7 @@ def test_what_changes_while_it_is_read_is_whole_or_refused(runtime: Runtime, bad
     churning.start()
     try:
         with gateway(runtime, bad) as connection:
+            await_core_half(connection, name)
             for _ in range(8):
                 given = tuple(descriptor if value == DESCRIPTOR else value for value in values)
                 error, sentence = ask(connection, name, member, signature, *given)

@@ -116,6 +116,15 @@ def test_there_are_no_options(half: DBusConnection, options: dict[str, Any]) -> 
     assert ask(half, "Call1", "Call", "sssa{sv}", "Echo", "", "answers", options)[0] == "InvalidArgument"
 
 
+def test_what_one_may_ask_for_is_told_of_nobody_else(runtime: Runtime, hostile: Cage, answers: Cage) -> None:
+    """There is no place to say of whom."""
+    with gateway(runtime, hostile) as half:
+        error, (rows,) = ask(half, "Call1", "Services", "")
+        assert (error, ("call.Echo", "allow") in rows) == ("", True)
+        assert ask(half, "Call1", "Services", "s", answers.uuid)[0] == "InvalidArgs"
+    until(lambda: hostile.enter("incage", "call", "Echo", "answers", input=b"x").stdout == b"x", "the channel again")
+
+
 def test_its_ends_are_pipes_that_it_can_make_nothing_block_by(half: DBusConnection) -> None:
     inward, outward, status = pipes(half, "Echo")
     assert [os.get_blocking(end) for end in (inward, outward, status)] == [True, True, True], "ours are not"

@@ -75,7 +75,9 @@ def test_a_cages_life_in_json(runtime: Runtime) -> None:
 
 def test_what_a_cage_says_of_itself(told: Cage) -> None:
     ended = told.enter("incage", "whoami", "--json=short")
-    assert json.loads(ended.stdout) == {"name": "told", "level": "internal", "compartments": ["legal"]}
+    said = json.loads(ended.stdout)
+    assert {"service": "files.Send", "action": "allow"} in said.pop("services")
+    assert said == {"name": "told", "level": "internal", "compartments": ["legal"]}
     sent = told.enter("incage", "-j", "send", "nothing", "--to", "nobody")
     assert (sent.returncode, json.loads(sent.stdout)) == (1, [])
     assert sent.stderr == b'incage: "nothing" does not exist\n'

@@ -308,6 +308,7 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
             assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
         client.call("Withdraw", "1" * 32, interface=MEDIATION)
         assert client.call("Person", work, interface=MEDIATION) == os.geteuid()
+        assert ["files.Send", "allow"] in client.call("Services", work, interface=MEDIATION)
         name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
         life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)

@@ -104,6 +104,20 @@ def answer(client: Client, said: str, **options: Any) -> None:
     client.call("AnswerPrompt", "ssa{sv}", prompts(client)[0]["id"], said, options)
 
 
+def questions(client: Client) -> tuple[str, str]:
+    (check,) = [check for check in client.call("Doctor", "a{sv}", {}) if check["check"][1] == "questions"]
+    return check["state"][1], check["help"][1]
+
+
+def test_doctor_tells_of_questions_that_nobody_sees(client: Client, mediator: Mediator, cages: dict[str, str]) -> None:
+    assert questions(client)[0] == "ok"
+    assert mediator.confirm(cages["work"], "vault") == "ask"
+    state, help_ = questions(client)
+    assert (state, "cagectl prompts list" in help_) == ("limited", True)
+    client.call("RegisterAgent", "a{sv}", {})
+    assert questions(client)[0] == "ok"
+
+
 # --- from the request to the answer ------------------------------------------------------------------------------
 def test_a_request_waits_for_its_answer_and_is_decided_again(
     client: Client, mediator: Mediator, cages: dict[str, str]

@@ -151,7 +151,8 @@ def test_what_there_is_is_the_administrators_to_know_however_it_is_asked_for(cor
 
 
 @pytest.mark.parametrize("member", [
-    "Gateways", "Decide", "Confirm", "Withdraw", "Deliver", "Dispose", "Person", "Record", "RecordMalformed",
+    "Gateways", "Decide", "Confirm", "Withdraw", "Deliver", "Dispose", "Person", "Services", "Record",
+    "RecordMalformed",
 ])
 def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> None:
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
@@ -159,7 +160,7 @@ def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> 
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
         "Gateways": ("", ()), "Decide": ("sssss", asked), "Confirm": ("sssssa{sv}", (*asked, {})),
         "Withdraw": ("s", ("0" * 32,)), "Dispose": ("sss", ("0" * 32, "", "0" * 32)),
-        "Person": ("s", ("0" * 32,)),
+        "Person": ("s", ("0" * 32,)), "Services": ("s", ("0" * 32,)),
         "Deliver": ("sasahs", ("0" * 32, [], [os.open(os.devnull, os.O_RDONLY)], "0" * 32)),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }

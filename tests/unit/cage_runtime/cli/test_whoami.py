@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""incage whoami: what the core has written about this cage; outside of one nothing can be asked."""
+"""incage whoami: what the core has written about this cage, and what it may ask for; outside of one nothing."""
 
 from __future__ import annotations
 
@@ -9,12 +9,14 @@ from pathlib import Path
 import pytest
 
 from cage_runtime.cli import incage, verbs_incage
+from cage_runtime.errors import PolicyRefused
 
 
 @pytest.fixture
 def identity(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     path = tmp_path / "identity.json"
     monkeypatch.setattr(verbs_incage, "IDENTITY", str(path))
+    monkeypatch.setattr(verbs_incage, "_services", list)
     return path
 
 
@@ -22,15 +24,48 @@ def test_name_level_and_compartments(identity: Path, capsys: pytest.CaptureFixtu
     known = {"name": "work", "level": "internal", "compartments": ["finance", "hr"]}
     identity.write_text(json.dumps(known))
     assert incage.main(["whoami"]) == 0
-    assert capsys.readouterr().out == "work: internal, finance, hr\n"
+    assert capsys.readouterr().out == "work: internal, finance, hr\nNo services.\n"
     assert incage.main(["whoami", "-j"]) == 0
+    assert json.loads(capsys.readouterr().out) == known | {"services": []}
+
+
+def test_what_it_may_ask_for(
+    identity: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    identity.write_text('{"name": "work", "level": "internal", "compartments": []}')
+    monkeypatch.setattr(verbs_incage, "_services", lambda: [("files.Send", "allow"), ("call.*", "ask")])
+    assert incage.main(["whoami"]) == 0
+    assert capsys.readouterr().out == """work: internal
+SERVICE    ACTION
+files.Send allow
+call.*     ask
+
+2 services.
+"""
+    assert incage.main(["whoami", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out)["services"] == [
+        {"service": "files.Send", "action": "allow"}, {"service": "call.*", "action": "ask"}]
+
+
+def test_what_the_cage_is_is_told_also_where_the_rest_is_not(
+    identity: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def refuse() -> list[tuple[str, str]]:
+        raise PolicyRefused("this cage asks too often; try again in a moment")
+
+    known = {"name": "work", "level": "internal", "compartments": []}
+    identity.write_text(json.dumps(known))
+    monkeypatch.setattr(verbs_incage, "_services", refuse)
+    assert incage.main(["whoami"]) == 126
+    assert capsys.readouterr() == ("work: internal\n", "incage: this cage asks too often; try again in a moment\n")
+    assert incage.main(["whoami", "-j"]) == 126
     assert json.loads(capsys.readouterr().out) == known
 
 
 def test_no_compartments(identity: Path, capsys: pytest.CaptureFixture[str]) -> None:
     identity.write_text('{"name": "work", "level": "internal", "compartments": []}')
     assert incage.main(["whoami"]) == 0
-    assert capsys.readouterr().out == "work: internal\n"
+    assert capsys.readouterr().out == "work: internal\nNo services.\n"
 
 
 def test_outside_a_cage_it_says_so(identity: Path, capsys: pytest.CaptureFixture[str]) -> None:

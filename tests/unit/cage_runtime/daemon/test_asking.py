@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cage_runtime.daemon.agents import Person
+from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, NoSuchGrant, NoSuchPrompt, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.model import (
     ANSWER_SECONDS,
@@ -23,7 +24,16 @@ from cage_runtime.model import (
     CageState,
     Limit,
 )
-from tests.unit.cage_runtime.daemon.asking_world import OWNER, REQUEST, ROOT, STRANGER, World, cage, rules
+from tests.unit.cage_runtime.daemon.asking_world import (
+    OWNER,
+    REQUEST,
+    ROOT,
+    STRANGER,
+    World,
+    asked,
+    cage,
+    rules,
+)
 
 ASKING = "files.Send * work vault ask\nfiles.Send * work peer ask\nfiles.Send * peer vault ask\n"
 HELD = {"size": 17, "files": 1, "types": ["text/plain"], "sha256": "ab" * 32, "lines": ["figures.txt"]}
@@ -208,6 +218,24 @@ def test_every_agent_of_the_person_and_of_root_is_told_and_nobody_elses(world: W
     world.gone[":second"]()
     is_asked(world)
     assert [heard[0] for heard in world.heard] == [":agent", ":root"]
+
+
+def test_a_question_that_no_program_shows_is_counted_for_those_who_see_it(world: World) -> None:
+    is_asked(world)
+    assert [world.asking.unseen(person) for person in (OWNER, ROOT, STRANGER)] == [0, 0, 0]
+    world.gone[":agent"]()
+    world.agents.register(":other", STRANGER)
+    assert [world.asking.unseen(person) for person in (OWNER, ROOT, STRANGER)] == [1, 1, 0]
+    world.agents.register(":root", ROOT)
+    assert [world.asking.unseen(person) for person in (OWNER, ROOT, STRANGER)] == [0, 0, 0]
+
+
+def test_a_private_cages_question_is_counted_for_its_owner_alone(world: World) -> None:
+    world.create("work", "public", life="2", private=True)
+    assert world.mediation.confirm(asked("vault", "work2"), What(**HELD), ":files").decision.action is Action.ASK
+    world.gone[":agent"]()
+    world.agents.register(":root", ROOT)
+    assert [world.asking.unseen(person) for person in (OWNER, ROOT)] == [1, 0]
 
 
 def test_a_person_has_some_agents_and_not_any_number(world: World) -> None:

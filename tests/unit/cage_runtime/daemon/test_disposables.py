@@ -17,6 +17,7 @@ from hypothesis import strategies as st
 from cage_runtime.config import Definition, Network, Paths, Session
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.disposables import (
+    NONE_NOW,
     Disposables,
     Template,
     disposable_definition,
@@ -197,21 +198,56 @@ def test_a_person_has_a_bounded_number_and_root_too(paths: Paths, owner: int) ->
         callers = [world.add(f"c{number}", Definition(), owner) for number in range(DISPOSABLES_PER_PERSON + 1)]
         for caller in callers[:-1]:
             await world.disposables.make(caller, "")
-        with pytest.raises(RuntimeFailure, match=f"there are {DISPOSABLES_PER_PERSON} disposable"):
-            await world.disposables.make(callers[-1], "")
+        with pytest.raises(RuntimeFailure) as refused:
+            await world.disposables.make(callers[0], "")
+        assert refused.value.sentence == NONE_NOW
         await world.disposables.make(world.add("elsewhere", Definition(), 1001), "")
 
     asyncio.run(make())
+
+
+def test_whatever_others_have_a_cage_that_has_none_gets_one(paths: Paths) -> None:
+    async def make() -> None:
+        world = World(paths)
+        greedy = [world.add(f"c{number}", Definition()) for number in range(DISPOSABLES_PER_PERSON)]
+        late = world.add("late", Definition())
+        for number in range(DISPOSABLES_PER_PERSON):
+            await world.disposables.make(greedy[number // DISPOSABLES_PER_CAGE], "")
+        await world.disposables.make(late, "")
+        with pytest.raises(RuntimeFailure) as refused:
+            await world.disposables.make(late, "")
+        assert refused.value.sentence == NONE_NOW
+
+    asyncio.run(make())
+
+
+def test_what_disposable_cages_make_is_of_the_cage_that_they_are_for(paths: Paths) -> None:
+    """One cage cannot have more by way of them, nor once that has gone which made them."""
+    async def make() -> set[str]:
+        world = World(paths)
+        work = world.add("work", Definition())
+        first = await world.disposables.make(work, "")
+        second = await world.disposables.make(first, "")
+        del world.known[first.name]
+        for _ in range(DISPOSABLES_PER_CAGE - 1):
+            await world.disposables.make(second, "")
+        for caller in (work, second):
+            with pytest.raises(RuntimeFailure, match=f"has {DISPOSABLES_PER_CAGE} disposable"):
+                await world.disposables.make(caller, "")
+        return {cage.record.caller for cage in world.cages() if cage.record.disposable} - {work.uuid}
+
+    assert asyncio.run(make()) == set()
 
 
 def test_one_that_could_not_be_made_does_not_count(paths: Paths) -> None:
     async def make() -> int:
         world = World(paths)
         work = world.add("work", Definition())
-        world.fault = RuntimeFailure("no room")
+        world.fault = RuntimeFailure("this host has 1000 cages already")
         for _ in range(DISPOSABLES_PER_CAGE + 1):
-            with pytest.raises(RuntimeFailure, match="no room"):
+            with pytest.raises(RuntimeFailure) as refused:
                 await world.disposables.make(work, "")
+            assert refused.value.sentence == NONE_NOW, "what the host lacks is not for the cage to hear"
         world.fault = None
         await world.disposables.make(work, "")
         return len(world.known)

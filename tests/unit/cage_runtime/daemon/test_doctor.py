@@ -21,9 +21,11 @@ GOOD = Host(
 def checks(host: Host = GOOD, *, fault: str | None = None, faults: int = 0,
            authorisation: tuple[bool, str] = (True, "polkit decides"),
            unenforced: dict[str, tuple[str, ...]] | None = None, orphans: tuple[str, ...] = (),
-           strangers: dict[int, int] | None = None, idle: tuple[str, ...] = ()) -> dict[str, Check]:
+           strangers: dict[int, int] | None = None, idle: tuple[str, ...] = (),
+           unseen: int = 0) -> dict[str, Check]:
     found = examine(host, authorisation=authorisation, policy_fault=fault, policy_faults=faults, labels=3,
-                    unenforced=unenforced or {}, orphans=orphans, strangers=strangers or {}, idle=idle)
+                    unenforced=unenforced or {}, orphans=orphans, strangers=strangers or {}, idle=idle,
+                    unseen=unseen)
     return {check.check: check for check in found}
 
 
@@ -54,6 +56,14 @@ def test_a_policy_that_a_restart_would_not_take_is_told() -> None:
     assert checks()["policy"].state is Health.OK
     found = checks(faults=2)["policy"]
     assert (found.state, "2 faults" in found.detail) == (Health.LIMITED, True)
+
+
+@pytest.mark.parametrize(("unseen", "begins"), [(1, "1 open question is shown by no"), (3, "3 open questions are ")])
+def test_questions_that_nobody_sees_are_told_with_what_would_help(unseen: int, begins: str) -> None:
+    assert checks()["questions"].state is Health.OK
+    found = checks(unseen=unseen)["questions"]
+    assert (found.state, found.detail.startswith(begins)) == (Health.LIMITED, True)
+    assert ("cage-desktop" in found.help, "cagectl prompts" in found.help) == (True, True)
 
 
 def test_a_program_that_is_not_there_is_missing(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -16,8 +16,8 @@ from cage_runtime.daemon.connections import Connections
 from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.mediation_service import MediationService
 from cage_runtime.daemon.service import Parts
-from cage_runtime.errors import NotAuthorized, PolicyRefused, UsageError
-from cage_runtime.model import DECISIONS_BURST, Flow
+from cage_runtime.errors import NoSuchCage, NotAuthorized, PolicyRefused, UsageError
+from cage_runtime.model import DECISIONS_BURST, CageState, Flow
 from tests.unit.cage_runtime.daemon.asking_world import REQUEST, World, rules
 
 RULES = "files.Send * work vault allow\nfiles.Send * work peer allow max-size=1000\n"
@@ -88,6 +88,42 @@ def test_a_cage_that_asks_too_often_is_refused_without_a_record_of_each(world: W
         "cage": "work", "uuid": "uuid-work", "decision": "deny",
         "reason": "4000 more requests were refused because the cage asks too often"})]
     assert world.due == []
+
+
+# --- what a cage may ask for ---------------------------------------------------------------------------------------
+def test_what_a_cage_may_ask_for_tells_nothing_of_other_cages(world: World) -> None:
+    """As names and lives of others come and go, and for a cage that no rule is about."""
+    told = world.mediation.services("uuid-work")
+    assert told == [("files.Send", "allow")]
+    world.set_state("vault", CageState.STOPPED)
+    world.destroy("vault")
+    assert world.mediation.services("uuid-work") == told
+    world.begin()  # nothing of it is what was told before
+    assert world.mediation.services("uuid-work") == told
+    assert world.mediation.services("uuid-peer") == []
+
+
+def test_what_a_cage_may_ask_for_follows_the_policy_in_force(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert world.mediation.services("uuid-work") == [("files.Send", "allow")]
+    monkeypatch.setattr(mediation, "load_policy", lambda *_: rules("files.Send * work vault ask"))
+    world.mediation.reload()
+    assert world.mediation.services("uuid-work") == [("files.Send", "ask")]
+    monkeypatch.setattr(mediation, "load_policy", lambda *_: rules("files.Send * work vault ask", until=1060.0))
+    world.mediation.reload()
+    assert world.mediation.services("uuid-work") == [("files.Send", "ask")]
+    world.run_until(1060.0)
+    assert world.mediation.services("uuid-work") == []
+
+
+def test_asking_what_one_may_ask_for_takes_a_turn(world: World) -> None:
+    for _ in range(DECISIONS_BURST):
+        world.mediation.services("uuid-work")
+    with pytest.raises(PolicyRefused, match=OFTEN):
+        world.mediation.services("uuid-work")
+    assert world.refused("vault") == OFTEN
+    assert world.mediation.services("uuid-peer") == []
+    with pytest.raises(NoSuchCage):
+        world.mediation.services("uuid-of-nobody")
 
 
 def test_one_cage_is_not_kept_from_asking_by_another(world: World) -> None:
