@@ -136,6 +136,7 @@ def _followed(job: Job, stream: Stream) -> Stream:
 def check(call: Call) -> None:
     """What the core half would refuse anyway, before anything is passed on."""
     name = protocol.check_file_name(call.arguments[1])
+    protocol.check_target(call.arguments[0])
     protocol.Options.read(call.arguments[-1])
     if call.member in (protocol.SEND, protocol.START_FILE):
         descriptor = wire.only_descriptor(call, 2)

@@ -52,7 +52,8 @@ HONEST: dict[str, tuple[Any, ...]] = {
              0, {}),
     "Secret": ("pit", "org.example.App", {}), "Write": (["a line"], {}), "Show": ("summary", "body", {}),
     "Close": (1,), "Wait": ([1, 2],), "Uri": ("https://example.org/", "pit", {}), "File": ("a.txt", "pit", 0, {}),
-    "Edited": ("1", {}),
+    "Edited": ("1", {}), "StartFile": ("pit", "a.txt", 0, {}), "StartTree": ("pit", "tree", {}), "ListJobs": (),
+    "Services": (),
 }
 """What an honest half could say, of which one argument or another is then something else."""
 WORDS = ("", "@core", "@default", "@disposable", "@disposable:plain", "@any", "nobody", "a.txt", "Echo", "text/plain",
@@ -215,7 +216,7 @@ class Hostile:
         """The right types, whatever is in them."""
         member = self._random.choice(self._members)
         values, others = list(HONEST[member.name]), self._values(member.signature)
-        if self._random.random() < 0.6:
+        if values and self._random.random() < 0.6:
             for at in self._random.choices(range(len(values)), k=self._random.choice((1, 1, 2, 3))):
                 values[at] = others[at]
         descriptors: list[int] = []
