@@ -128,6 +128,15 @@ class CageHalf:
                 places.callback(gateway.disconnect)
                 yield gateway
 
+    @property
+    def core(self) -> str:
+        """Who the core half is on the gateway; empty where there is none."""
+        return self._core.owner
+
+    async def another_core(self, but: str) -> bool:
+        """Whether there is another core half than `but`, which is waited for a while."""
+        return await self._core.wait(self._core_seconds, but=but)
+
     def check(self, call: Call) -> None:
         """Raises for what the core half would refuse anyway."""
         if check := self._checks.get(call.member):

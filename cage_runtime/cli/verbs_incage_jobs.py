@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from cage_runtime.cli import verbs_incage
 from cage_runtime.cli.output import Screen, cell
-from cage_runtime.errors import CageError, UnknownObject, UsageError
+from cage_runtime.errors import CageError, RuntimeFailure, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from typing import Any
+
+    from cage_runtime.cli.client import Peer
 
 _KEYS = ("job", "object", "state", "target", "name", "done", "total")
 _NUMBER_DIGITS = 10
@@ -28,7 +31,7 @@ def _jobs(args: argparse.Namespace, screen: Screen) -> int:
 
     del args
     verbs_incage.require_inside()
-    jobs = [dict(zip(_KEYS, job, strict=True)) for job in files().call("ListJobs", returns="a(uossstt)")]
+    jobs = _listed(files())
     if screen.as_json:
         screen.document([{key: value for key, value in job.items() if key != "object"} for job in jobs])
         return 0
@@ -36,6 +39,10 @@ def _jobs(args: argparse.Namespace, screen: Screen) -> int:
                  [(job["job"], job["state"], job["target"], _share(job["done"], job["total"]), job["name"])
                   for job in jobs], "job")
     return 0
+
+
+def _listed(mediator: Peer) -> list[dict[str, Any]]:
+    return [dict(zip(_KEYS, job, strict=True)) for job in mediator.call("ListJobs", returns="a(uossstt)")]
 
 
 def _share(done: int, whole: int) -> str:
@@ -56,7 +63,8 @@ def _cancel(args: argparse.Namespace, screen: Screen) -> int:
         try:
             job.call("Cancel", timeout=None)
         except CageError as error:
-            gone = error.bus_error == UnknownObject("").bus_error
+            # What the bus says of an object that is not there is no error of ours.
+            gone = isinstance(error, RuntimeFailure) and int(number) not in [it["job"] for it in _listed(mediator)]
             say(args.program, f"there is no job {int(number)} that is under way" if gone else error.sentence)
             worst = max(worst, 1 if gone else error.exit_status)
             continue

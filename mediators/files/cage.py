@@ -18,7 +18,7 @@ from typing import Any
 from weakref import WeakValueDictionary
 
 from cage_runtime.bus import Answer, Bus, Call, Handler
-from cage_runtime.errors import CageError, TransferFailed
+from cage_runtime.errors import CageError, NothingDone, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import cagehalf, wire
 from mediators.cagehalf import CageHalf
@@ -99,14 +99,20 @@ class Transfers:
                   tree: asyncio.Future[int] | None = None) -> Told:
         """Have the core half do it; with a `tree`, that is given the pipe into which it is written."""
         async with self._half.reached(call) as gateway:
-            job.asked = True
+            job.asked, core = True, self._half.core
             answer = await self._half.ask(gateway, member, tuple(call.arguments), descriptors)
             *trees, status, control = answer.descriptors
             if tree is not None and tree.cancelled():
                 os.close(trees[0])
             elif tree is not None:
                 tree.set_result(trees[0])
-            return await job.follow(status, control)
+            try:
+                return await job.follow(status, control)
+            except NothingDone:
+                if job.wanted:
+                    raise job.cancelled() from None
+                await self._half.another_core(but=core)  # for whoever sends it again
+                raise
 
 
 def _followed(job: Job, stream: Stream) -> Stream:

@@ -86,8 +86,9 @@ class Stream:
         return not self._followed or self._tell(what)
 
     def arrived(self, arrived: str, **more: object) -> None:
-        """The last word: the path where it is."""
-        self._tell({ARRIVED: arrived, **more})
+        """The last word: the path where it is, and as much more as there is room for."""
+        if not self._tell({ARRIVED: arrived, **more}):
+            self._tell({ARRIVED: arrived})
 
     def failed(self, error: CageError) -> None:
         if not self._tell({ERROR: error.bus_error, SENTENCE: error.sentence}):
