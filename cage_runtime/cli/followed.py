@@ -69,6 +69,8 @@ class Followed:
         """`name` of what is sent, for people."""
         self.interrupted = False
         """It was to be cancelled by Ctrl-C."""
+        self.receipt = ""
+        """Of what has arrived; empty where none was wanted, or there is none."""
         self._name, self._status, self._control, self._progress = name, status, control, progress
         self._before: Any = None
 
@@ -102,6 +104,7 @@ class Followed:
                 error = from_bus(str(told["error"]), str(told["sentence"]))
                 raise unknown(self._name) if isinstance(error, CutOff) else error
             if "arrived" in told:
+                self.receipt = str(told.get("receipt", ""))
                 return str(told["arrived"])
             if told.get("state") == "reading":
                 self._progress.show(int(told["done"]), int(told["total"]))

@@ -21,6 +21,7 @@ PROGRAM = Program(
         "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),
         "move": ("verbs_incage_files", "the same, and remove here what has arrived"),
+        "verify-receipt": ("verbs_receipt", "is this receipt one of the host that has the key?"),
         "log": ("verbs_incage_log", "write lines into the host's journal"),
         "notify": ("verbs_incage_notify", "show a notification on the desktop of whose cage this is"),
         "whoami": ("verbs_incage", "what this cage is, and what it may ask for"),

@@ -1,5 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""What someone inside a cage can ask of the files mediator: send, move."""
+"""What someone inside a cage can ask of the files mediator: send, move.
+
+Law of this room: a receipt is written into a file that was not there before, and which is gone again where nothing was
+sent.
+"""
 
 from __future__ import annotations
 
@@ -12,12 +16,12 @@ from cage_runtime.cli import verbs_incage
 from cage_runtime.cli.beneath import Marks, is_as_read, open_source
 from cage_runtime.cli.followed import Followed, Progress, unknown
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError, CutOff, NothingDone
+from cage_runtime.errors import CageError, CutOff, NothingDone, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Callable
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from cage_runtime.cli.client import Peer
@@ -38,6 +42,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--progress", action="store_true", default=None,
                         help="show how far it is (default: on a terminal)")
     parser.add_argument("--no-progress", action="store_false", dest="progress", help="do not")
+    parser.add_argument("--receipt", metavar="RECEIPT",
+                        help="the new file for the core's signed receipt of the one FILE")
 
 
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,15 +63,22 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
     verbs_incage.require_inside()
+    if args.receipt and len(args.files) > 1:
+        raise UsageError("a receipt is of one file or directory; send the others with others")
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
+    options |= {"move": ("b", True)} if move else {}
+    options |= {"receipt": ("b", True)} if args.receipt else {}
     if args.progress is None:
         args.progress = sys.stderr.isatty() and not args.quiet and not screen.as_json
-    sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}), progress=args.progress)
+    sender = _Sender(files, args.to, options, progress=args.progress)
     worst = 0
     arrived = []
     for path in args.files:
         try:
-            name, kept = sender.send(path)
+            with _receipt_file(args.receipt) as receipt:
+                name, kept = sender.send(path)
+                if receipt is not None:
+                    _write(receipt, sender.receipt, path)
         except NotRunning:
             raise
         except CageError as error:
@@ -78,6 +91,9 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
         arrived.append({"file": path, "target": target, "arrived": name})
         shown = cell(name) if name else "skipped, because the name is taken"
         screen.done(f"{cell(os.path.basename(path) or path)} -> {_named(target)}: {shown}")
+        if args.receipt and not sender.receipt:
+            say(args.program, f'"{cell(path)}": the core can give no receipt of it; its log says why')
+            worst = max(worst, 1)
         if kept:
             say(args.program, f'"{cell(path)}": kept here, because it has changed since it was read: {cell(kept)}')
             worst = max(worst, 1)
@@ -99,11 +115,42 @@ def _named(target: str) -> str:
     return cell(target) if target else "another cage"
 
 
+@contextlib.contextmanager
+def _receipt_file(path: str | None) -> Iterator[int | None]:
+    """A new file for a receipt, where one is wanted, which is gone again unless one has been written into it."""
+    if path is None:
+        yield None
+        return
+    try:
+        descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CageError(f'"{cell(path)}" cannot be made for the receipt: {error.strerror}') from error
+    try:
+        yield descriptor
+    finally:
+        if not os.fstat(descriptor).st_size:
+            os.unlink(path)
+        os.close(descriptor)
+
+
+def _write(descriptor: int, receipt: str, of_path: str) -> None:
+    rest = receipt.encode()
+    try:
+        while rest:
+            rest = rest[os.write(descriptor, rest):]
+        os.fsync(descriptor)
+    except OSError as error:
+        os.ftruncate(descriptor, 0)
+        raise CageError(f'"{cell(of_path)}" was sent, but its receipt cannot be written: {error.strerror}') from error
+
+
 class _Sender:
     """Sends to one cage, with the same options; the mediator is reached when there is something to send."""
 
     def __init__(self, reach: Any, target: str, options: dict[str, object], *, progress: bool) -> None:
         self._reach, self._target, self._options, self._shown = reach, target, options, progress
+        self.receipt = ""
+        """That of what was sent last; empty where none was wanted, or there is none."""
         self._peer: Peer | None = None
         self.interrupted = False
         """Ctrl-C has come: nothing more is to be sent."""
@@ -146,7 +193,7 @@ class _Sender:
                     if followed.interrupted or attempt == ATTEMPTS:
                         raise
                 finally:
-                    self.interrupted = followed.interrupted
+                    self.interrupted, self.receipt = followed.interrupted, followed.receipt
         raise unknown(name)
 
     def _asked(self, name: str, member: str, signature: str, *values: object, returns: str) -> Any:

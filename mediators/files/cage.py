@@ -17,7 +17,7 @@ from collections.abc import AsyncIterator, Callable, Mapping
 from typing import Any
 from weakref import WeakValueDictionary
 
-from cage_runtime.bus import Answer, Bus, Call, Handler
+from cage_runtime.bus import Answer, Bus, Call, Handler, Variant
 from cage_runtime.errors import CageError, NothingDone, TransferFailed
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import cagehalf, wire
@@ -48,15 +48,17 @@ class Transfers:
 
     def handlers(self) -> Mapping[str, Handler]:
         return {
-            protocol.SEND: self._send, protocol.START_FILE: self._start_file, protocol.SEND_TREE: self._start_tree,
-            protocol.START_TREE: self._start_tree, protocol.LIST_JOBS: self._jobs.list,
+            protocol.SEND: self._send, protocol.SEND_RECEIPTED: self._send, protocol.START_FILE: self._start_file,
+            protocol.SEND_TREE: self._start_tree, protocol.START_TREE: self._start_tree,
+            protocol.LIST_JOBS: self._jobs.list,
         }
 
     async def _send(self, call: Call) -> Answer:
         with self._half.work():
             job = await self._file(call)
             told = await job.task  # which is given up where whoever asked goes
-            return Answer(values=(told[protocol.ARRIVED],))
+            receipt = (told.get(protocol.RECEIPT, ""),) if call.member == protocol.SEND_RECEIPTED else ()
+            return Answer(values=(told[protocol.ARRIVED], *receipt))
 
     async def _start_file(self, call: Call) -> Answer:
         with self._half.work():
@@ -100,7 +102,9 @@ class Transfers:
         """Have the core half do it; with a `tree`, that is given the pipe into which it is written."""
         async with self._half.reached(call) as gateway:
             job.asked, core = True, self._half.core
-            answer = await self._half.ask(gateway, member, tuple(call.arguments), descriptors)
+            *arguments, options = call.arguments
+            wanted = {protocol.RECEIPT: Variant("b", True)} if call.member == protocol.SEND_RECEIPTED else {}
+            answer = await self._half.ask(gateway, member, (*arguments, options | wanted), descriptors)
             *trees, status, control = answer.descriptors
             if tree is not None and tree.cancelled():
                 os.close(trees[0])
@@ -143,8 +147,8 @@ def check(call: Call) -> None:
     """What the core half would refuse anyway, before anything is passed on."""
     name = protocol.check_file_name(call.arguments[1])
     protocol.check_target(call.arguments[0])
-    protocol.Options.read(call.arguments[-1])
-    if call.member in (protocol.SEND, protocol.START_FILE):
+    protocol.Options.read(call.arguments[-1], call.member)
+    if call.member not in (protocol.SEND_TREE, protocol.START_TREE):
         descriptor = wire.only_descriptor(call, 2)
         if not stat.S_ISREG(os.fstat(descriptor).st_mode):
             raise TransferFailed(f'"{name}" is not a regular file')
@@ -153,6 +157,6 @@ def check(call: Call) -> None:
 def run(arguments: list[str]) -> int:
     """`cage-mediator files --cage`."""
     checks: dict[str, Callable[[Call], None]] = dict.fromkeys(
-        (protocol.SEND, protocol.SEND_TREE, protocol.START_FILE, protocol.START_TREE), check)
+        (protocol.SEND, protocol.SEND_RECEIPTED, protocol.SEND_TREE, protocol.START_FILE, protocol.START_TREE), check)
     return cagehalf.run("files", arguments, checks=checks, place=Places().place,
                         own=lambda half, bus: Transfers(half, bus).handlers(), at_once=TRANSFERS_PER_CAGE)

@@ -50,7 +50,8 @@ def _encrypted_name(name: str, *, tree: bool) -> str:
 async def _tell(transfer: Transfer, work: asyncio.Task[str], stream: Stream) -> None:
     """Whoever follows it, what comes of it."""
     try:
-        stream.arrived(await transfer.told(work))
+        arrived = await transfer.told(work)
+        stream.arrived(arrived, **({protocol.RECEIPT: transfer.receipt} if transfer.options.receipt else {}))
     except CageError as error:
         stream.failed(error)
     finally:
@@ -69,15 +70,16 @@ class FilesCore:
 
     def handlers(self) -> dict[str, corehalf.Handler]:
         return {
-            protocol.SEND: self._send, protocol.START_FILE: self._start_file, protocol.SEND_TREE: self._start_tree,
-            protocol.START_TREE: self._start_tree,
+            protocol.SEND: self._send, protocol.SEND_RECEIPTED: self._send, protocol.START_FILE: self._start_file,
+            protocol.SEND_TREE: self._start_tree, protocol.START_TREE: self._start_tree,
         }
 
     async def _send(self, source: Gateway, call: Call) -> Answer:
         transfer = await self._begin_file(source, call)
         work = self._start(transfer, self._stage(transfer, call.descriptors[0]))
         try:
-            return Answer(values=(await transfer.told(work),))
+            arrived = await transfer.told(work)
+            return Answer(values=(arrived, transfer.receipt) if transfer.options.receipt else (arrived,))
         except asyncio.CancelledError:
             transfer.give_up(work)
             raise
@@ -92,7 +94,7 @@ class FilesCore:
 
     async def _begin_file(self, source: Gateway, call: Call) -> Transfer:
         untrusted_target, untrusted_name, _index, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         wire.only_descriptor(call, 2)
         return await self._begin(source, untrusted_target, untrusted_name, options)
 
@@ -108,7 +110,7 @@ class FilesCore:
 
     async def _start_tree(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_name, untrusted_options = call.arguments
-        options = protocol.Options.read(untrusted_options)
+        options = protocol.Options.read(untrusted_options, call.member)
         transfer = await self._begin(source, untrusted_target, untrusted_name, options, tree=True)
         stream, permission = Stream(tree=True, followed=call.member == protocol.START_TREE), transfer.permission
         figures = Figures(stream)
@@ -134,16 +136,17 @@ class FilesCore:
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         check_move(options, permission)
+        details = {"name": f"{name}/" if tree else name, "request": request}
         if permission.transform:
-            name = _encrypted_name(name, tree=tree)
+            sent, name = name, _encrypted_name(name, tree=tree)
+            details |= {"name": name, "sent-name": sent}
         pair = source.uuid, permission.target_uuid
         with contextlib.ExitStack() as places:
             places.enter_context(self._place((source.uuid,), TRANSFERS_PER_CAGE, "of this cage"))
             places.enter_context(self._place(pair, TRANSFERS_PER_PAIR, "of this cage to that one"))
             return Transfer(source=source, request=request, service=service, options=options, tree=tree,
                             target_name=target, name=name, permission=permission, places=places.pop_all(),
-                            accepted=asyncio.get_running_loop().create_future(),
-                            details={"name": f"{name}/" if tree else name, "request": request})
+                            accepted=asyncio.get_running_loop().create_future(), details=details)
 
     def _start(self, transfer: Transfer, stage: Awaitable[Staged]) -> asyncio.Task[str]:
         """Have the transfer done, which gives its places back in the end, whoever waits for it."""

@@ -23,6 +23,7 @@ from cage_runtime.model import (
     DELIVERY_SECONDS,
     TRANSFER_SECONDS,
     Flow,
+    ReceiptOutcome,
 )
 from cage_runtime.text import escape
 from mediators import session
@@ -56,6 +57,8 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    receipt: str = ""
+    """Of it, for its source; empty where none is wanted, and where there can be none."""
     stream: Stream | None = None
     """Through which whoever follows it is told."""
     committed: bool = False
@@ -132,7 +135,7 @@ class Transfers:
             if staged.plain_sha256:
                 transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
                                      "transform": transfer.permission.transform}
-            if transfer.tree:
+            if transfer.tree or transfer.options.receipt:
                 transfer.details["files"] = str(staged.files)
             try:
                 arrived = await self._deliver(transfer, staged)
@@ -151,13 +154,14 @@ class Transfers:
             why = "cancelled" if transfer.cancelled else "given up, because whoever sent it has gone"
             await self._record_outcome(transfer, f"{why}; {so_far}")
             raise
-        await self._record_outcome(transfer, f"arrived as {arrived}" if arrived else "skipped: the name is taken")
+        outcome = f"arrived as {arrived}" if arrived else "skipped: the name is taken"
+        await self._record_outcome(transfer, outcome, ReceiptOutcome.ARRIVED if arrived else ReceiptOutcome.SKIPPED)
         return transfer.to_tell(arrived)
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         check_move(transfer.options, permission)
         if permission.transform != transfer.permission.transform:
@@ -167,6 +171,8 @@ class Transfers:
         transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
         if permission.one_way:
             transfer.commit()
+            if transfer.options.receipt:
+                await self._record(transfer, "accepted", ReceiptOutcome.ACCEPTED)
             transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
@@ -193,14 +199,20 @@ class Transfers:
         transfer.commit()
         transfer.may_be_there = True
 
-    async def _record(self, transfer: Transfer, outcome: str) -> None:
+    async def _record(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
+        """Record it, with the receipt of it where one is wanted, and its source may hear what is called by a `word`."""
+        about = transfer.source, transfer.permission.target_uuid, transfer.service
         details = _logged(transfer) | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
+        one_way = transfer.permission.one_way
+        if word is not None and transfer.options.receipt and one_way == (word is ReceiptOutcome.ACCEPTED):
+            transfer.receipt = await self._caged.receipt(*about, details, word)
+        else:
+            await self._caged.record(*about, details)
 
-    async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
+    async def _record_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
         try:
-            await self._record(transfer, outcome)
+            await self._record(transfer, outcome, word)
         except CageError as error:
             LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
                       escape(error.sentence))
@@ -209,8 +221,8 @@ class Transfers:
 def _logged(transfer: Transfer) -> dict[str, str]:
     """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
     what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"),
-              "no": ("name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
+    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sent-name", "sha256"),
+              "no": ("name", "sent-name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
     left_out = wanted.get(transfer.permission.log, wanted["no"])
     return {key: value for key, value in transfer.details.items() if key not in left_out}
 

@@ -47,7 +47,8 @@ nothing is heard there meanwhile."""
 STREAMS = [content[1:] for content in read(KEPT / "files_tree")]
 HONEST: dict[str, tuple[Any, ...]] = {
     "Call": ("Echo", "", "pit", {}), "Copy": ("text/plain", 0, {}), "Paste": ("text/plain", {}),
-    "Send": ("pit", "a.txt", 0, {}), "SendTree": ("pit", "tree", {}), "List": ("pit", {}),
+    "Send": ("pit", "a.txt", 0, {}), "SendTree": ("pit", "tree", {}),
+    "SendReceipted": ("pit", "a.txt", 0, {}), "List": ("pit", {}),
     "Sign": ("pit", "work", b"\0\0\0\x0bssh-ed25519", b"SSHSIG\0\0\0\4file\0\0\0\0\0\0\0\6sha256\0\0\0\x20" + b"d" * 32,
              0, {}),
     "Secret": ("pit", "org.example.App", {}), "Write": (["a line"], {}), "Show": ("summary", "body", {}),

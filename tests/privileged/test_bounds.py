@@ -49,6 +49,9 @@ def told_later(values: Sequence[tuple[object, set[str]]]) -> list[tuple[object, 
     return [(value, expected if expected is MALFORMED else expected | DONE) for value, expected in values]
 
 
+RECEIPT_TOLD_TWICE = ({"receipt": ("b", True)}, MALFORMED)
+"""Of a method that gives one anyway."""
+RECEIPTED = [({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED)]
 FIELDS = {
     ("call", "Call"): (("Echo", "", "a", {}), {
         "service": [("", MALFORMED), ("a", REFUSED), ("a" * 59, REFUSED), ("a" * 60, MALFORMED)],
@@ -61,11 +64,14 @@ FIELDS = {
     ("clipboard", "Paste"): (("text/plain", {}), {
         "type": [("", MALFORMED), ("text/plain", REFUSED), ("text/plain;", MALFORMED)], "options": NO_OPTIONS}),
     ("files", "Send"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": SENT}),
-    ("files", "SendTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": SENT}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+    ("files", "SendReceipted"): (("a", "x", DESCRIPTOR, {}), {
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+    ("files", "SendTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED]}),
     ("files", "StartFile"): (("a", "x", DESCRIPTOR, {}), {
-        "target": told_later(TARGETS), "name": told_later(NAMES), "descriptor": [], "options": told_later(SENT)}),
-    ("files", "StartTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": SENT}),
+        "target": told_later(TARGETS), "name": told_later(NAMES), "descriptor": [],
+        "options": told_later([*SENT, *RECEIPTED])}),
+    ("files", "StartTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED]}),
     ("files", "ListJobs"): ((), {}),
     ("keys", "List"): (("a", {}), {"target": TARGETS, "options": NO_OPTIONS}),
     ("keys", "Sign"): (("a", "work", BLOB, DATA, 0, {}), {

@@ -71,6 +71,7 @@ GOOD = (
     "grants revoke 0a1b2c3d",
     "audit tail -n 3",
     "audit verify",
+    "audit key",
     "doctor",
 )
 
