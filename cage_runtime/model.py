@@ -140,6 +140,16 @@ CALLS_PER_CAGE = TRANSFERS_PER_CAGE
 to the gateway, whose bus has a bound for them (generate.CONNECTIONS_EACH)."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
+KEPT_PER_CAGE = 32
+"""Transfers of one source cage that were accepted and have not arrived yet; one more is not accepted."""
+KEPT_BYTES_PER_CAGE = 8 * 1024**3
+"""Bytes of those of them that wait for their targets; where that would be more, nothing is accepted but a first one."""
+KEPT_SECONDS = 24 * 3600.0
+"""How long one waits, at most, before it is given up."""
+KEPT_RECORD_BYTES = 16384
+"""Bytes of the core's own record of a transfer."""
+KEPT_ASIDE = 16
+"""Records that were of no use and are kept for whoever looks into that; beyond, the next ones are deleted."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
 TRANSFER_JOBS_MAX = 200

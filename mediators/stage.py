@@ -70,7 +70,7 @@ class Staged:
     """A whole copy, in a file without a name: `descriptor` cannot be written through, and is for the target."""
 
     owner: str
-    writable: int
+    writable: int = -1
     descriptor: int = -1
     size: int = 0
     """Bytes of the copy, which for a tree is the whole stream."""
@@ -84,21 +84,27 @@ class Staged:
     """Of the file as it was sent, where its copy is encrypted."""
     types: tuple[str, ...] = ()
     """MIME types of all that is there, where they were to be looked for."""
-    release: Callable[[Staged], None]
+    release: Callable[[Staged], None] = lambda _staged: None
 
     def discard(self) -> None:
         """Give the space back, also where somebody keeps a descriptor of the copy, and close ours."""
         try:
-            os.ftruncate(self.writable, 0)
+            if self.writable >= 0:
+                os.ftruncate(self.writable, 0)
         finally:
-            os.close(self.writable)
-            if self.descriptor >= 0:
-                os.close(self.descriptor)
+            self.rest()
             self.release(self)
 
     def copied(self) -> int:
         """Bytes of the copy that are there: how far the worker has written in the open file that is ours too."""
         return os.lseek(self.writable, 0, os.SEEK_CUR)
+
+    def rest(self) -> None:
+        """Close our descriptors; the space stays its owner's, for a copy that has a name."""
+        for descriptor in (self.writable, self.descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.writable = self.descriptor = -1
 
     def missing(self) -> int:
         """Bytes that were granted and that the file system has not set apart yet."""
@@ -182,8 +188,10 @@ class Stager:
     """Stages into `directory`, which it makes for its own user alone where it is missing."""
 
     def __init__(self, directory: Path, *, seconds: float = TRANSFER_SECONDS, copier: Copy = copy,
-                 sniffer: Sniffer | None = None) -> None:
-        self._directory, self._seconds, self._copier, self._sniffer = directory, seconds, copier, sniffer
+                 sniffer: Sniffer | None = None, nameable: bool = False) -> None:
+        """`nameable`: a copy may be given a name, in `directory`, for the next core half to find."""
+        self.directory, self._seconds, self._copier, self._sniffer = directory, seconds, copier, sniffer
+        self._unnamed_flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | (0 if nameable else os.O_EXCL)
         self._under_way: set[Staged] = set()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -217,6 +225,11 @@ class Stager:
         work = functools.partial(_report_tree, stream, max_size, max_files, self._types(typed))
         return await self._staged(stream, owner, work, begun)
 
+    def adopt(self, staged: Staged) -> None:
+        """Count the space of a copy that an earlier core half has named as its owner's."""
+        staged.release = self._under_way.discard
+        self._under_way.add(staged)
+
     def _types(self, typed: bool) -> Types:
         if typed and self._sniffer is None:
             raise RuntimeFailure("the core cannot tell what a file is, which the policy asks for: its host has no "
@@ -235,13 +248,12 @@ class Stager:
         return staged
 
     def _unnamed(self) -> int:
-        flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(self._directory, flags, 0o600)
+            return os.open(self.directory, self._unnamed_flags, 0o600)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise TransferFailed(_NO_SPACE) from error
-            raise RuntimeFailure(f"{self._directory}: cannot be staged in: {error.strerror}") from error
+            raise RuntimeFailure(f"{self.directory}: cannot be staged in: {error.strerror}") from error
 
     async def _copied(self, source: int, staged: Staged, work: Work, begun: Begun) -> None:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
@@ -250,10 +262,10 @@ class Stager:
                 worker = self._fork(source, staged.writable, far, work)
             try:
                 async with asyncio.timeout(self._seconds):
-                    self._grant(staged, _read_size(await _message(near)))
+                    self._grant(staged, _read_size(await message(near)))
                     begun(staged)
                     near.send(_GO)
-                    report = await _message(near)
+                    report = await message(near)
                     await worker.ended()
                     _read_report(report, staged)
             except TimeoutError as error:
@@ -267,7 +279,7 @@ class Stager:
         if of_owner + size > STAGED_BYTES_PER_CAGE:
             raise TransferFailed(f"cannot be sent while others are: at once, a cage can send "
                                  f"{STAGED_BYTES_PER_CAGE >> 30}G; wait until one has ended")
-        room = os.statvfs(self._directory)
+        room = os.statvfs(self.directory)
         free = int(room.f_bavail - RESERVE * room.f_blocks) * room.f_frsize
         if size > free - sum(other.missing() for other in self._under_way):
             raise TransferFailed(_NO_SPACE)
@@ -285,7 +297,7 @@ class Stager:
             os._exit(0)
 
 
-async def _message(near: socket.socket) -> bytes:
+async def message(near: socket.socket) -> bytes:
     """The worker's next message, empty where it has ended."""
     near.setblocking(False)
     return await asyncio.get_running_loop().sock_recv(near, REPORT_MAX)
@@ -323,7 +335,13 @@ def _check_access(descriptor: int) -> None:
 
 
 def _seclude(parent: int, keep: set[int]) -> None:
-    """In the worker: go when the core half goes, and hold no other cage's descriptors."""
+    """In the worker: be alone, and open nothing any more."""
+    be_alone(parent, keep)
+    seal()
+
+
+def be_alone(parent: int, keep: set[int]) -> None:
+    """In a child of the core half: go when that goes, and hold no other cage's descriptors."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
@@ -333,7 +351,6 @@ def _seclude(parent: int, keep: set[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-    seal()
 
 
 def _report(work: Work, target: int, far: socket.socket) -> bytes:

@@ -64,7 +64,7 @@ class FilesCore:
     def __init__(self, *, caged: Caged, stager: Stager, administrator: Path) -> None:
         """`administrator` is the folder in which the keys are."""
         self._caged, self._stager, self._administrator = caged, stager, administrator
-        self._transfers = Transfers(caged)
+        self._transfers = Transfers(caged, stager)
         self._places = Places()
         self._going: set[asyncio.Task[Any]] = set()
 
@@ -175,7 +175,7 @@ def run(arguments: list[str]) -> int:
         config = corehalf.configured(arguments)
         types = sniffer()
         if corehalf.begin("files", config):
-            stager = Stager(Path(config.paths.state, "staging"), sniffer=types)
+            stager = Stager(Path(config.paths.state, "staging"), sniffer=types, nameable=True)
             asyncio.run(serve_until_bus_ends(stager, Path(config.paths.administrator)))
     except CageError as error:
         LOG.critical("%s", error.sentence)
