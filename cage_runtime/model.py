@@ -148,8 +148,8 @@ KEPT_SECONDS = 24 * 3600.0
 """How long one waits, at most, before it is given up."""
 KEPT_RECORD_BYTES = 16384
 """Bytes of the core's own record of a transfer."""
-KEPT_ASIDE = 16
-"""Records that were of no use and are kept for whoever looks into that; beyond, the next ones are deleted."""
+KEPT_ASIDE = 32
+"""Files that were of no use and are kept for whoever looks into that; beyond, the next ones are deleted."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
 TRANSFER_JOBS_MAX = 200

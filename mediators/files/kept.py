@@ -39,7 +39,8 @@ from mediators.stage import TYPES_MAX, Staged, Worker, be_alone, message
 
 LOG = logging.getLogger(__name__)
 BEGUN, NAMED, KEPT, COPY, FRESH = "begun", "named", "kept", "copy", "new"
-ASIDE = "aside"
+ASIDE = "aside-"
+"""Begins the name of what is of no use and is kept for whoever looks into that."""
 _ENTRY = re.compile(rf"([0-9a-f]{{{REQUEST_ID_DIGITS}}})\.({BEGUN}|{NAMED}|{KEPT}|{COPY}|{FRESH})\Z")
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _OLD = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -213,7 +214,7 @@ class Folder:
         entries = sorted(os.listdir(self._descriptor))
         matches = [match for entry in entries if (match := _ENTRY.match(entry))]
         for entry in entries:
-            if not _ENTRY.match(entry) and entry != ASIDE:
+            if not _ENTRY.match(entry) and not entry.startswith(ASIDE):
                 LOG.warning("%s: is not the core's; it is left alone", escape(str(self._path / entry)))
         of_kind = {KEPT: found.kept, BEGUN: found.begun, NAMED: found.named}
         kept = {match[1] for match in matches if match[2] == KEPT}
@@ -263,15 +264,17 @@ class Folder:
             os.unlink(name, dir_fd=self._descriptor)
 
     def _set_aside(self, *names: str) -> None:
-        with contextlib.suppress(FileExistsError):
-            os.mkdir(ASIDE, 0o700, dir_fd=self._descriptor)
-        room = len(os.listdir(self._path / ASIDE)) < KEPT_ASIDE
+        room = sum(entry.startswith(ASIDE) for entry in os.listdir(self._descriptor)) < KEPT_ASIDE
         for name in names:
-            with contextlib.suppress(FileNotFoundError):
+            try:
                 if room:
-                    os.rename(name, f"{ASIDE}/{name}", src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
+                    os.rename(name, ASIDE + name, src_dir_fd=self._descriptor, dst_dir_fd=self._descriptor)
                 else:
                     os.unlink(name, dir_fd=self._descriptor)
+            except FileNotFoundError:
+                continue
+            except OSError as error:
+                LOG.error("%s stays where it is: %s", escape(str(self._path / name)), error.strerror)
 
 
 class _Empty(RuntimeFailure):
