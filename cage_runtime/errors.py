@@ -142,12 +142,6 @@ class Cancelled(CageError):
     bus_name = "Cancelled"
 
 
-class NoSuchJob(CageError):
-    """The work has ended, or is not the caller's."""
-
-    bus_name = "NoSuchJob"
-
-
 class Refused(CageError):
     """Base of every refusal by policy or authorisation (exit status 126).  Fail closed: catch-alls raise this."""
 

@@ -20,10 +20,10 @@ from cage_runtime.errors import (
     CageError,
     Cancelled,
     CutOff,
-    NoSuchJob,
     NothingDone,
     RuntimeFailure,
     TransferFailed,
+    UnknownObject,
     from_bus,
 )
 from cage_runtime.model import TRANSFER_JOBS_LISTED, TRANSFER_JOBS_MAX
@@ -185,7 +185,7 @@ class Jobs:
     async def _cancel(self, call: Call) -> Answer:
         job = self._jobs.get(call.path)
         if job is None:
-            raise NoSuchJob(f"{call.path} has ended")
+            raise UnknownObject(f"there is no object {call.path}")
         job.cancel()
         await asyncio.wait({job.task})
         if job.task.cancelled() or isinstance(job.task.exception(), Cancelled):

@@ -746,15 +746,6 @@ def test_incage_shows_how_far_it_is_where_somebody_looks(
     assert err == (f"{line}0 %{line}50 %{line}read, not there yet{line}read, not there yet\r\x1b[K" if shown else "")
 
 
-def test_a_line_of_progress_is_no_longer_than_the_terminal(capsys: Captured) -> None:
-    line = followed.Progress("x" * 1000, shown=True)
-    line._due = 0.0
-    line.show(1, 2)
-    line.clear()
-    line.clear()
-    assert capsys.readouterr().err == "\r\x1b[K" + "x" * 79 + "\r\x1b[K"
-
-
 # --- its jobs ------------------------------------------------------------------------------------------------------
 JOBS = [(3, "/org/cageruntime/Files1/jobs/3", "reading", "vault", "figures\x1b.txt", 50, 200),
         (17, "/org/cageruntime/Files1/jobs/17", "waiting", "", "tree", 0, 0)]
