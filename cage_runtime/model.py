@@ -152,6 +152,16 @@ KEPT_ASIDE = 32
 """Files that were of no use and are kept for whoever looks into that; beyond, the next ones are deleted."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+TRANSFER_JOBS_MAX = 200
+"""Transfers of one cage that are under way or wait for their place in its own half; one more is refused there."""
+TRANSFER_JOBS_LISTED = 64
+"""Those of one user that are listed at once, the oldest ones: a message of a cage's bus has 32 KiB at most."""
+PROGRESS_SECONDS = 0.25
+"""Between two figures of how far a transfer is."""
+PROGRESS_UNREAD_MAX = 1024
+"""Bytes of them that nobody has read yet, beyond which further ones are left out."""
+REPORT_BYTES_MAX = 4096
+"""Bytes that whoever copies into a cage, or out of it, says of one copy."""
 DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2
@@ -211,6 +221,10 @@ PORTAL_SAVE_SECONDS = 3600.0
 """How long a file that an application said that it would save is waited for."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
+RECEIPT_BYTES_MAX = 8192
+"""Bytes of a receipt: its longest value, a file's name with every character escaped, has not half of that."""
+RECEIPTS_PER_CAGE = TRANSFERS_PER_CAGE
+"""Requests of one source cage that were confirmed and whose receipt may still be asked for; the oldest makes room."""
 JOBS_MAX = 64
 """Jobs that are under way or whose results can still be had."""
 JOBS_PER_PERSON = 8
@@ -504,6 +518,18 @@ class Logged(StrEnum):
     NO = "no"
     META = "meta"
     DIGEST = "digest"
+
+
+class ReceiptOutcome(StrEnum):
+    """What a receipt says that came of a request, as far as its source may hear it."""
+
+    ACCEPTED = "accepted"
+    """Nothing comes back (direction=one-way), and it was permitted, whole, and is sent on."""
+    ARRIVED = "arrived"
+    SKIPPED = "skipped"
+    """Nothing was delivered because the name is taken, as asked for."""
+    HANDED_OVER = "handed-over"
+    """To a target of another level, which has it, or has skipped it where that was asked for."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -95,6 +95,10 @@ class Staged:
             self.rest()
             self.release(self)
 
+    def copied(self) -> int:
+        """Bytes of the copy that are there: how far the worker has written in the open file that is ours too."""
+        return os.lseek(self.writable, 0, os.SEEK_CUR)
+
     def rest(self) -> None:
         """Close our descriptors; the space stays its owner's, for a copy that has a name."""
         for descriptor in (self.writable, self.descriptor):
@@ -109,6 +113,8 @@ class Staged:
 
 Work = Callable[[int, socket.socket], str]
 """Fills the staging file that the first is, having had its size granted over the second; what to report of it."""
+Begun = Callable[[Staged], object]
+"""Given a copy that has been granted its size, and grows from then on."""
 Copy = Callable[[int, int, int], tuple[int, str]]
 """Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
 
@@ -198,25 +204,26 @@ class Stager:
         return self._sniffer is not None
 
     async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False,
-                    recipient: bytes = b"") -> Staged:
+                    recipient: bytes = b"", begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
         (0: no such bound); both are worded to follow its name.  Its type is looked for where it is to be `typed`.
-        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.
+        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.  `begun` is given the
+        copy once it may grow.
         """
         _check_access(descriptor)
         if recipient:
             encrypt = functools.partial(_report_encrypted, recipient, descriptor, policy_max, self._types(typed))
-            return await self._staged(descriptor, owner, encrypt)
+            return await self._staged(descriptor, owner, encrypt, begun)
         work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
-        return await self._staged(descriptor, owner, work)
+        return await self._staged(descriptor, owner, work, begun)
 
     async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0, *,
-                         typed: bool = False) -> Staged:
+                         typed: bool = False, begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the tree that comes through the pipe `stream`; as `stage`, of which it differs in nothing else."""
         work = functools.partial(_report_tree, stream, max_size, max_files, self._types(typed))
-        return await self._staged(stream, owner, work)
+        return await self._staged(stream, owner, work, begun)
 
     def adopt(self, staged: Staged) -> None:
         """Count the space of a copy that an earlier core half has named as its owner's."""
@@ -229,12 +236,12 @@ class Stager:
                                  "libmagic")
         return Types(self._sniffer if typed else None)
 
-    async def _staged(self, source: int, owner: str, work: Work) -> Staged:
+    async def _staged(self, source: int, owner: str, work: Work, begun: Begun) -> Staged:
         with contextlib.ExitStack() as on_failure:
             staged = Staged(owner=owner, writable=self._unnamed(), release=self._under_way.discard)
             on_failure.callback(staged.discard)
             self._under_way.add(staged)
-            await self._copied(source, staged, work)
+            await self._copied(source, staged, work, begun)
             # another open file, read-only: what the target is given cannot be written through
             staged.descriptor = os.open(f"/proc/self/fd/{staged.writable}", os.O_RDONLY | os.O_CLOEXEC)
             on_failure.pop_all()
@@ -248,7 +255,7 @@ class Stager:
                 raise TransferFailed(_NO_SPACE) from error
             raise RuntimeFailure(f"{self.directory}: cannot be staged in: {error.strerror}") from error
 
-    async def _copied(self, source: int, staged: Staged, work: Work) -> None:
+    async def _copied(self, source: int, staged: Staged, work: Work, begun: Begun) -> None:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near:
             with far:
@@ -256,6 +263,7 @@ class Stager:
             try:
                 async with asyncio.timeout(self._seconds):
                     self._grant(staged, _read_size(await message(near)))
+                    begun(staged)
                     near.send(_GO)
                     report = await message(near)
                     await worker.ended()

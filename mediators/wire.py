@@ -36,6 +36,7 @@ from cage_runtime.model import (
     REQUEST_ID_DIGITS,
     Action,
     Flow,
+    ReceiptOutcome,
     check_cage_name,
 )
 from cage_runtime.text import escape
@@ -85,9 +86,12 @@ class What:
     sha256: str = ""
     lines: tuple[str, ...] = ()
     """What a person is shown of it, untrusted: caged escapes it and cuts it short."""
+    receipt: bool = False
+    """Whether whoever sends it wants a receipt."""
 
     def variants(self) -> dict[str, Variant]:
-        return {
+        wanted = {"receipt": Variant("b", True)} if self.receipt else {}
+        return wanted | {
             "size": Variant("t", self.size), "files": Variant("u", self.files),
             "types": Variant("as", list(self.types)), "sha256": Variant("s", self.sha256),
             "lines": Variant("as", list(self.lines)),
@@ -346,6 +350,13 @@ class Caged:
 
     async def record(self, source: Gateway, target: str, service: str, details: dict[str, str]) -> None:
         await self._ask("Record", "ssssa{ss}", (source.uuid, source.name, target, service, details))
+
+    async def receipt(self, source: Gateway, target: str, service: str, details: dict[str, str],
+                      outcome: ReceiptOutcome) -> str:
+        """As `record`, and the receipt for the source; empty where there can be none."""
+        told = (source.uuid, source.name, target, service, details, outcome.value)
+        (receipt,) = (await self._ask("Receipt", "ssssa{ss}s", told)).values
+        return str(receipt)
 
     async def record_malformed(self, source: Gateway, service: str, fault: str) -> None:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))

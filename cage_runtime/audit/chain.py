@@ -105,8 +105,8 @@ class Chain:
                                  f"{_ADVICE.get(error.errno or 0, '')}") from error
         return chain
 
-    def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> None:
-        """Adds one record; RuntimeFailure where it could not be written, and then nothing of it is left.
+    def append(self, kind: Kind, fields: Mapping[str, str], *, durable: bool = True) -> Record:
+        """Adds one record, which it returns; RuntimeFailure where it could not be written: nothing of it is left then.
 
         `fields` may come from a cage: they are escaped and cut here.  `durable` waits until the disk has it, and so
         does every kind that is not a cage's coming or going.
@@ -115,7 +115,7 @@ class Chain:
             raise RuntimeFailure(f"the audit chain in {self._directory} takes no more records: start the core again")
         moment = self._clock()
         self._note_clock(moment)
-        self._add(Event.at(moment, kind, fields), kind, durable)
+        return self._add(Event.at(moment, kind, fields), kind, durable)
 
     def _note_clock(self, moment: datetime) -> None:
         """A record of its own where the clock was set back: times tell no order from there on."""
@@ -125,7 +125,7 @@ class Chain:
             fields = {"to": rfc3339(moment), "why": f"record {self._end.head.sequence} is of {last}"}
             self._add(Event.at(moment, Kind.CLOCK_SET_BACK, fields), Kind.CLOCK_SET_BACK, durable=True)
 
-    def _add(self, event: Event, kind: Kind, durable: bool) -> None:
+    def _add(self, event: Event, kind: Kind, durable: bool) -> Record:
         head = self._end.head
         record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
         line = record.encode()
@@ -137,6 +137,7 @@ class Chain:
             raise RuntimeFailure(fault) from error
         self._end = replace(self._end, size=self._end.size + len(line), head=_Head.of(record))
         self._tell(record)
+        return record
 
     def tail(self, count: int) -> list[str]:
         """The last `count` records, at most AUDIT_TAIL_MAX, oldest first, as the lines that were written."""
@@ -148,6 +149,16 @@ class Chain:
             with _reading(self._directory_fd, name) as file:
                 lines = _last_lines(file, count - len(lines)) + lines
         return [line.decode("utf-8", "backslashreplace") for line in lines]
+
+    def find(self, digest: str) -> list[str]:
+        """The line of the record that has that hash, if there is one; the newest files are looked through first."""
+        wanted = f'"hash":"{digest}"'.encode()
+        for name in reversed(_files(self._directory_fd)):
+            with _reading(self._directory_fd, name) as file:
+                line = _line_with(file, wanted)
+            if line:
+                return [line.decode("utf-8", "backslashreplace")]
+        return []
 
     def verify(self) -> str | None:
         """The first fault in the whole chain, one sentence; None where it is sound.
@@ -319,6 +330,25 @@ def _last_lines(file: BinaryIO, count: int) -> list[bytes]:
                 break
             start = content.rfind(b"\n", 0, start - 1) + 1
         return content[start:end].split(b"\n") if end > 0 else []
+
+
+def _line_with(file: BinaryIO, wanted: bytes) -> bytes:
+    """The first whole line that has these bytes and is a sound record, without its newline; empty where there is
+    none.  No value of a record has them, where a quotation mark is escaped."""
+    size = file.seek(0, os.SEEK_END)
+    if size == 0:
+        return b""
+    with mmap.mmap(file.fileno(), size, access=mmap.ACCESS_READ) as content:
+        at = content.find(wanted)
+        end = content.find(b"\n", at)
+        if at < 0 or end < 0:
+            return b""
+        line = content[content.rfind(b"\n", 0, at) + 1 : end]
+    try:
+        decode(line + b"\n")
+    except ValueError:
+        return b""
+    return line
 
 
 def _find_head(file: BinaryIO) -> tuple[_Head | None, bool]:

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     CAGE_FAILED = "cage-failed"
     CAGE_DESTROYED = "cage-destroyed"
     CAGE_ENTERED = "cage-entered"
+    COPY = "copy"
     CAGE_ENABLED = "cage-enabled"
     CAGE_DISABLED = "cage-disabled"
     AUTOSTART_FAILED = "autostart-failed"
@@ -57,6 +58,7 @@ class Kind(StrEnum):
     GRANT_EXPIRED = "grant-expired"
     POLICY_LOADED = "policy-loaded"
     POLICY_REFUSED = "policy-refused"
+    RECEIPT_KEY_MADE = "receipt-key-made"
 
     @property
     def is_coming(self) -> bool:

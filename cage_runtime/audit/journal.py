@@ -50,6 +50,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.CAGE_DESTROYED: Message(id="14527a900951448183c6618ef907d701", text="The cage {cage} is destroyed"),
     Kind.CAGE_ENTERED: Message(id="613337c83c284a8da7b506ff91d617b5",
                             text="{command} is run in the cage {cage} as {as}"),
+    Kind.COPY: Message(id="a25b9572e7f84b8e8569f668e677e5e2",
+                       text="Copy {direction}: {path} of the cage {cage}"),
     Kind.CAGE_ENABLED: Message(id="1e00786bd8454a4aa93cc9b24500311c",
                             text="The cage {cage} will be started with the host"),
     Kind.CAGE_DISABLED: Message(id="12f5f164764e4cd296b7eff0f80a2e2e",
@@ -93,6 +95,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.POLICY_LOADED: Message(id="2a27e8a53adb4323bd88259286152bbf", text="A policy of {rules} rules is in force"),
     Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
                             text="The policy on disk cannot be used"),
+    Kind.RECEIPT_KEY_MADE: Message(id="4b752b18f64d4b7091c0bf22d155c9ba",
+                            text="The core signs receipts from now on, with the key {key}"),
 }
 REFUSED = Priority.NOTICE
 """The priority of a decision that is not to allow."""

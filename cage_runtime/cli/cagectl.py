@@ -47,6 +47,8 @@ PROGRAM = Program(
         "grants revoke": ("verbs_prompts", "have an answer stand no more"),
         "audit tail": ("verbs_policy", "the last records of what was decided and done"),
         "audit verify": ("verbs_policy", "is the record whole?"),
+        "audit key": ("verbs_receipt", "the public key of the receipts of this host"),
+        "audit verify-receipt": ("verbs_receipt", "is this receipt one of this host, or of a key?"),
         "doctor": ("verbs_show", "what this host offers, what is missing, how to fix it"),
         "version": ("verbs_show", "the version of this command"),
     },

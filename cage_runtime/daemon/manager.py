@@ -19,6 +19,7 @@ import msgspec
 
 from cage_runtime.audit.chain import Chain
 from cage_runtime.audit.event import Kind
+from cage_runtime.audit.event import Record as Recorded
 from cage_runtime.config import Definition, Paths, render_definition
 from cage_runtime.daemon import history
 from cage_runtime.daemon.cage import Cage, no_such_cage
@@ -107,15 +108,16 @@ class Manager:
     def by_uuid(self, uuid: str) -> Cage | None:
         return next((cage for cage in self._cages.values() if cage.uuid == uuid), None)
 
-    def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> None:
-        """Append to the audit chain, and whose call it was.
+    def record(self, kind: Kind, cage: Cage | None = None, fields: Mapping[str, str] | None = None) -> Recorded:
+        """Append to the audit chain, and whose call it was; the record as it was written.
 
         Of an ephemeral cage, its comings and goings need not be durable.
         """
         by = ACTING.get()
         whose = {} if by is None else {"by": str(by)}
         about = {"cage": cage.name, "uuid": cage.uuid} if cage else {}
-        self.chain.append(kind, {**about, **whose, **(fields or {})}, durable=not (cage and cage.record.ephemeral))
+        durable = not (cage and cage.record.ephemeral)
+        return self.chain.append(kind, {**about, **whose, **(fields or {})}, durable=durable)
 
     # --- the table -------------------------------------------------------------------------------------------
     def admit(self, record: Record) -> Cage:

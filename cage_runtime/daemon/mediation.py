@@ -13,8 +13,10 @@ import time
 from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
+from pathlib import Path
 
 from cage_runtime.audit.event import Kind
+from cage_runtime.audit.event import Record as Recorded
 from cage_runtime.config import Paths
 from cage_runtime.daemon.asking import Asking, subject_of
 from cage_runtime.daemon.cage import Cage
@@ -23,6 +25,7 @@ from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Question, Waiter
 from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
+from cage_runtime.daemon.receipts import Expected, Receipts
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
@@ -42,6 +45,7 @@ from cage_runtime.model import (
     Action,
     CageState,
     Decision,
+    Flow,
     Instance,
     Request,
     ServiceKind,
@@ -96,6 +100,7 @@ class Mediation:
                  later: Callable[[float, Callable[[], None]], None] = later) -> None:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
+        self.receipts = Receipts(Path(paths.state, "audit"), manager.record)
         self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
         self._may_start: OrderedDict[str, str] = OrderedDict()
         """The requests that were permitted last and whose target may be started for them, with the target's uuid."""
@@ -139,6 +144,7 @@ class Mediation:
         self._asking.cage_changed(cage, present)
         if not present:
             self._limits.forget(cage.uuid)
+            self.receipts.forget(cage.uuid)
 
     def check(self) -> list[str]:
         """What is wrong with the policy on disk, a sentence a fault; then with the one in force, if that is another."""
@@ -184,6 +190,8 @@ class Mediation:
             return permission
         self._asking.withdraw(waiter)
         self._note_start(asked, permission)
+        if what.receipt:
+            self.receipts.expect(asked.source, asked.request, _expected(asked, permission.decision))
         if what.files:
             self._bucket(permission.source.uuid).give_back()  # many files are no flood: each of them was copied
         return permission
@@ -365,11 +373,19 @@ class Mediation:
         return self.running(source_uuid).record.owner
 
     def note(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
-             details: dict[str, str]) -> None:
+             details: dict[str, str]) -> Recorded:
         """Record what came of a permitted request, also where there is no such source or target any more."""
         target = self._manager.by_uuid(target_uuid)
         about = {"mediator": mediator, "target": target.name if target else target_uuid, "service": service}
-        self._record_of(Kind.TRANSFER, source_uuid, source_name, about | details | about)
+        return self._record_of(Kind.TRANSFER, source_uuid, source_name, about | details | about)
+
+    def receipt(self, mediator: str, source_uuid: str, source_name: str, target_uuid: str, service: str,
+                details: dict[str, str], outcome: str) -> str:
+        """As `note`, and the receipt of it for its source; empty where nothing is known of such a request of it."""
+        request = details.get("request", "")
+        about = self.receipts.about(source_uuid, request, mediator, service, outcome)
+        record = self.note(mediator, source_uuid, source_name, target_uuid, service, about | details | about)
+        return self.receipts.make(source_uuid, request, record) if about else ""
 
     def malformed(self, mediator: str, source_uuid: str, source_name: str, service: str, fault: str) -> None:
         """Record a call that no honest cage half makes."""
@@ -377,11 +393,11 @@ class Mediation:
             about = {"mediator": mediator, "service": service, "fault": fault}
             self._record_of(Kind.MALFORMED, source_uuid, source_name, about)
 
-    def _record_of(self, kind: Kind, uuid: str, name: str, fields: dict[str, str]) -> None:
+    def _record_of(self, kind: Kind, uuid: str, name: str, fields: dict[str, str]) -> Recorded:
         """Record something of the instance, which has the `name` that its mediator's core half knows if it is gone."""
         cage = self._manager.by_uuid(uuid)
         about = {"cage": cage.name if cage else name, "uuid": uuid}
-        self._manager.record(kind, cage, about | fields | about)
+        return self._manager.record(kind, cage, about | fields | about)
 
 
 def _instance(cage: Cage | None) -> Instance | None:
@@ -394,6 +410,14 @@ def _instance(cage: Cage | None) -> Instance | None:
 
 def _request(asked: Asked, source: Cage) -> Request:
     return Request(service=asked.service, argument=asked.argument, source=source.instance(), target_name=asked.target)
+
+
+def _expected(asked: Asked, decision: Decision) -> Expected:
+    """What its receipt may say of the target: that it is another than the one asked for, or which level it has, is
+    nothing that the source may hear."""
+    level = decision.flow is Flow.LEVEL and not decision.parameters.one_way
+    return Expected(mediator=asked.mediator, service=asked.service, one_way=decision.parameters.one_way, level=level,
+                    target=asked.target or (decision.target if level else ""))
 
 
 def _end(cage: Instance) -> End:

@@ -31,7 +31,7 @@ class MediationService:
             "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
             "Deliver": self._deliver, "Dispose": self._dispose, "Person": self._person,
             "Services": self._services,
-            "Record": self._record,
+            "Record": self._record, "Receipt": self._receipt,
             "RecordMalformed": self._record_malformed,
         }
         parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
@@ -124,6 +124,10 @@ class MediationService:
         mediator = await self._mediator_of(call, call.arguments[3])
         self._parts.mediation.note(mediator, *call.arguments)
         return Answer()
+
+    async def _receipt(self, call: Call) -> Answer:
+        mediator = await self._mediator_of(call, call.arguments[3])
+        return Answer(values=(self._parts.mediation.receipt(mediator, *call.arguments),))
 
     async def _record_malformed(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[2])

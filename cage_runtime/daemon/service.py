@@ -8,6 +8,7 @@ then it turns arguments into types, calls one thing, turns the result back.
 from __future__ import annotations
 
 import asyncio
+import re
 from collections.abc import Awaitable, Callable, Coroutine
 from dataclasses import dataclass
 
@@ -21,6 +22,7 @@ from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.asking_service import AskingService
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.copies import Begun, Copies, CopyOptions
 from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.jobs import Jobs
@@ -38,6 +40,8 @@ from cage_runtime.spawner.spec import Insight
 
 RESOURCE = "org.cageruntime.Core1.xml"
 MANAGER, CAGE = "org.cageruntime.Core1.Manager", "org.cageruntime.Core1.Cage"
+_HASH = re.compile(r"[0-9a-f]{64}\Z")
+"""Of a record."""
 
 class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     remote: str = ""
@@ -45,6 +49,8 @@ class InstallOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
 
 class TailOptions(msgspec.Struct, frozen=True, forbid_unknown_fields=True):
     count: int = 20
+    hash: str = ""
+    """Of the one record that is asked for."""
 
 
 def cage_path(name: str) -> str:
@@ -61,6 +67,7 @@ class Parts:
     access: Access
     manager: Manager
     sessions: Sessions
+    copies: Copies
     applications: Applications
     mediation: Mediation
     asking: AskingService
@@ -82,7 +89,8 @@ class CoreService:
         of_cage: dict[str, _OfCage] = {
             "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Enable": self._enable,
             "Disable": self._disable, "Pause": self._pause, "Resume": self._resume, "Kill": self._kill,
-            "Enter": self._enter, "Run": self._run, "Status": self._status, "Show": self._show, "Logs": self._logs,
+            "Enter": self._enter, "Run": self._run, "CopyIn": self._copy_in, "CopyOut": self._copy_out,
+            "Status": self._status, "Show": self._show, "Logs": self._logs,
             "InstallApplication": self._install, "UpdateApplications": self._update,
             "RemoveApplication": self._remove, "ListApplications": self._list_applications,
         }
@@ -90,7 +98,7 @@ class CoreService:
         of_host: dict[str, Handler] = {
             "AddRemote": self._add_remote, "RemoveRemote": self._remove_remote, "ListRemotes": self._list_remotes,
             "CheckPolicy": self._check_policy, "ReloadPolicy": self._reload, "TailAudit": self._tail,
-            "VerifyAudit": self._verify,
+            "VerifyAudit": self._verify, "AuditKey": self._audit_key,
         }
         handlers: dict[str, Handler] = {
             "Create": self._create, **parts.asking.handlers, **parts.proofs.handlers,
@@ -197,6 +205,19 @@ class CoreService:
     async def _run(self, call: Call, cage: Cage) -> Answer:
         wanted = options(call.arguments[-1], SessionOptions)
         return channel(await self._parts.sessions.run(cage, call.arguments[1], call.arguments[2], wanted))
+
+    async def _copy_in(self, call: Call, cage: Cage) -> Answer:
+        path, name, given = call.arguments[1:]
+        wanted, person = options(given, CopyOptions), await self._person(call)
+        return _begun(self._parts.copies.into(cage, path, name, wanted, person))
+
+    async def _copy_out(self, call: Call, cage: Cage) -> Answer:
+        path, given = call.arguments[1:]
+        options(given, NoOptions)
+        return _begun(self._parts.copies.out_of(cage, path, await self._person(call)))
+
+    async def _person(self, call: Call) -> int:
+        return (await self._parts.authorization.caller(call)).uid
 
     # --- showing ---------------------------------------------------------------------------------------------
     async def _list(self, call: Call, view: View) -> Answer:
@@ -312,11 +333,19 @@ class CoreService:
         wanted = options(call.arguments[0], TailOptions)
         if not 0 < wanted.count <= AUDIT_TAIL_MAX:
             raise UsageError(f"count: 1 to {AUDIT_TAIL_MAX} records")
+        if wanted.hash:
+            if not _HASH.match(wanted.hash):
+                raise UsageError("hash: 64 hexadecimal digits")
+            return Answer(values=(self._parts.manager.chain.find(wanted.hash),))
         return Answer(values=(self._parts.manager.chain.tail(wanted.count),))
 
     async def _verify(self, call: Call) -> Answer:
         options(call.arguments[0], NoOptions)
         return Answer(values=(self._parts.manager.chain.verify() or "",))
+
+    async def _audit_key(self, call: Call) -> Answer:
+        options(call.arguments[0], NoOptions)
+        return Answer(values=(self._parts.mediation.receipts.public(),))
 
     async def _doctor(self, call: Call, view: View) -> Answer:
         options(call.arguments[0], NoOptions)
@@ -340,6 +369,10 @@ class CoreService:
 
 def channel(started: Started) -> Answer:
     return Answer(values=(0,), descriptors=(started.channel,))
+
+
+def _begun(begun: Begun) -> Answer:
+    return Answer(values=(begun.job, *range(len(begun.descriptors))), descriptors=begun.descriptors)
 
 
 def _properties(cage: Cage) -> dict[str, Variant]:

@@ -27,10 +27,12 @@ class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str = ""
     lines: list[str] = []
     """Untrusted."""
+    receipt: bool = False
+    """Whether whoever sends it wants a receipt."""
 
     def digest(self) -> str:
         """Equal for what is equal to the last character, whatever of it is shown."""
-        return hashlib.sha256(msgspec.json.encode(self)).hexdigest()
+        return hashlib.sha256(msgspec.json.encode(msgspec.structs.replace(self, receipt=False))).hexdigest()
 
     def shown_lines(self) -> list[str]:
         """The lines as a person may see them; where there are more than that, the last says how many."""

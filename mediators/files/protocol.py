@@ -23,10 +23,26 @@ if TYPE_CHECKING:
 
 BUS_NAME = INTERFACE = "org.cageruntime.Files1"
 PATH = "/org/cageruntime/Files1"
-SEND, SEND_TREE = "Send", "SendTree"
+SEND, SEND_TREE, SEND_RECEIPTED = "Send", "SendTree", "SendReceipted"
+START_FILE, START_TREE = "StartFile", "StartTree"
+"""The same, and whoever asks follows what becomes of it, and can cancel it."""
 SEND_SIGNATURE, SEND_TREE_SIGNATURE = "ssha{sv}", "ssa{sv}"
+JOB_INTERFACE = f"{INTERFACE}.Job"
+LIST_JOBS, CANCEL_JOB = "ListJobs", "Cancel"
 SERVICE, MOVE_SERVICE = "files.Send", "files.Move"
 """What policy calls it, and what it calls it where the source is to be removed."""
+
+JOB, STATE, DONE, TOTAL = "job", "state", "done", "total"
+ARRIVED, RECEIPT, ERROR, SENTENCE = "arrived", "receipt", "error", "sentence"
+"""Keys of the lines that whoever sends is told, each a JSON object: the number of its job; how far it is; and, in the
+last one, where it arrived, and the receipt where one is wanted, or the error's name on the bus and what it says."""
+WAITING, READING, DELIVERING, COMMITTED = STATES = ("waiting", "reading", "delivering", "committed")
+"""It has no place yet; the core reads it, so many bytes of so many; the core has read it; and from now on it may
+arrive, whatever ends meanwhile, so that it can neither be cancelled nor may be sent again without a look."""
+LINE_MAX = 4096
+"""Bytes of such a line at most."""
+CANCEL = b"c"
+"""What is written into `control` to have it cancelled."""
 
 RENAME, SKIP, REPLACE, FAIL = CONFLICTS = ("rename", "skip", "replace", "fail")
 """What to do where the name is taken: take another, deliver nothing, put it in the place of what is there, fail."""
@@ -52,27 +68,34 @@ FAULTS = {
 """Exit statuses of the delivery half.  Only the status crosses back to the source: the target may be of a higher
 level, and no text of its own may come down."""
 
+_RECEIPTS = (SEND_TREE, START_FILE, START_TREE)
+"""Methods that take the option of that name."""
+
+
 class Options:
     """What a sender may say of a transfer beside what and where to.  Immutable by custom."""
 
-    __slots__ = ("conflict", "move")
+    __slots__ = ("conflict", "move", "receipt")
 
-    def __init__(self, *, conflict: str = RENAME, move: bool = False) -> None:
-        """`move`: the source removes it once it has arrived."""
-        self.conflict, self.move = conflict, move
+    def __init__(self, *, conflict: str = RENAME, move: bool = False, receipt: bool = False) -> None:
+        """`move`: the source removes it once it has arrived.  `receipt`: it wants one."""
+        self.conflict, self.move, self.receipt = conflict, move, receipt
 
     @classmethod
-    def read(cls, untrusted_options: dict[str, Any]) -> Options:
-        """From D-Bus variants by name; UsageError where there is another, or one is of another type."""
-        conflict, move = RENAME, False
+    def read(cls, untrusted_options: dict[str, Any], member: str = SEND) -> Options:
+        """From D-Bus variants by name, of a call of `member`; UsageError where there is another, or one is of another
+        type."""
+        conflict, move, receipt = RENAME, False, member == SEND_RECEIPTED
         for name, variant in untrusted_options.items():
             if name == "conflict" and variant.signature == "s":
                 conflict = check_conflict(variant.value)
             elif name == "move" and variant.signature == "b":
                 move = variant.value
+            elif name == "receipt" and variant.signature == "b" and member in _RECEIPTS:
+                receipt = variant.value
             else:
                 raise UsageError(f'there is no option "{escape(name, limit=40)}" of that type')
-        return cls(conflict=conflict, move=move)
+        return cls(conflict=conflict, move=move, receipt=receipt)
 
 
 class Delivery:

@@ -17,18 +17,20 @@ import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
+from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
     DELIVERY_FILES_PER_SECOND,
     DELIVERY_SECONDS,
     TRANSFER_SECONDS,
     Flow,
+    ReceiptOutcome,
 )
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
 from mediators.files.kept import Folder, Record
+from mediators.files.stream import Stream
 from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
@@ -59,6 +61,14 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    receipt: str = ""
+    """Of it, for its source; empty where none is wanted, and where there can be none."""
+    stream: Stream | None = None
+    """Through which whoever follows it is told."""
+    committed: bool = False
+    """It may arrive, whatever ends meanwhile."""
+    cancelled: bool = False
+    """Whoever follows it wants it given up, and it is."""
 
     def record(self, staged: Staged | None = None) -> Record:
         """What is written down of it, for the core half after this one."""
@@ -73,6 +83,8 @@ class Transfer:
     async def told(self, work: asyncio.Task[str]) -> str:
         """What the source is to hear of `work`; CageError likewise."""
         await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
+        if self.cancelled and work.cancelled():
+            raise Cancelled(f'"{escape(self.name)}" was cancelled; nothing arrived')
         return self.accepted.result() if self.accepted.done() else work.result()
 
     def to_tell(self, arrived: str) -> str:
@@ -80,6 +92,21 @@ class Transfer:
         if self.permission.flow is not Flow.LEVEL:
             return _inbox_path(self.permission, "")
         return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
+
+    def commit(self) -> None:
+        """From now on it may arrive, whatever ends meanwhile: whoever follows it is told before that, and does not send
+        it again without a look.  TransferFailed where that cannot be told."""
+        if self.committed:
+            return
+        if self.stream is not None and not self.stream.say(state=protocol.COMMITTED):
+            raise TransferFailed(f'"{escape(self.name)}" is given up: whoever sent it does not read what becomes of it')
+        self.committed = True
+
+    def cancel(self, work: asyncio.Task[str]) -> None:
+        """As whoever follows it wants; what may be there already goes on, and so does what was accepted."""
+        if not self.committed and not self.accepted.done():
+            self.cancelled = True
+            work.cancel()
 
     def give_up(self, work: asyncio.Task[str]) -> None:
         """Because whoever sent it has gone; what was accepted goes on."""
@@ -124,6 +151,8 @@ class Transfers:
             with contextlib.ExitStack() as held:
                 held.callback(staged.discard)
                 transfer.details |= described(transfer.record(staged))
+                if transfer.options.receipt:
+                    transfer.details["files"] = str(staged.files)
                 await self._confirm(transfer, staged)
                 if transfer.permission.one_way:
                     waiting = await self._accept(transfer, staged)
@@ -140,18 +169,20 @@ class Transfers:
         except asyncio.CancelledError:
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
-            await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
+            why = "cancelled" if transfer.cancelled else "given up, because whoever sent it has gone"
+            await self._record_outcome(transfer, f"{why}; {so_far}")
             raise
         if waiting is not None:
             await self._waiting.attempt(waiting, functools.partial(self._hand_over_once, transfer, waiting))
             return ""
-        await self._record_outcome(transfer, _outcome(arrived))
+        word = ReceiptOutcome.ARRIVED if arrived else ReceiptOutcome.SKIPPED
+        await self._record_outcome(transfer, _outcome(arrived), word)
         return transfer.to_tell(arrived)
 
     async def _confirm(self, transfer: Transfer, staged: Staged) -> None:
         shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         check_move(transfer.options, permission)
         if permission.transform != transfer.permission.transform:
@@ -162,8 +193,11 @@ class Transfers:
     async def _accept(self, transfer: Transfer, staged: Staged) -> Kept:
         """Have the core keep it, whatever becomes of the core, and tell the source all that it ever hears."""
         waiting = Kept(record=transfer.record(staged), staged=staged, details=transfer.details)
+        transfer.commit()
         with self._waiting.admitted(waiting):
             await self._folder.keep(waiting.record, staged)
+            if transfer.options.receipt:
+                await self._record(transfer, "accepted", ReceiptOutcome.ACCEPTED)
         transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
         return waiting
 
@@ -223,16 +257,23 @@ class Transfers:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
         await self._record(transfer, "is given its name in the inbox")
         self._folder.pass_(transfer.request)
+        transfer.commit()
         transfer.may_be_there = True
 
-    async def _record(self, transfer: Transfer, outcome: str) -> None:
+    async def _record(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
+        """Record it, with the receipt of it where one is wanted, and its source may hear what is called by a `word`."""
+        about = transfer.source, transfer.permission.target_uuid, transfer.service
         details = logged(transfer.details, transfer.permission.log) | {"outcome": outcome}
-        await self._caged.record(transfer.source, transfer.permission.target_uuid, transfer.service, details)
+        one_way = transfer.permission.one_way
+        if word is not None and transfer.options.receipt and one_way == (word is ReceiptOutcome.ACCEPTED):
+            transfer.receipt = await self._caged.receipt(*about, details, word)
+        else:
+            await self._caged.record(*about, details)
 
-    async def _record_outcome(self, transfer: Transfer, outcome: str) -> None:
+    async def _record_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
         """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
         try:
-            await self._record(transfer, outcome)
+            await self._record(transfer, outcome, word)
         except CageError as error:
             LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
                       escape(error.sentence))

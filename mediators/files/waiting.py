@@ -266,7 +266,7 @@ def described(record: Record) -> dict[str, str]:
 def logged(details: dict[str, str], log: str) -> dict[str, str]:
     """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
     what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sha256"),
-              "no": ("name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
+    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sent-name", "sha256"),
+              "no": ("name", "sent-name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
     left_out = wanted.get(log, wanted["no"])
     return {key: value for key, value in details.items() if key not in left_out}

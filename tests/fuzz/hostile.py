@@ -47,12 +47,14 @@ nothing is heard there meanwhile."""
 STREAMS = [content[1:] for content in read(KEPT / "files_tree")]
 HONEST: dict[str, tuple[Any, ...]] = {
     "Call": ("Echo", "", "pit", {}), "Copy": ("text/plain", 0, {}), "Paste": ("text/plain", {}),
-    "Send": ("pit", "a.txt", 0, {}), "SendTree": ("pit", "tree", {}), "List": ("pit", {}),
+    "Send": ("pit", "a.txt", 0, {}), "SendTree": ("pit", "tree", {}),
+    "SendReceipted": ("pit", "a.txt", 0, {}), "List": ("pit", {}),
     "Sign": ("pit", "work", b"\0\0\0\x0bssh-ed25519", b"SSHSIG\0\0\0\4file\0\0\0\0\0\0\0\6sha256\0\0\0\x20" + b"d" * 32,
              0, {}),
     "Secret": ("pit", "org.example.App", {}), "Write": (["a line"], {}), "Show": ("summary", "body", {}),
     "Close": (1,), "Wait": ([1, 2],), "Uri": ("https://example.org/", "pit", {}), "File": ("a.txt", "pit", 0, {}),
-    "Edited": ("1", {}),
+    "Edited": ("1", {}), "StartFile": ("pit", "a.txt", 0, {}), "StartTree": ("pit", "tree", {}), "ListJobs": (),
+    "Services": (),
 }
 """What an honest half could say, of which one argument or another is then something else."""
 WORDS = ("", "@core", "@default", "@disposable", "@disposable:plain", "@any", "nobody", "a.txt", "Echo", "text/plain",
@@ -215,7 +217,7 @@ class Hostile:
         """The right types, whatever is in them."""
         member = self._random.choice(self._members)
         values, others = list(HONEST[member.name]), self._values(member.signature)
-        if self._random.random() < 0.6:
+        if values and self._random.random() < 0.6:
             for at in self._random.choices(range(len(values)), k=self._random.choice((1, 1, 2, 3))):
                 values[at] = others[at]
         descriptors: list[int] = []

@@ -26,6 +26,7 @@ KEYS: list[tuple[str, type, set[str]]] = [
     ("graph", dict, {"levels", "cages", "flows"}),
     ("audit tail -n 3", list, RECORD),
     ("audit verify", dict, {"fault"}),
+    ("audit key", dict, {"key"}),
     ("doctor", list, {"check", "state", "detail", "help"}),
     ("version", dict, {"version"}),
     ("policy reload", dict, {"policy"}),

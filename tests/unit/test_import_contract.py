@@ -64,9 +64,11 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
-    | {"cage_runtime.generate"}
+    | {"cage_runtime.generate", "cage_runtime.receipt", "cage_runtime.filenames", "cage_runtime.packing",
+       "mediators.session"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.encrypted": {"cage_runtime.errors"},
+    "cage_runtime.receipt": {"cage_runtime.errors", "cage_runtime.model", "cage_runtime.text"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.outcome": set(),
     "cage_runtime.packing": set(),
@@ -76,7 +78,7 @@ ALLOWED = {
     "cage_runtime.portal": FOUNDATION | BUS,
     "cage_runtime.cli": FOUNDATION
     | RECEIVING
-    | {"cage_runtime.encrypted", "cage_runtime.outcome", "cage_runtime.resources"}
+    | {"cage_runtime.encrypted", "cage_runtime.outcome", "cage_runtime.receipt", "cage_runtime.resources"}
     | {"cage_runtime.sdbus", "cage_runtime.spawner.channel"},
     "mediators": FOUNDATION
     | BUS

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import json
 import os
 import socket
 from collections.abc import Iterable, Iterator
@@ -62,9 +63,7 @@ files.Send * work peer ask
 @pytest.fixture
 def mediator(core: Core) -> Iterator[DbusNext]:
     """As the core half of the files mediator, with a rule that permits what `Decide` is asked."""
-    directory = core.top / "etc/policy.d"
-    directory.mkdir(parents=True)
-    (directory / "30-test.policy").write_text(RULES)
+    core.write_policy(RULES)
     core.stop()
     core.start()
     with contextlib.closing(DbusNext(core.address, uid=core.user.pw_uid)) as client:
@@ -319,6 +318,11 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
                      interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
+        client.call("Confirm", *asked, {"receipt": ("b", True)}, interface=MEDIATION)
+        about = (work, "work", vault, "files.Send", {"size": "1", "request": "1" * 32}, "arrived")
+        receipt = json.loads(client.call("Receipt", *about, interface=MEDIATION))
+        assert (receipt["source"], receipt["target"], receipt["size"]) == ("work", "vault", "1")
+        assert client.call("Receipt", *about, interface=MEDIATION) == ""
         client.call("RecordMalformed", work, "work", "files.Send", "too short", interface=MEDIATION)
         refused = ("org.cageruntime.Error.PolicyRefused",)
         life.refused(client, *refused, "Decide", work, "files.Send", "", "nobody", "1" * 32, interface=MEDIATION)

@@ -127,12 +127,18 @@ class StandInCaged:
         """Whether the targets stop their delivery halves as they start."""
         self.ended: list[int] = []
         """The statuses of the delivery halves that have ended."""
+        self.recording: asyncio.Event | None = None
+        """Where it is there, what is to be in the chain is there once it is set."""
+        self.pending: list[list[Any]] = []
+        """What waited for that."""
         self.keeps: list[int] | None = None
         """Where it is there, the targets keep what they are given to read, in here."""
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
         self.one_way, self.max_files, self.log = False, 0, ""
+        self.signs = True
+        """Whether it gives receipts."""
         self.told: list[dict[str, Any]] = []
         """What each request turned out to be."""
         self.withdrawn: list[str] = []
@@ -157,7 +163,7 @@ class StandInCaged:
     def _serve(self) -> None:
         handlers = {"Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
                     "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
-                    "Deliver": self._deliver, "Record": self._record,
+                    "Deliver": self._deliver, "Record": self._record, "Receipt": self._receipt,
                     "RecordMalformed": self._record_malformed}
         interface = described("org.cageruntime.Core1.xml", wire.MEDIATION)
         mortal = {member: self._mortal(member, handler) for member, handler in handlers.items()}
@@ -298,8 +304,19 @@ class StandInCaged:
     async def _record(self, call: Call) -> Answer:
         if self.full:
             raise RuntimeFailure("the chain takes nothing")
+        if self.recording is not None:
+            self.pending.append(call.arguments)
+            await self.recording.wait()
         self.records.put_nowait(call.arguments)
         return Answer()
+
+    async def _receipt(self, call: Call) -> Answer:
+        """As Record; what caged would sign is the outcome and the request."""
+        *arguments, outcome = call.arguments
+        self.records.put_nowait(arguments)
+        if self.full:
+            raise RuntimeFailure("the chain takes nothing")
+        return Answer(values=(f"{outcome} {arguments[4]['request']}" if self.signs else "",))
 
     async def _record_malformed(self, call: Call) -> Answer:
         self.malformed.put_nowait(call.arguments)
@@ -398,6 +415,19 @@ def play(tmp_path: Path, start_gateway: Callable[[str], Daemon]) -> Play:
     return run
 
 
+def plays(world: Callable[[], contextlib.AbstractAsyncContextManager[Any]]) -> Callable[[Callable[[Any], Any]], None]:
+    """What runs a test's coroutine, each in a world of its own."""
+
+    def run(test: Callable[[Any], Any]) -> None:
+        async def whole() -> None:
+            async with world() as here:
+                await test(here)
+
+        asyncio.run(whole())
+
+    return run
+
+
 @pytest.fixture
 def kit() -> type:
     """The helpers above, for tests that import nothing from one another."""
@@ -406,6 +436,7 @@ def kit() -> type:
         caged = StandInCaged
         mediators = MEDIATORS
         client = staticmethod(client)
+        plays = staticmethod(plays)
         present = staticmethod(present)
         until = staticmethod(until)
 

@@ -283,6 +283,31 @@ def test_a_disk_that_cannot_even_be_cut_ends_the_chain(directory: Path, monkeypa
             chain.append(Kind.DECISION, {})
 
 
+def test_a_record_is_found_by_its_hash_in_whichever_file_it_is(directory: Path) -> None:
+    fill(directory, 40, file_bytes=2000)
+    with Chain.open(directory) as chain:
+        lines = chain.tail(1000)
+        assert len(list(directory.glob("*.jsonl"))) > 3
+        for line in lines:
+            assert chain.find(json.loads(line)["hash"]) == [line]
+        assert chain.find(json.loads(lines[3])["previous"]) == [lines[2]]
+        assert chain.find("0" * 64) == []
+        added = chain.append(Kind.DECISION, {"why": "x"})
+        assert chain.find(added.hash) == chain.tail(1)
+
+
+def test_a_record_that_quotes_a_hash_or_was_changed_is_not_found_by_it(directory: Path) -> None:
+    wanted = "a" * 64
+    with Chain.open(directory) as chain:
+        chain.append(Kind.DECISION, {"why": f'"hash":"{wanted}"', f'"hash":"{wanted}"': "x"})
+        assert chain.find(wanted) == []
+        real = chain.append(Kind.DECISION, {"number": "1"}).hash
+    file = directory / FIRST
+    file.write_bytes(file.read_bytes().replace(b'"number":"1"', b'"number":"2"'))
+    with Chain.open(directory) as chain:
+        assert chain.find(real) == []
+
+
 def test_a_closed_chain_takes_nothing(directory: Path) -> None:
     chain = Chain.open(directory)
     chain.close()

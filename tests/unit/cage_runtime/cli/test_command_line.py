@@ -71,6 +71,7 @@ GOOD = (
     "grants revoke 0a1b2c3d",
     "audit tail -n 3",
     "audit verify",
+    "audit key",
     "doctor",
 )
 
@@ -201,7 +202,7 @@ INCAGE_BAD = (
     ("open", "URI|FILE"),
     ("open https://example.org two", "two"),
     ("list", 'no command "list"'),
-    ("send x", "--to"),
+    ("send --to vault", "FILE"),
     ("send --to vault", "FILE"),
 )
 

@@ -5,11 +5,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, cast
 
 import pytest
 
+from cage_runtime.audit.event import Event, Kind
+from cage_runtime.audit.event import Record as Recorded
 from cage_runtime.config import Definition, Paths, Session
 from cage_runtime.daemon import mediation
 from cage_runtime.daemon.agents import Agents, Person
@@ -21,6 +24,7 @@ from cage_runtime.daemon.grants import Grants
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Asked, Mediation, Permission
 from cage_runtime.daemon.prompts import Waiter
+from cage_runtime.daemon.receipts import Receipts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
 from cage_runtime.daemon.what import What
@@ -86,14 +90,18 @@ class World:
             clock=clock, later=self.later)
         self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), self.asking, kinds=KINDS,
                                    clock=clock, time_of_day=clock, later=self.later)
+        self.mediation.receipts = Receipts(self.tmp_path, self.record)
         self.asking.begin()
         self.recorded.clear()
 
     # --- what they stand on ----------------------------------------------------------------------------------
-    def record(self, kind: str, about: Cage | None, fields: dict[str, str]) -> None:
+    def record(self, kind: Kind, about: Cage | None, fields: dict[str, str]) -> Recorded:
         if self.full:
             raise RuntimeFailure("the chain takes nothing")
-        self.recorded.append((str(kind), ({"cage": about.name, "uuid": about.uuid} if about else {}) | fields))
+        told = ({"cage": about.name, "uuid": about.uuid} if about else {}) | fields
+        self.recorded.append((str(kind), told))
+        moment = datetime.fromtimestamp(self.time, UTC)
+        return Recorded(sequence=len(self.recorded), previous="0" * 64, event=Event.at(moment, kind, told))
 
     def cages(self) -> list[Cage]:
         return list(self.known.values())
