@@ -155,6 +155,12 @@ class PolicyRefused(Refused):
     bus_name = "PolicyRefused"
 
 
+class TooOften(PolicyRefused):
+    """It would be permitted, were it not for how often it was asked for just now."""
+
+    bus_name = "TooOften"
+
+
 class PolicySyntaxError(PolicyRefused):
     """A policy that cannot be read *is* a refusal: nothing can be allowed by it."""
 
@@ -175,6 +181,12 @@ class AuthenticationNeeded(NotAuthorized):
     """A password would do, and the call does not allow to ask for one."""
 
     bus_name = "AuthenticationNeeded"
+
+
+class TicketExpired(CageError):
+    """What was permitted was not done in time, and would have to be permitted anew."""
+
+    bus_name = "TicketExpired"
 
 
 class RuntimeFailure(CageError):
