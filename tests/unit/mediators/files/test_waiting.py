@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from cage_runtime.errors import CutOff, PolicyRefused, RuntimeFailure, TicketExpired, TooOften, TransferFailed, WrongState
+from cage_runtime.errors import (
+    CutOff,
+    PolicyRefused,
+    RuntimeFailure,
+    TicketExpired,
+    TooOften,
+    TransferFailed,
+    WrongState,
+)
 from cage_runtime.model import KEPT_BYTES_PER_CAGE, KEPT_PER_CAGE
 from mediators import session
 from mediators.files import waiting
