@@ -259,8 +259,8 @@ def test_whoever_follows_one_is_told_its_number_and_all_that_the_core_tells(play
         assert cage.streams[0].say(state=COMMITTED)
         slow.ends["x"].set_result("Inbox/work/x")
         assert await told(status) == [
-            {"job": number, "state": WAITING, "done": 0, "total": 0}, {"state": READING, "done": 1, "total": 2}, {"state": COMMITTED},
-            {"arrived": "Inbox/work/x"}]
+            {"job": number, "state": WAITING, "done": 0, "total": 0}, {"state": READING, "done": 1, "total": 2},
+            {"state": COMMITTED}, {"arrived": "Inbox/work/x"}]
         os.close(control)
 
     play(test)
