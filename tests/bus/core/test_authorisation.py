@@ -248,7 +248,7 @@ def test_a_log_does_not_tell_why_another_persons_cage_was_not_reached(
     with contextlib.closing(core.client_of(core.user.pw_name)) as mediator:
         for number, name in enumerate((HIS, NOBODYS)):
             with pytest.raises(Refusal, match="is refused"):
-                mediator.call("Decide", "sssss", hers, "files.Send", "", name, f"{number:032x}",
+                mediator.call("Decide", "ssssss", hers, "files.Send", "", name, f"{number:032x}", "",
                               interface=f"{CORE}.Mediation")
     lines = [line.partition(" ")[2] for line in alice.call("Logs", "sa{sv}", HERS, {}) if " decision " in line]
     assert lines == [f'decision argument="" decision=deny mediator=files request={number:032x} service=files.Send '
@@ -411,6 +411,26 @@ def test_explain_is_for_who_may_know_of_both(polkit: FakePolkit, alice: Client, 
     assert explained(HERS, HIS) == "deny"
     told = client.call("ExplainPolicy", "ssssa{sv}", HERS, "files.Send", "", HIS, {})
     assert "within one person's cages alone" in told["reason"][1]
+
+
+@pytest.mark.usefixtures("cages")
+def test_a_name_that_a_rule_sends_on_is_explained_to_who_sees_all(core: Core, polkit: FakePolkit, alice: Client,
+                                                                  client: Client) -> None:
+    polkit.says = lambda asked: NO if asked.action.endswith("-any") else YES
+    core.write_policy(f"files.Send * * in allow target={HIS}\nfiles.Send * * {HIS} allow declassify\n")
+    client.call("ReloadPolicy", "a{sv}", {})
+
+    def explained(asking: Client, target: str) -> dict[str, Any]:
+        return asking.call("ExplainPolicy", "ssssa{sv}", HERS, "files.Send", "", target, {})
+
+    told = explained(client, "in")
+    assert (told["action"][1], told["target"][1]) == ("allow", HIS)
+    for asking, target in ((alice, "in"), (client, "out"), (client, "In")):
+        with pytest.raises(Refusal) as refusal:
+            explained(asking, target)
+        assert (refusal.value.name, refusal.value.sentence) == none(target)
+    with pytest.raises(Refusal, match="cannot be asked for"):
+        explained(client, "@dominates")
 
 
 # --- root, and no polkit ---------------------------------------------------------------------------------------------
