@@ -138,7 +138,8 @@ class Waiting:
         told = kept.waits or isinstance(error, RuntimeFailure)
         kept.waits = True
         if not told:
-            await self._record(kept, f"waits, because {error.sentence}")
+            gone = isinstance(error, session.Gone)
+            await self._record(kept, f"waits, because {'the target ended' if gone else 'one of the two does not run'}")
 
     async def _end(self, kept: Kept, outcome: str) -> None:
         """Nothing of it stays once the chain has what came of it; until then all of it does."""

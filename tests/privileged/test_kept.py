@@ -85,7 +85,7 @@ def test_a_target_that_does_not_run_gets_it_when_it_does(
     runtime.ok("stop", "high")
     ended = send(diode, name)
     assert (ended.returncode, ended.stdout.decode()) == (0, f"{name} -> high: Inbox/diode/\n"), ended.stderr
-    assert outcomes.until("waits") == "waits, because the target does not run; start it, and send again"
+    assert outcomes.until("waits") == "waits, because one of the two does not run"
     assert of_staging(runtime) == [".copy", ".kept"]
     runtime.ok("start", "high")
     assert outcomes.until("arrived") == f"arrived as Inbox/diode/{name}"
