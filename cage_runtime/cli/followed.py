@@ -107,7 +107,7 @@ class Followed:
                 self.receipt = str(told.get("receipt", ""))
                 return str(told["arrived"])
             if told.get("state") == "reading":
-                self._progress.show(int(told["done"]), int(told["total"]))
+                self._progress.show(int(told.get("done", 0)), int(told.get("total", 0)))
             elif "state" in told:
                 self._progress.waits()
         raise unknown(self._name)

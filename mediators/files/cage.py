@@ -136,7 +136,7 @@ def _followed(job: Job, stream: Stream) -> Stream:
                 stream.arrived(**task.result())
         stream.close()
 
-    stream.figures(job=job.number, state=job.state)
+    stream.figures(job=job.number, state=job.state, done=job.done, total=job.total)
     job.told = told
     stream.attend(gone=job.task.cancel, cancel=job.cancel)
     job.task.add_done_callback(ended)

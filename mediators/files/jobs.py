@@ -30,7 +30,19 @@ from cage_runtime.model import TRANSFER_JOBS_LISTED, TRANSFER_JOBS_MAX
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
-from mediators.files.protocol import ARRIVED, CANCEL, COMMITTED, DONE, ERROR, LINE_MAX, SENTENCE, STATE, TOTAL, WAITING
+from mediators.files.protocol import (
+    ARRIVED,
+    CANCEL,
+    COMMITTED,
+    DONE,
+    ERROR,
+    LINE_MAX,
+    READING,
+    SENTENCE,
+    STATE,
+    TOTAL,
+    WAITING,
+)
 
 Told = dict[str, Any]
 """A line of what the core half tells."""
@@ -77,7 +89,7 @@ class Job:
         with contextlib.ExitStack() as held:
             held.callback(os.close, status)
             held.callback(os.close, control)
-            self._control = control
+            self._control, self.state = control, READING
             held.callback(setattr, self, "_control", -1)
             if self.wanted:
                 self._say_so()

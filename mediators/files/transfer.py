@@ -69,6 +69,8 @@ class Transfer:
     """It may arrive, whatever ends meanwhile."""
     cancelled: bool = False
     """Whoever follows it wants it given up, and it is."""
+    given_up: bool = False
+    """It is being given up, for whatever reason."""
 
     def record(self, staged: Staged | None = None) -> Record:
         """What is written down of it, for the core half after this one."""
@@ -104,13 +106,14 @@ class Transfer:
 
     def cancel(self, work: asyncio.Task[str]) -> None:
         """As whoever follows it wants; what may be there already goes on, and so does what was accepted."""
-        if not self.committed and not self.accepted.done():
-            self.cancelled = True
+        if not (self.committed or self.given_up or self.accepted.done()):
+            self.cancelled = self.given_up = True
             work.cancel()
 
     def give_up(self, work: asyncio.Task[str]) -> None:
-        """Because whoever sent it has gone; what was accepted goes on."""
-        if not self.accepted.done():
+        """Because whoever sent it has gone; what was accepted goes on.  Once: again would cut its record off."""
+        if not (self.given_up or self.accepted.done()):
+            self.given_up = True
             work.cancel()
 
 

@@ -266,6 +266,30 @@ def test_another_word_and_none_give_it_up(play: Play, word: bytes) -> None:
     play(test, copier=hang)
 
 
+@pytest.mark.parametrize("first", ["cancelled", "gone"])
+def test_two_reasons_to_give_it_up_make_one_record(play: Play, first: str) -> None:
+    """The second comes while the first is being recorded: nothing is lost, and nothing of it stays."""
+    async def test(world: World) -> None:
+        followed = await Followed.file(world)
+        await followed.until(READING)
+        world.caged.recording = asyncio.Event()
+        if first == "cancelled":
+            followed.cancel()
+        else:
+            os.close(followed.control)
+            followed.control = os.open(os.devnull, os.O_RDONLY)
+        await world.until(lambda: len(world.caged.pending) == 1)
+        followed.close()
+        await world.clients["vault"].has_owner(protocol.BUS_NAME)
+        world.caged.recording.set()
+        world.caged.recording = None
+        await world.until(lambda: os.listdir(world.staging) == [])
+        why = "cancelled" if first == "cancelled" else "given up, because whoever sent it has gone"
+        assert await outcomes(world) == [f"{why}; nothing arrived"]
+
+    play(test, copier=hang)
+
+
 def test_the_places_of_what_was_cancelled_are_free_again(play: Play) -> None:
     async def test(world: World) -> None:
         world.caged.starting = asyncio.Event()
