@@ -20,7 +20,7 @@ from pathlib import Path
 from cage_runtime import log
 from cage_runtime.bucket import Bucket, Rate
 from cage_runtime.bus import Answer, Call
-from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
+from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed, WrongState
 from cage_runtime.model import (
     CLIP_BURST,
     CLIP_BYTES_MAX,
@@ -189,7 +189,7 @@ class ClipboardCore:
             offer = None
         try:
             await self._decided(offer, target, person)
-        except (PolicyRefused, NoSuchCage) as error:  # the record has why, and no log that a cage could fill
+        except (PolicyRefused, NoSuchCage, WrongState) as error:  # the record has why; no log that a cage could fill
             raise protocol.nothing() from error
         if offer is None:
             raise protocol.nothing()
