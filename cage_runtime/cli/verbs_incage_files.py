@@ -28,6 +28,8 @@ if TYPE_CHECKING:
 
 PROGRESS_SECONDS = 0.3
 """Between two looks at how far it is."""
+SIGNATURE_BYTES_MAX = 8192
+"""As the mediator has it."""
 CONFLICTS = ("rename", "skip", "replace", "fail")
 
 
@@ -38,6 +40,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
                         help="what to do where the name is taken (default: %(default)s)")
     parser.add_argument("--receipt", metavar="RECEIPT",
                         help="the new file for the core's signed receipt of the one FILE")
+    parser.add_argument("--signature", metavar="SIG",
+                        help="the signature of the one FILE, for a policy that wants it signed")
 
 
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,9 +61,11 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
     verbs_incage.require_inside()
-    if args.receipt and len(args.files) > 1:
-        raise UsageError("a receipt is of one file or directory; send the others with others")
+    if (args.receipt or args.signature) and len(args.files) > 1:
+        raise UsageError("a receipt and a signature are of one FILE; send the others by themselves")
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
+    if args.signature:
+        options["signature"] = _signature(args.signature)
     sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}),
                      silent=args.quiet or screen.as_json or not sys.stderr.isatty(), receipted=bool(args.receipt))
     worst = 0
@@ -88,6 +94,14 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     if screen.as_json:
         screen.document(arrived)
     return worst
+
+
+def _signature(path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        content = file.read(SIGNATURE_BYTES_MAX + 1)
+    if not 0 < len(content) <= SIGNATURE_BYTES_MAX:
+        raise CageError(f'"{cell(path)}" is not a signature as ssh-keygen -Y sign makes it')
+    return content
 
 
 @contextlib.contextmanager
@@ -170,6 +184,8 @@ class _Sender:
     def _tree(self, top: int, path: str, name: str) -> tuple[str, str]:
         from cage_runtime.cli.tree import Listing, remove, write
 
+        if "signature" in self._options:
+            raise UsageError(f'"{cell(path)}" is a directory, of which there is no signature; send an archive of it')
         listing = Listing.of(top, path)
         progress = _Progress(f"{cell(name)} -> {cell(self._target)}", listing.length, silent=self._silent)
         options = self._options | ({"receipt": ("b", True)} if self._receipted else {})

@@ -28,6 +28,7 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
+from mediators.sshsig import Signer
 from mediators.stage import Staged
 from mediators.wire import Caged, Gateway, Permission, What
 
@@ -56,6 +57,8 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    signer: Signer | None = None
+    """Whose signature of it was found good."""
     receipt: str = ""
     """Of it, for its source; empty where none is wanted, and where there can be none."""
 
@@ -111,6 +114,8 @@ class Transfers:
             if staged.plain_sha256:
                 transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
                                      "transform": transfer.permission.transform}
+            if transfer.signer:
+                transfer.details["signed-by"] = f"{transfer.signer.name} {transfer.signer.fingerprint}"
             if transfer.tree or transfer.options.receipt:
                 transfer.details["files"] = str(staged.files)
             try:
@@ -134,11 +139,16 @@ class Transfers:
         return transfer.to_tell(arrived)
 
     async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
-        shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
+        shown = [f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name]
+        if transfer.signer:
+            shown.append(f"signed by: {transfer.signer.name}, {transfer.signer.fingerprint}")
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=tuple(shown), receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         check_move(transfer.options, permission)
+        if permission.require != transfer.permission.require:
+            raise PolicyRefused(f'"{escape(transfer.name)}" would have to be signed otherwise for that cage; name it, '
+                                "and send it again")
         if permission.transform != transfer.permission.transform:
             raise PolicyRefused(f'"{escape(transfer.name)}" would have to be changed otherwise for that cage than '
                                 "when it was read; name the cage, and send it again")

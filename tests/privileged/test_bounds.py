@@ -44,6 +44,8 @@ def options(name: str, most: int) -> list[tuple[object, set[str]]]:
         (0, MALFORMED), (1, good), (most, good), (most + 1, MALFORMED), (2**32 - 1, MALFORMED))]
 
 
+SIGNATURES = [({"signature": ("ay", b"")}, MALFORMED), ({"signature": ("ay", b"s" * 8192)}, REFUSED),
+              ({"signature": ("ay", b"s" * 8193)}, MALFORMED), ({"signature": ("s", "s")}, MALFORMED)]
 RECEIPT_TOLD_TWICE = ({"receipt": ("b", True)}, MALFORMED)
 """Of a method that gives one anyway."""
 FIELDS = {
@@ -58,12 +60,13 @@ FIELDS = {
     ("clipboard", "Paste"): (("text/plain", {}), {
         "type": [("", MALFORMED), ("text/plain", REFUSED), ("text/plain;", MALFORMED)], "options": NO_OPTIONS}),
     ("files", "Send"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
     ("files", "SendReceipted"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
     ("files", "SendTree"): (("a", "x", {}), {
         "target": TARGETS, "name": NAMES, "options": [
-            *SENT, ({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED)]}),
+            *SENT, ({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED),
+            ({"signature": ("ay", b"s")}, MALFORMED)]}),
     ("keys", "List"): (("a", {}), {"target": TARGETS, "options": NO_OPTIONS}),
     ("keys", "Sign"): (("a", "work", BLOB, DATA, 0, {}), {
         "target": TARGETS, "name": WORDS, "options": NO_OPTIONS,
