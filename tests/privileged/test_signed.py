@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -37,7 +38,7 @@ def test_a_file_goes_down_with_its_signature_or_not_at_all(
         told = refused("--signature", "/home/user/editor.sig")
         assert "signed by editor, whose public key the core does not have" in told
         keys = runtime.top / "etc/keys"
-        keys.mkdir(exist_ok=True)
+        keys.mkdir()
         keys.chmod(0o755)
         (keys / "editor.pub").write_bytes((tmp_path / "editor.pub").read_bytes())
         (keys / "editor.pub").chmod(0o644)
@@ -51,6 +52,7 @@ def test_a_file_goes_down_with_its_signature_or_not_at_all(
         assert "its signature is of another content" in refused("--signature", "/home/user/editor.sig")
     assert press.sh("cat ~/Inbox/review/figures.txt") == PLAIN
     assert press.sh("ls ~/Inbox/review").split() == ["figures.txt"]
+    shutil.rmtree(keys)
     recorded = [fields for fields in runtime.events("transfer") if "signed-by" in fields][-1]
     assert recorded["signed-by"].startswith("editor SHA256:")
 
