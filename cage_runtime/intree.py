@@ -59,6 +59,36 @@ def read_header(untrusted: bytes) -> Announced:
     return Announced(entries, content, length)
 
 
+class Manifest:
+    """What stands for all of a tree: a line for each entry, its kind, size, SHA-256 and path."""
+
+    __slots__ = ("_file", "_lines", "entries")
+
+    def __init__(self) -> None:
+        self._lines, self._file, self.entries = hashlib.sha256(), "", 0
+
+    def directory(self, path: str) -> None:
+        self._add(f"d 0 - {path}\n")
+
+    def file(self, path: str, size: int, sha256: str, *, program: bool) -> None:
+        self._add(f"{'x' if program else 'f'} {size} {sha256} {path}\n")
+        self._file = sha256
+
+    def _add(self, line: str) -> None:
+        self._lines.update(line.encode())
+        self.entries += 1
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of all lines."""
+        return self._lines.hexdigest()
+
+    @property
+    def content(self) -> str:
+        """SHA-256 of the one file, where there is nothing else; of all lines otherwise."""
+        return self._file if self._file and self.entries == 1 else self.digest
+
+
 class Tree:
     """The entries of one stream, in order, after its header; at the end `digest` stands for all of it.
 
@@ -75,10 +105,11 @@ class Tree:
         self._entries = self._content = 0
         self._pending = 0
         """Bytes of content that have not been taken."""
-        self._described = ""
-        self._manifest = hashlib.sha256()
+        self._described = "", False
+        """Of the file whose content comes: its path, and whether it is a program."""
+        self.manifest = Manifest()
         self.digest = ""
-        """SHA-256 of the manifest, which has a line for each entry: its kind, size, SHA-256 and path."""
+        """SHA-256 of the manifest."""
 
     def steps(self) -> Iterator[tuple[int, str]]:
         while True:
@@ -104,7 +135,8 @@ class Tree:
             digest.update(piece)
             self._pending -= len(piece)
             yield piece
-        self._manifest.update(f"{self._described[0]} {size} {digest.hexdigest()} {self._described[1:]}\n".encode())
+        path, program = self._described
+        self.manifest.file(path, size, digest.hexdigest(), program=program)
 
     def _enter(self, kind: int, untrusted_name: bytes, size: int) -> str:
         if kind not in (DIRECTORY, FILE, PROGRAM) or (kind == DIRECTORY and size):
@@ -125,8 +157,8 @@ class Tree:
             if len(self._open) >= DEPTH_MAX:
                 raise Misfit(f"has more than {DEPTH_MAX} directories in one another")
             self._open.append((f"{path}/", set()))
-            self._manifest.update(f"d 0 - {path}\n".encode())
-        self._pending, self._described = size, ("x" if kind == PROGRAM else "f") + path
+            self.manifest.directory(path)
+        self._pending, self._described = size, (path, kind == PROGRAM)
         return name
 
     def _leave(self) -> None:
@@ -139,7 +171,7 @@ class Tree:
             raise Misfit("did not come as a tree comes")
         if (self._entries, self._content) != (self._announced.entries, self._announced.content):
             raise Misfit(CHANGED)
-        self.digest = self._manifest.hexdigest()
+        self.digest = self.manifest.digest
 
     def _take(self, size: int) -> memoryview:
         """The next `size` bytes, which are few."""

@@ -142,6 +142,8 @@ TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+REPORT_BYTES_MAX = 4096
+"""Bytes that whoever copies into a cage, or out of it, says of one copy."""
 DELIVERY_SECONDS = 30.0
 """Deadline for the start of a delivery, and again for its rest, to which the size adds: the target can stop either."""
 DELIVERY_BYTES_PER_SECOND = 2 * 1024**2

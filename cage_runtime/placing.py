@@ -13,17 +13,19 @@ import ctypes
 import errno
 import fcntl
 import os
+import stat
 
 from cage_runtime import packing
 from cage_runtime.errors import CageError, NameTaken, TransferFailed
 from cage_runtime.filenames import CHUNK, HIDDEN, RENAMES_MAX, candidate, check_file_name
-from cage_runtime.intree import Misfit, Tree, read_header
+from cage_runtime.intree import Misfit, Source, Tree, read_header
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
 DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_LEFT = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NOREPLACE, _EXCHANGE = 1, 2
 """Of renameat2(2)."""
@@ -32,7 +34,8 @@ _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 class Placed:
-    """What arrived: `name` in its directory, empty where it was skipped; the bytes, the entries, the digest."""
+    """What arrived: `name` in its directory, empty where it was skipped or has none yet; the bytes, the entries, the
+    digest, of a single file its own."""
 
     __slots__ = ("entries", "name", "sha256", "size")
 
@@ -40,101 +43,131 @@ class Placed:
         self.name, self.size, self.entries, self.sha256 = name, size, entries, sha256
 
 
-def place(stream: int, directory: int, name: str, conflict: str,
-          passing: Callable[[str], object] = lambda _digest: None) -> Placed:
-    """Give the one entry that comes in `stream` its `name` in the open `directory`, once all of it is on disk and
-    `passing`, which may raise, has been told its digest.  NameTaken where the name is taken and that is to fail;
+def place(source: Source, directory: int, name: str, conflict: str,
+          passing: Callable[[Placed], object] = lambda _placed: None) -> Placed:
+    """Give the one entry that comes from `source` its `name` in the open `directory`, once all of it is on disk and
+    `passing`, which may raise, has been told what it is.  NameTaken where the name is taken and that is to fail;
     TransferFailed where it did not come as it has to."""
     check_file_name(name)
     _clear(directory)
     hidden = HIDDEN + os.urandom(8).hex()
-    os.mkdir(hidden, 0o700, dir_fd=directory)
+    coming = _Coming(directory, hidden)
     try:
-        top = os.open(hidden, DIRECTORY, dir_fd=directory)
-        try:
-            fcntl.flock(top, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            inner, tree, size, entries = _unpack(stream, top)
-            if _LIBC.syncfs(top):
-                raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
-            passing(tree.digest)
-            given = _give_name(top, inner, directory, name, conflict)
-        finally:
-            os.close(top)
+        placed = _unpack(source, coming)
+        coming.synchronise()
+        passing(placed)
+        placed.name = _give_name(directory, hidden, name, conflict)
         os.fsync(directory)
     finally:
-        with contextlib.suppress(OSError):  # hidden, and for the next one to clear
+        coming.close()
+        with contextlib.suppress(OSError):  # it has its name; or it stays hidden, for the next one to clear
             _remove(directory, hidden, 0)
-    return Placed(given, size, entries, tree.digest)
+    return placed
 
 
-def _unpack(stream: int, top: int) -> tuple[str, Tree, int, int]:
-    """The name of the one entry, now below `top`, and what was read of it."""
-    try:
-        announced = read_header(_exactly(stream, packing.HEADER.size))
-        room = os.fstatvfs(top)
-        if announced.content > room.f_bavail * room.f_frsize:
+class _Coming:
+    """The entry on its way, which has the name `hidden` in `directory`, and the directories in it that are open."""
+
+    def __init__(self, directory: int, hidden: str) -> None:
+        self._hidden, self._open = hidden, [directory]
+        self._top = -1
+        """The entry itself, by whose lock it is known that somebody is still at it."""
+        self._is_file = False
+
+    def check_room(self, size: int) -> None:
+        """OSError where the file system has less than `size` bytes."""
+        room = os.fstatvfs(self._open[0])
+        if size > room.f_bavail * room.f_frsize:
             raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
-        tree = Tree(announced, lambda most: os.read(stream, min(most, CHUNK)))
-        open_, first = [top], ""
-        try:
-            for kind, name in tree.steps():
-                if len(open_) == 1 and kind != packing.LEAVE:
-                    if first:
-                        raise Misfit("has more than one top")
-                    first = name
-                _step(open_, kind, name, tree)
-        finally:
-            while len(open_) > 1:
-                os.close(open_.pop())
+
+    def step(self, kind: int, name: str, tree: Tree) -> None:
+        if kind == packing.LEAVE:
+            os.close(self._open.pop())
+            return
+        if len(self._open) == 1:
+            if self._top >= 0:
+                raise Misfit("has more than one top")
+            name = self._hidden
+        if kind == packing.DIRECTORY:
+            os.mkdir(name, 0o755, dir_fd=self._open[-1])
+            self._open.append(os.open(name, DIRECTORY, dir_fd=self._open[-1]))
+            self._hold(self._open[-1], is_file=False)
+        else:
+            file = os.open(name, _NEW, 0o755 if kind == packing.PROGRAM else 0o644, dir_fd=self._open[-1])
+            try:
+                self._hold(file, is_file=True)
+                _fill(file, tree)
+            finally:
+                os.close(file)
+
+    def _hold(self, descriptor: int, *, is_file: bool) -> None:
+        if self._top < 0:
+            self._top, self._is_file = os.dup(descriptor), is_file
+            fcntl.flock(self._top, fcntl.LOCK_EX | fcntl.LOCK_NB)
+
+    def synchronise(self) -> None:
+        """To the disk; of a tree all of its file system, as many files one by one take a hundred times as long."""
+        if self._top < 0:
+            raise TransferFailed("nothing came")
+        if self._is_file:
+            os.fsync(self._top)
+        elif _LIBC.syncfs(self._top):
+            raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
+
+    def close(self) -> None:
+        while len(self._open) > 1:
+            os.close(self._open.pop())
+        if self._top >= 0:
+            os.close(self._top)
+            self._top = -1
+
+
+def _unpack(source: Source, coming: _Coming) -> Placed:
+    try:
+        announced = read_header(_exactly(source, packing.HEADER.size))
+        coming.check_room(announced.content)
+        tree = Tree(announced, lambda most: source(min(most, CHUNK)))
+        for kind, name in tree.steps():
+            coming.step(kind, name, tree)
+        if source(1):
+            raise Misfit("is longer than was said")
     except Misfit as error:
         raise TransferFailed(f"what came {error}") from error
-    if not first:
-        raise TransferFailed("nothing came")
-    return first, tree, announced.content, announced.entries
+    return Placed("", announced.content, announced.entries, tree.manifest.content)
 
 
-def _step(open_: list[int], kind: int, name: str, tree: Tree) -> None:
-    if kind == packing.LEAVE:
-        os.close(open_.pop())
-    elif kind == packing.DIRECTORY:
-        os.mkdir(name, 0o755, dir_fd=open_[-1])
-        open_.append(os.open(name, DIRECTORY, dir_fd=open_[-1]))
-    else:
-        file = os.open(name, _NEW, 0o755 if kind == packing.PROGRAM else 0o644, dir_fd=open_[-1])
-        try:
-            for piece in tree.content():
-                rest = piece
-                while rest:
-                    rest = rest[os.write(file, rest) :]
-        finally:
-            os.close(file)
+def _fill(file: int, tree: Tree) -> None:
+    for piece in tree.content():
+        rest = piece
+        while rest:
+            rest = rest[os.write(file, rest) :]
 
 
-def _exactly(stream: int, size: int) -> bytes:
+def _exactly(source: Source, size: int) -> bytes:
     taken = b""
-    while len(taken) < size and (chunk := os.read(stream, size - len(taken))):
+    while len(taken) < size and (chunk := source(size - len(taken))):
         taken += chunk
     return taken
 
 
-def _give_name(top: int, inner: str, directory: int, name: str, conflict: str) -> str:
+def _give_name(directory: int, hidden: str, name: str, conflict: str) -> str:
     for ordinal in range(1, RENAMES_MAX + 1 if conflict == "rename" else 2):
         given = candidate(name, ordinal)
         try:
-            _rename(top, inner, directory, given, _NOREPLACE)
+            _rename(directory, hidden, given, _NOREPLACE)
         except FileExistsError:
             continue
         return given
     if conflict == "skip":
         return ""
     if conflict == "replace":
-        _rename(top, inner, directory, name, _EXCHANGE)
+        _rename(directory, hidden, name, _EXCHANGE)
         return name
     raise NameTaken(f'"{name}" is there already; --conflict says what else to do')
 
 
-def _rename(old_directory: int, old: str, directory: int, new: str, flags: int) -> None:
-    if _LIBC.renameat2(old_directory, os.fsencode(old), directory, os.fsencode(new), flags):
+def _rename(directory: int, old: str, new: str, flags: int) -> None:
+    if _LIBC.renameat2(directory, os.fsencode(old), directory, os.fsencode(new), flags):
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()), new)
 
 
@@ -144,9 +177,10 @@ def _clear(directory: int) -> None:
         names = [entry.name for entry in entries if entry.name.startswith(HIDDEN)]
     for name in names:
         with contextlib.suppress(OSError):  # that of another copy, or somebody else's
-            there = os.open(name, DIRECTORY, dir_fd=directory)
+            there = os.open(name, _LEFT, dir_fd=directory)
             try:
-                if os.fstat(there).st_uid == os.geteuid():
+                status = os.fstat(there)
+                if status.st_uid == os.geteuid() and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
                     fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
                     _remove(directory, name, 0)
             finally:

@@ -42,6 +42,8 @@ _INTEGERS: dict[str, tuple[Any, int, int]] = {
 _TEXT = "sog"
 SILENCE_SECONDS = 1.0
 """Nearly all calls are answered sooner."""
+_HEADER_BYTES = 256
+"""More than the header of a call takes but for the names in it: the fields, their paddings, and the bus's own."""
 _FOREVER = 2**64 - 1
 """sd_bus_get_timeout: nothing is due."""
 
@@ -110,7 +112,10 @@ def _done(result: int) -> int:
 class Connection:
     """A connection to the system bus; the address is DBUS_SYSTEM_BUS_ADDRESS or the usual socket."""
 
-    def __init__(self) -> None:
+    def __init__(self, *, message_bytes: int | None = None) -> None:
+        """`message_bytes` are the most that the bus takes in one message, and ends the connection at more; None where
+        that is more than any of ours."""
+        self._most = message_bytes
         self.address = os.environ.get("DBUS_SYSTEM_BUS_ADDRESS") or DEFAULT_ADDRESS
         self._c = _load()
         self._bus = c_void_p()
@@ -123,6 +128,10 @@ class Connection:
     def _no_bus(self, error: OSError) -> NoSystemBus:
         start = "start it: systemctl start dbus, or dbus-daemon --system --fork"
         return NoSystemBus(f"no system bus at {self.address} ({error.strerror}); {start}")
+
+    def _ended(self, error: OSError) -> NoSystemBus:
+        return NoSystemBus(f"the system bus at {self.address} has ended this connection ({error.strerror}); try again, "
+                           "and see its log where that is no help")
 
     def close(self) -> None:
         self._let_go()
@@ -180,11 +189,17 @@ class Connection:
             writer = _Writer(self._c, message)
             for kind, value in zip(complete_types(signature), values, strict=True):
                 writer.append(kind, value)
+            self._check_size(member=names[3], size=writer.size + sum(map(len, names)) + _HEADER_BYTES)
             cookie = c_uint64()
             self._send(message, cookie, flush=flush)
         finally:
             self._c.sd_bus_message_unref(message)
         return cookie.value
+
+    def _check_size(self, member: str, size: int) -> None:
+        if self._most is not None and size > self._most:
+            raise UsageError(f"all that is given to {member} has {size} bytes with what goes with it, and one message "
+                             f"on this bus has at most {self._most}; give less at once")
 
     # --- for a loop of one's own: wait as `waits_for` says, then take until there is nothing -----------------------
     def fileno(self) -> int:
@@ -217,7 +232,7 @@ class Connection:
         try:
             return message, _done(self._c.sd_bus_process(self._bus, byref(message)))
         except OSError as error:
-            raise self._no_bus(error) from error
+            raise self._ended(error) from error
 
     def _let_go(self) -> None:
         if self._in_hand is not None:
@@ -245,7 +260,7 @@ class Connection:
                 # Nothing is sent before the bus has said Hello, which only sd_bus_process or this waits for.
                 _done(self._c.sd_bus_flush(self._bus))
         except OSError as error:
-            raise self._no_bus(error) from error
+            raise self._ended(error) from error
 
     def _reply(self, cookie: int, deadline: float | None) -> c_void_p:
         """The reply to the call that was sent as `cookie`; whatever else arrives meanwhile is dropped.
@@ -335,26 +350,36 @@ def _body(library: ctypes.CDLL, message: c_void_p, member: str, signature: str) 
 class _Writer:
     def __init__(self, library: ctypes.CDLL, message: c_void_p) -> None:
         self._c, self._message = library, message
+        self.size = 0
+        """Bytes that the values take, at most: each begins at a multiple of 8."""
 
     def append(self, kind: str, value: Any) -> None:
         """Appends `value` as the single complete type `kind`; UsageError if it does not fit."""
         if kind in _TEXT:
-            self._basic(kind, c_char_p(_encoded(value)))
+            text = _encoded(value)
+            self.size += _rounded(4 + len(text) + 1)
+            self._basic(kind, c_char_p(text))
         elif kind in _INTEGERS:
             integer, low, high = _INTEGERS[kind]
+            self.size += 8
             if not low <= value <= high:
                 raise UsageError(f"the number {value} is out of bounds, which are {low} to {high}")
             self._basic(kind, byref(integer(value)))
         elif kind == "b":
+            self.size += 8
             self._basic(kind, byref(c_int(bool(value))))
         elif kind == "d":
+            self.size += 8
             self._basic(kind, byref(c_double(value)))
         elif kind == "ay":
+            self.size += _rounded(4 + len(value))
             _done(self._c.sd_bus_message_append_array(self._message, b"y", bytes(value), len(value)))
         elif kind == "v":
             inner, content = variant(value)
+            self.size += _rounded(len(inner) + 2)
             self._container("v", inner, [(inner, content)])
         elif kind.startswith("a{"):
+            self.size += 8
             pair, types = kind[2:-1], complete_types(kind[2:-1])
             _done(self._c.sd_bus_message_open_container(self._message, b"a", kind[1:].encode()))
             for entry in value.items():
@@ -369,6 +394,7 @@ class _Writer:
         _done(self._c.sd_bus_message_append_basic(self._message, kind.encode(), ctypes.cast(pointer, c_void_p)))
 
     def _container(self, kind: str, contents: str, members: list[tuple[str, Any]]) -> None:
+        self.size += 8
         _done(self._c.sd_bus_message_open_container(self._message, kind.encode(), contents.encode()))
         for inner, value in members:
             self.append(inner, value)
@@ -434,6 +460,10 @@ class _Reader:
         if kind == "a":
             return dict(members) if contents.startswith("{") else members
         return tuple(members)
+
+
+def _rounded(size: int) -> int:
+    return (size + 7) // 8 * 8
 
 
 def _encoded(value: str) -> bytes:

@@ -99,6 +99,9 @@ class Client:
         """What a session's channel, as this client gives it, brings; None where that cannot be had."""
         raise NotImplementedError
 
+    def let_go(self, descriptors: list[Any]) -> None:
+        """Close what came with an answer; a client that is a process for each call has closed it."""
+
     def children(self, path: str) -> list[str]:
         """The names of the nodes below `path`."""
         text = self.call("Introspect", interface=f"{STANDARD}.Introspectable", path=path)
@@ -167,6 +170,10 @@ class DbusNext(Client):
 
     def output(self, channel: Any) -> bytes | None:
         return followed(channel)[0]
+
+    def let_go(self, descriptors: list[Any]) -> None:
+        for descriptor in descriptors:
+            os.close(descriptor)
 
     def property(self, name: str, interface: str, path: str) -> Any:
         """By the proxy's getter, which wants the type that the introspection promises."""

@@ -80,6 +80,7 @@ def _look(client: Client, name: str, path: str) -> None:
 def _command_and_application(client: Client, world: World, name: str) -> str:
     channel = client.call("Enter", name, ["echo", "hello"], {"cwd": ("s", "/")})
     assert client.output(channel) in (None, world.said[0])
+    _copies(client, name)
     client.call("AddRemote", "life", world.url, world.key, {})
     assert [remote["name"] for remote in client.call("ListRemotes", {})] == ["life"]
     job = client.call("InstallApplication", name, world.application, {"remote": ("s", "life")})
@@ -95,6 +96,17 @@ def _command_and_application(client: Client, world: World, name: str) -> str:
     client.call("Cancel", interface=JOB, path=removal)
     client.call("RemoveRemote", "life", {})
     return str(removal)
+
+
+def _copies(client: Client, name: str) -> None:
+    """Begun, and given up again by whoever asked for them."""
+    for member, arguments in (("CopyIn", (name, "", "file", {"conflict": ("s", "skip")})),
+                              ("CopyOut", (name, "file", {}))):
+        job, *descriptors = client.call(member, *arguments)
+        assert len(descriptors) == (2 if member == "CopyIn" else 3)
+        client.let_go(descriptors)
+        with pytest.raises(Refused, match="given up"):
+            done(client, job)
 
 
 def _record(client: Client, name: str) -> None:
@@ -133,6 +145,8 @@ NOBODY, ILL = "NoSuchCage", "InvalidArgument"
 WRONG: dict[str, tuple[tuple[Any, ...], str]] = {
     "Create": (("Not a name", {}), "InvalidName"),
     "Enter": (("nobody", ["true"], {}), NOBODY),
+    "CopyIn": (("nobody", "", "file", {}), NOBODY),
+    "CopyOut": (("nobody", "file", {}), NOBODY),
     "Run": (("nobody", "org.example.App", [], {}), NOBODY),
     "List": (({"colour": ("s", "red")},), ILL),
     "AddRemote": (("x", "https://localhost/", b"", {"colour": ("s", "red")}), ILL),

@@ -34,6 +34,7 @@ class Kind(StrEnum):
     CAGE_FAILED = "cage-failed"
     CAGE_DESTROYED = "cage-destroyed"
     CAGE_ENTERED = "cage-entered"
+    COPY = "copy"
     CAGE_ENABLED = "cage-enabled"
     CAGE_DISABLED = "cage-disabled"
     AUTOSTART_FAILED = "autostart-failed"

@@ -50,6 +50,8 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.CAGE_DESTROYED: Message(id="14527a900951448183c6618ef907d701", text="The cage {cage} is destroyed"),
     Kind.CAGE_ENTERED: Message(id="613337c83c284a8da7b506ff91d617b5",
                             text="{command} is run in the cage {cage} as {as}"),
+    Kind.COPY: Message(id="a25b9572e7f84b8e8569f668e677e5e2",
+                       text="Copy {direction}: {path} of the cage {cage}"),
     Kind.CAGE_ENABLED: Message(id="1e00786bd8454a4aa93cc9b24500311c",
                             text="The cage {cage} will be started with the host"),
     Kind.CAGE_DISABLED: Message(id="12f5f164764e4cd296b7eff0f80a2e2e",

@@ -37,6 +37,9 @@ QUESTION_SECONDS = 180.0
 """How much longer one may take for which a person is asked; as model.QUESTION_SECONDS, which this room does not import:
 dataclasses would double the time of a call."""
 
+CAGE_MESSAGE_BYTES = 32 * 1024
+"""The most that the bus of a cage takes in one message (max_message_size of policies/cage-bus)."""
+
 _DBUS = "org.freedesktop.DBus.Error."
 _ABSENT = {_DBUS + "ServiceUnknown", _DBUS + "NameHasNoOwner"}
 _ABSENT_PREFIX = _DBUS + "Spawn."
@@ -212,7 +215,7 @@ def mediator(name: str, so: str, *, given_up: Callable[[], bool] | None = None) 
     """
     interface = f"org.cageruntime.{name.capitalize()}1"
     absent = f"the {name} mediator of this cage is not running, {so}; ask who runs this host"
-    return Peer(Connection(), interface, "/" + interface.replace(".", "/"), interface,
+    return Peer(Connection(message_bytes=CAGE_MESSAGE_BYTES), interface, "/" + interface.replace(".", "/"), interface,
                 who=f"the {name} mediator", absent=lambda: absent, given_up=given_up)
 
 

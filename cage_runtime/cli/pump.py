@@ -14,7 +14,7 @@ import stat
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
-    from collections.abc import Mapping
+    from collections.abc import Iterable, Mapping
 
 READ_BYTES = 64 * 1024
 SAFE_BYTES = select.PIPE_BUF
@@ -106,6 +106,18 @@ class Pump:
         if self._sink_open and self._sink > _STANDARD:
             os.close(self._sink)
         self._source_open = self._sink_open = False
+
+
+def wait(pumps: Iterable[Pump], *others: int) -> dict[int, int]:
+    """Until a pump can move or one of `others` can be read: what `move` wants to know, by descriptor."""
+    wanted = dict.fromkeys(others, select.POLLIN)
+    for pump in pumps:
+        for descriptor, events in pump.wants():
+            wanted[descriptor] = wanted.get(descriptor, 0) | events
+    poll = select.poll()
+    for descriptor, events in wanted.items():
+        poll.register(descriptor, events)
+    return dict(poll.poll())
 
 
 def select_one(descriptor: int, events: int) -> None:

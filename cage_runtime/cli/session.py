@@ -19,7 +19,7 @@ import sys
 import termios
 
 from cage_runtime.cli.output import say, terminal_size
-from cage_runtime.cli.pump import Pump
+from cage_runtime.cli.pump import Pump, wait
 from cage_runtime.errors import RuntimeFailure
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
@@ -95,14 +95,7 @@ class Session:
     def _relay(self) -> tuple[int, str]:
         channel, wakeup = self._channel.fileno(), self._wakeup
         while True:
-            wanted = {channel: select.POLLIN, wakeup: select.POLLIN}
-            for pump in self._pumps:
-                for descriptor, events in pump.wants():
-                    wanted[descriptor] = wanted.get(descriptor, 0) | events
-            poll = select.poll()
-            for descriptor, events in wanted.items():
-                poll.register(descriptor, events)
-            ready = dict(poll.poll())
+            ready = wait(self._pumps, channel, wakeup)
             if wakeup in ready and (status := self._signals()) is not None:
                 return status, ""
             for pump in self._pumps:

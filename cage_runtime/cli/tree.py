@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     from collections.abc import Callable
 
+    from cage_runtime.intree import Manifest
+
 CHUNK = 1024 * 1024
 _DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
@@ -91,10 +93,12 @@ class Listing:
             raise CageError(f'"{path}" is neither a file nor a directory; only those can be sent')
 
 
-def write(stream: int, top: int, listing: Listing, progress: Callable[[int], object] = lambda _written: None) -> None:
+def write(stream: int, top: int, listing: Listing, progress: Callable[[int], object] = lambda _written: None,
+          manifest: Manifest | None = None) -> None:
     """The tree below the open directory `top` as one stream; BrokenPipeError where it is not wanted any more.
 
-    `progress` is told, now and then, how many bytes of it have been taken.
+    `progress` is told, now and then, how many bytes of it have been taken.  `manifest` gets what whoever receives it
+    should have; then a name that cannot be received is InvalidName here.
     """
     out = _Buffered(stream, progress)
     out.add(packing.header(listing.entries, listing.content, listing.length))
@@ -107,15 +111,20 @@ def write(stream: int, top: int, listing: Listing, progress: Callable[[int], obj
                 out.add(packing.entry(kind))
                 continue
             shown = "/".join((*path, name))
+            described = None if manifest is None else _Described(manifest, [*path[1:], name])
             if marks is None:
                 open_.append(_opened(open_[-1], name, shown, _DIRECTORY))
                 path.append(name)
                 out.add(packing.entry(kind, os.fsencode(name)))
+                if described:
+                    described.directory()
                 continue
             file = _opened(open_[-1], name, shown, _FILE)
             try:
                 out.add(packing.entry(kind, os.fsencode(name), marks.size))
-                _copy(out, file, marks, shown)
+                _copy(out, file, marks, shown, described)
+                if described:
+                    described.file(marks.size, program=kind == packing.PROGRAM)
             finally:
                 os.close(file)
         out.add(packing.entry(packing.END))
@@ -125,12 +134,35 @@ def write(stream: int, top: int, listing: Listing, progress: Callable[[int], obj
             os.close(open_.pop())
 
 
-def _copy(out: _Buffered, file: int, marks: Marks, shown: str) -> None:
+class _Described:
+    """One entry of a manifest, by the names that whoever receives it gives it."""
+
+    def __init__(self, manifest: Manifest, names: list[str]) -> None:
+        import hashlib
+
+        from cage_runtime.filenames import check_file_name
+
+        self._manifest, self._path = manifest, "/".join(map(check_file_name, names))
+        self._content = hashlib.sha256()
+
+    def directory(self) -> None:
+        self._manifest.directory(self._path)
+
+    def take(self, chunk: bytes) -> None:
+        self._content.update(chunk)
+
+    def file(self, size: int, *, program: bool) -> None:
+        self._manifest.file(self._path, size, self._content.hexdigest(), program=program)
+
+
+def _copy(out: _Buffered, file: int, marks: Marks, shown: str, described: _Described | None) -> None:
     left = marks.size
     if is_as_read(os.fstat(file), marks):
         while left and (chunk := os.read(file, min(left, CHUNK))):
             left -= len(chunk)
             out.add(chunk)
+            if described:
+                described.take(chunk)
     if left or not is_as_read(os.fstat(file), marks):
         raise CageError(f'"{shown}" changed while it was read; send it again when nothing writes to it')
 

@@ -2,7 +2,7 @@
 """Files of the person into a cage of hers, or out of it: cp.
 
 Law of this room: a half in the cage, as its user, reads and writes there, and no privileged program has the bytes.
-What comes out is a cage's, so it is checked and whole before it has its name here.
+What comes out is a cage's, so it is checked and whole before it has its name here, and not for longer than it moves.
 """
 
 from __future__ import annotations
@@ -10,23 +10,25 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
+from contextlib import suppress
 
-from cage_runtime.cli.client import core
+from cage_runtime.cli.client import core, job
 from cage_runtime.cli.output import Screen, cell
-from cage_runtime.cli.session import Session
-from cage_runtime.errors import CageError, InvalidName, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, TransferFailed, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
+    from collections.abc import Callable
+    from typing import NoReturn
 
     from cage_runtime.placing import Placed
 
-HALF = ["/opt/cage-runtime/bin/cage-mediator", "files", "--copy"]
+STALL_SECONDS = 60.0
+"""A copy that does not go on for so long is given up."""
 CONFLICTS = ("fail", "rename", "skip", "replace")
 _SIDE = re.compile(r"([a-z][a-z0-9-]{0,30}):(.*)\Z", re.DOTALL)
-_SAID_MAX = 2048
-"""Bytes of what the half says that are read."""
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
@@ -39,6 +41,9 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 
 
 def _copy(args: argparse.Namespace, screen: Screen) -> int:
+    signal.signal(signal.SIGALRM, _stalled)
+    for number in (signal.SIGTERM, signal.SIGHUP):
+        signal.signal(number, _end)
     source, destination = _SIDE.match(args.source), _SIDE.match(args.destination)
     if destination and not source:
         name = _into(args, destination[1], destination[2])
@@ -53,64 +58,80 @@ def _copy(args: argparse.Namespace, screen: Screen) -> int:
     return 0
 
 
-class _Half(Session):
-    """The half in the cage, whose three pipes are ours to use."""
+class _Copy:
+    """A copy that caged has begun: its stream, and what is to be said of it."""
 
-    def __init__(self, args: argparse.Namespace, cage: str, *words: str) -> None:
-        channel = core(args.verb, args.asks).call("Enter", "sasa{sv}", cage, [*HALF, *words], {}, returns="h")
-        super().__init__(channel, terminal=False, program=args.program)
-        while not self._started:
-            if (result := self._message()) is not None:
-                raise RuntimeFailure(result[1])
-        self.inward, self.output, self.errors = self.pipes
+    def __init__(self, args: argparse.Namespace, member: str, signature: str, *words: object) -> None:
+        manager = core(args.verb, args.asks)
+        returns = "ohhh" if member == "CopyOut" else "ohh"
+        path, self.stream, self._report, *go = manager.call(member, signature, *words, returns=returns)
+        self._job, self._go, self.ended = job(manager, path), go, False
 
-    def __enter__(self) -> _Half:
-        return self
+    def read(self, most: int) -> bytes:
+        """At most so many bytes of the stream; none at its end."""
+        chunk = os.read(self.stream, most)
+        self.ended = not chunk
+        _headway()
+        return chunk
 
-    def _start(self, descriptors: list[int]) -> None:
-        super()._start(descriptors)
-        self.pipes, self._pumps = descriptors, []
-        for descriptor in descriptors:
-            os.set_blocking(descriptor, True)
+    def say(self, **what: object) -> None:
+        with suppress(BrokenPipeError):  # the job says why
+            os.write(self._report, json.dumps(what).encode() + b"\n")
 
-    def ended(self, path: str) -> bytes:
-        """What it said on its output, once it has ended well; CageError in its words where not."""
-        said, why = _read(self.output), _read(self.errors)
-        result = None
-        while result is None:
-            result = self._message()
-        if result[0]:
-            words = why.decode(errors="replace").strip().removeprefix("cage-mediator: ")
-            raise CageError(f"{cell(path)}: {cell(words) or result[1] or 'the copy failed there'}")
-        return said
+    def pass_(self, placed: Placed) -> None:
+        """Say what came, and wait until it may have its name."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        self.say(size=placed.size, files=placed.entries, sha256=placed.sha256)
+        if not os.read(self._go[0], 1):
+            self.result()
+            raise CageError("the core does not say why it may not have its name")
+
+    def result(self) -> str:
+        """The name that it has; CageError in the words of whoever had it fail."""
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        return str(self._job.call("Wait", returns="a{sv}", timeout=None)["name"])
 
 
-def _read(pipe: int) -> bytes:
-    said = b""
-    while chunk := os.read(pipe, _SAID_MAX):
-        said = (said + chunk)[:_SAID_MAX]
-    return said
+def _headway(_written: int = 0) -> None:
+    """The copy goes on: whoever is slow has a minute more."""
+    signal.setitimer(signal.ITIMER_REAL, STALL_SECONDS)
+
+
+def _stalled(*_: object) -> None:
+    raise TransferFailed(f"nothing has moved for {STALL_SECONDS:.0f} s, so the copy was given up")
+
+
+class _Ended(CageError):
+    """By a signal: whatever is half done is taken back on the way out."""
+
+
+def _end(number: int, _frame: object) -> None:
+    error = _Ended(f"given up: {signal.strsignal(number)}")
+    error.exit_status = 128 + number
+    raise error
 
 
 def _into(args: argparse.Namespace, cage: str, path: str) -> str:
     from cage_runtime.cli.tree import Listing, write
+    from cage_runtime.intree import Manifest
 
     full = os.path.abspath(args.source)
     name = os.path.basename(full)
-    above = os.open(os.path.dirname(full), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    listing = Listing.of_entry(above, name, full)
-    with _Half(args, cage, "in", path, name, args.conflict) as half:
-        try:
-            write(half.inward, above, listing)
-        except BrokenPipeError:  # it says why
-            pass
-        finally:
-            os.close(half.inward)
-        said = half.ended(args.destination)
     try:
-        return str(json.loads(said)["name"])
-    except (ValueError, KeyError, TypeError) as error:
-        raise CageError(f"{cage} did not say how it arrived") from error
+        above = os.open(os.path.dirname(full), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except OSError as error:
+        raise CageError(f"{cell(args.source)}: {error.strerror}") from error
+    listing, manifest = Listing.of_entry(above, name, full), Manifest()
+    copy = _Copy(args, "CopyIn", "sssa{sv}", cage, path, name, {"conflict": ("s", args.conflict)})
+    _headway()
+    try:
+        write(copy.stream, above, listing, progress=_headway, manifest=manifest)
+    except BrokenPipeError:
+        copy.say()
+    else:
+        copy.say(size=listing.content, files=listing.entries, sha256=manifest.content)
+    os.close(copy.stream)
+    return _of(args.destination, copy.result)
 
 
 def _out_of(args: argparse.Namespace, cage: str, path: str) -> str:
@@ -119,18 +140,36 @@ def _out_of(args: argparse.Namespace, cage: str, path: str) -> str:
     name = os.path.basename(path.rstrip("/"))
     here = os.open(".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     directory, name = open_place(here, args.destination, name, links=True)
-    with _Half(args, cage, "out", path) as half:
-        os.close(half.inward)
-        try:
-            placed: Placed = place(half.output, directory, name, args.conflict, lambda _digest: half.ended(args.source))
-        except (InvalidName, OSError) as error:
-            sentence = error.sentence if isinstance(error, InvalidName) else error.strerror
-            raise CageError(f"{cell(args.destination)}: {sentence}") from error
-        except CageError as error:
-            if error.args[0].startswith("what came did not come"):
-                half.ended(args.source)  # it says why
-            raise
+    copy = _Copy(args, "CopyOut", "ssa{sv}", cage, path, {})
+    _headway()
+    try:
+        placed: Placed = place(copy.read, directory, name, args.conflict, copy.pass_)
+    except (CageError, OSError) as error:
+        _explain(args, copy, error)
+    copy.say(name=placed.name)
+    copy.result()
     return placed.name
+
+
+def _explain(args: argparse.Namespace, copy: _Copy, error: CageError | OSError) -> NoReturn:
+    """Raise it again, or, where the stream broke off, what the half has to say to that."""
+    if isinstance(error, _Ended):
+        raise error
+    if copy.ended and isinstance(error, TransferFailed):
+        copy.say()
+        _of(args.source, copy.result)
+    sentence = error.sentence if isinstance(error, CageError) else str(error.strerror)
+    copy.say(fault=sentence)
+    kind = type(error) if isinstance(error, CageError) else CageError
+    raise kind(f"{cell(args.destination)}: {sentence}") from error
+
+
+def _of(path: str, result: Callable[[], str]) -> str:
+    """What `result` says; a failed transfer is one of `path`."""
+    try:
+        return result()
+    except TransferFailed as error:
+        raise TransferFailed(f"{cell(path)}: {error.sentence}") from error
 
 
 VERBS = {"cp": (_arguments, _copy)}

@@ -8,10 +8,9 @@ and never shown by us.
 from __future__ import annotations
 
 import os
-import select
 
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.cli.pump import Pump
+from cage_runtime.cli.pump import Pump, wait
 from cage_runtime.errors import RuntimeFailure, UsageError
 from cage_runtime.outcome import STATUS_BYTES_MAX, parse_outcome
 
@@ -52,14 +51,7 @@ def _relay(inward: int, outward: int, told: int) -> tuple[int, str]:
     """Our standard input to the service and its output to ours, until it has ended: its status, or another and why."""
     pumps = [Pump(0, inward), Pump(outward, 1)]
     while True:
-        wanted = {told: select.POLLIN}
-        for pump in pumps:
-            for descriptor, events in pump.wants():
-                wanted[descriptor] = wanted.get(descriptor, 0) | events
-        poll = select.poll()
-        for descriptor, events in wanted.items():
-            poll.register(descriptor, events)
-        ready = dict(poll.poll())
+        ready = wait(pumps, told)
         if told in ready:
             break
         for pump in pumps:

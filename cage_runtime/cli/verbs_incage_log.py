@@ -71,11 +71,15 @@ def _pieces(line: str) -> Iterator[str]:
 def _batches(lines: Iterable[str]) -> Iterator[list[str]]:
     """As many as one call may have; an empty line is none."""
     batch: list[str] = []
+    taken = 0
     for line in lines:
-        if len(batch) == LINES_MAX or sum(map(len, batch)) + len(line) > CALL_CHARACTERS_MAX:
+        # In bytes, of which a character has up to four: the bus has a bound for the message.
+        size = len(line.encode())
+        if len(batch) == LINES_MAX or taken + size > CALL_CHARACTERS_MAX:
             yield batch
-            batch = []
+            batch, taken = [], 0
         batch.append(line)
+        taken += size
     if batch:
         yield batch
 

@@ -30,6 +30,7 @@ from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.autostart import Autostart
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.connections import Connections
+from cage_runtime.daemon.copies import Copies
 from cage_runtime.daemon.denials import Denials
 from cage_runtime.daemon.exports import Exports
 from cage_runtime.daemon.gateway import Gateways, write_configuration
@@ -82,6 +83,7 @@ class Daemon:
         authorization = Authorization(bus, config.users, [mediator.name for mediator in mediators])
         self._exports = Exports(Path(paths.state, "exports"), str(Path(paths.runtime, "bin/cagectl")), self._welcome)
         self._applications = Applications(bus, self._manager, self._exports)
+        jobs = Jobs(bus)
         connections, access = Connections(bus), Access(authorization, self._manager)
         agents = Agents(bus, connections)
         self._asking = Asking(self._manager, agents, connections, Grants(own / "grants.json", boot()),
@@ -91,10 +93,10 @@ class Daemon:
         self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,
-            applications=self._applications, mediation=mediation,
+            copies=Copies(self._manager, sessions, jobs), applications=self._applications, mediation=mediation,
             asking=AskingService(access, self._asking, agents, self._notifications),
             proofs=ProofService(access, Proofs(self._manager, mediation, paths, kinds=kinds), self._manager.levels),
-            notifications=self._notifications, recovery=self._recovery, jobs=Jobs(bus),
+            notifications=self._notifications, recovery=self._recovery, jobs=jobs,
             halves=Halves([mediator.name for mediator in mediators], connections),
         )
         self._bus, self._jobs = bus, parts.jobs

@@ -79,8 +79,9 @@ class Right:
 _MEMBERS = {
     About.NEW: ("Create",),
     About.CAGE: (
-        "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run", "Status", "Show",
-        "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication", "ListApplications",
+        "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run", "CopyIn",
+        "CopyOut", "Status", "Show", "Logs", "InstallApplication", "UpdateApplications", "RemoveApplication",
+        "ListApplications",
     ),
     About.PAIR: ("ExplainPolicy",),
     About.ALL: ("List", "Doctor", "Graph"),
@@ -98,14 +99,14 @@ _DOES = {
     **dict.fromkeys(("Logs", "ListPrompts", "RegisterAgent"), Does.SHOWS),
     **dict.fromkeys((
         "Create", "Destroy", "Start", "Stop", "Enable", "Disable", "Pause", "Resume", "Kill", "Enter", "Run",
-        "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote", "RemoveRemote", "ReloadPolicy",
-        "AnswerPrompt", "RevokeGrant", "NotificationAction",
+        "CopyIn", "CopyOut", "InstallApplication", "UpdateApplications", "RemoveApplication", "AddRemote",
+        "RemoveRemote", "ReloadPolicy", "AnswerPrompt", "RevokeGrant", "NotificationAction",
     ), Does.CHANGES),
 }
 """Each by its name: one that is new and not here is no method, as the core does not start without it."""
 RIGHTS = {member: Right(member=member, about=about, does=_DOES[member])
           for about, members in _MEMBERS.items() for member in members}
-PRIVATE = {"Enter", "Logs"}
+PRIVATE = {"Enter", "CopyIn", "CopyOut", "Logs"}
 """Methods that nobody calls of a private cage, whoever it is."""
 OWNERS = {"Run"}
 """Those that of a private cage its owner alone calls."""

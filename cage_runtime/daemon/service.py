@@ -22,6 +22,7 @@ from cage_runtime.daemon.applications import Applications
 from cage_runtime.daemon.asking_service import AskingService
 from cage_runtime.daemon.authorization import Authorization
 from cage_runtime.daemon.cage import Cage
+from cage_runtime.daemon.copies import Begun, Copies, CopyOptions
 from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.halves import Halves
 from cage_runtime.daemon.jobs import Jobs
@@ -66,6 +67,7 @@ class Parts:
     access: Access
     manager: Manager
     sessions: Sessions
+    copies: Copies
     applications: Applications
     mediation: Mediation
     asking: AskingService
@@ -87,7 +89,8 @@ class CoreService:
         of_cage: dict[str, _OfCage] = {
             "Destroy": self._destroy, "Start": self._start, "Stop": self._stop, "Enable": self._enable,
             "Disable": self._disable, "Pause": self._pause, "Resume": self._resume, "Kill": self._kill,
-            "Enter": self._enter, "Run": self._run, "Status": self._status, "Show": self._show, "Logs": self._logs,
+            "Enter": self._enter, "Run": self._run, "CopyIn": self._copy_in, "CopyOut": self._copy_out,
+            "Status": self._status, "Show": self._show, "Logs": self._logs,
             "InstallApplication": self._install, "UpdateApplications": self._update,
             "RemoveApplication": self._remove, "ListApplications": self._list_applications,
         }
@@ -202,6 +205,19 @@ class CoreService:
     async def _run(self, call: Call, cage: Cage) -> Answer:
         wanted = options(call.arguments[-1], SessionOptions)
         return channel(await self._parts.sessions.run(cage, call.arguments[1], call.arguments[2], wanted))
+
+    async def _copy_in(self, call: Call, cage: Cage) -> Answer:
+        path, name, given = call.arguments[1:]
+        wanted, person = options(given, CopyOptions), await self._person(call)
+        return _begun(self._parts.copies.into(cage, path, name, wanted, person))
+
+    async def _copy_out(self, call: Call, cage: Cage) -> Answer:
+        path, given = call.arguments[1:]
+        options(given, NoOptions)
+        return _begun(self._parts.copies.out_of(cage, path, await self._person(call)))
+
+    async def _person(self, call: Call) -> int:
+        return (await self._parts.authorization.caller(call)).uid
 
     # --- showing ---------------------------------------------------------------------------------------------
     async def _list(self, call: Call, view: View) -> Answer:
@@ -353,6 +369,10 @@ class CoreService:
 
 def channel(started: Started) -> Answer:
     return Answer(values=(0,), descriptors=(started.channel,))
+
+
+def _begun(begun: Begun) -> Answer:
+    return Answer(values=(begun.job, *range(len(begun.descriptors))), descriptors=begun.descriptors)
 
 
 def _properties(cage: Cage) -> dict[str, Variant]:

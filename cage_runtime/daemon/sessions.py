@@ -114,6 +114,15 @@ class Sessions:
             request = msgspec.structs.replace(request, id=self._manager.spawner.number())
         return await self._request(request, *descriptors)
 
+    async def copy(self, cage: Cage, arguments: list[str], stream: int) -> Started:
+        """The half of a copy in the cage, with the descriptor `stream` as its standard input; not twice, because it
+        begins with what is there at once."""
+        cage.require(CageState.RUNNING)
+        argv = [MEDIATOR, "files", "--copy", *check_argv(arguments)]
+        request = spec.Spawn(id=self._manager.spawner.number(), uuid=cage.uuid, argv=argv, own_input=True,
+                             profile="delivery")
+        return await self._request(request, stream)
+
     async def _request(self, request: spec.Spawn, *descriptors: int) -> Started:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET | socket.SOCK_CLOEXEC)
         with near, far:

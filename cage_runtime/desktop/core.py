@@ -23,6 +23,8 @@ LOG = logging.getLogger(__name__)
 MANAGER = f"{CORE_BUS_NAME}.Manager"
 _NO_END = 2**31 - 1
 """Milliseconds, for GDBus: as long as a person takes to give a password."""
+AGAIN_SECONDS, AGAIN_SECONDS_MAX = 1, 60
+"""After which it asks again to be told, where it was refused: at first, and at most; each wait is twice the last."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -43,6 +45,8 @@ class Core:
         self._bus, self._hooks = bus, hooks
         self._owner = ""
         self._heard: list[int] = []
+        self._again, self._wait = 0, AGAIN_SECONDS
+        """The source of the main loop that asks again, 0 where none does, and after how long the next one does."""
         self._watch = Gio.bus_watch_name_on_connection(bus, CORE_BUS_NAME, Gio.BusNameWatcherFlags.NONE,
                                                        self._appeared, self._vanished)
 
@@ -62,9 +66,18 @@ class Core:
         for member, heard in (("PromptAdded", self._added), ("PromptRemoved", self._removed), ("Notified", self._told)):
             self._heard.append(self._bus.signal_subscribe(
                 owner, MANAGER, member, CORE_PATH, None, Gio.DBusSignalFlags.NONE, self._from_owner(heard)))
-        none = GLib.Variant("(a{sv})", ({},))
-        self._call("RegisterAgent", none, lambda _values: self._call("ListPrompts", none, self._listed, self._failed),
-                   self._failed)
+        self._register()
+
+    def _register(self) -> bool:
+        """Have caged tell us, and ask what it has asked so far; false, as a source that is done."""
+        self._again, none, owner = 0, GLib.Variant("(a{sv})", ({},)), self._owner
+
+        def failed(why: str) -> None:
+            if owner == self._owner:  # or there is another by now, or none, and that must not be started
+                self._failed(why)
+
+        self._call("RegisterAgent", none, lambda _values: self._call("ListPrompts", none, self._listed, failed), failed)
+        return False
 
     def _from_owner(self, heard: Callable[..., None]) -> Callable[..., None]:
         def signal(_bus: Any, sender: str, _path: str, _interface: str, _member: str, values: Any) -> None:
@@ -82,6 +95,7 @@ class Core:
             self._bus.signal_unsubscribe(one)
         self._heard.clear()
         self._owner = ""
+        self._stop_waiting()
         self._hooks.gone()
 
     def _added(self, values: dict[str, Any]) -> None:
@@ -94,13 +108,24 @@ class Core:
         self._hooks.told(notification.read(values))
 
     def _listed(self, values: tuple[Any, ...]) -> None:
+        self._stop_waiting()
         try:
             self._hooks.asked([prompt.read(each) for each in values[0]])
         except CageError as error:
             LOG.error("%s", error.sentence)
 
-    def _failed(self, why: str | None) -> None:
-        LOG.error("caged shows its questions elsewhere: %s; cagectl prompts list shows them, too", why)
+    def _failed(self, why: str) -> None:
+        """Said once; what is the matter may pass, such as too many programs, or a polkit that is not there yet."""
+        if self._wait == AGAIN_SECONDS:
+            LOG.error("caged shows its questions elsewhere: %s; cagectl prompts list shows them, too", why)
+        if not self._again:
+            self._again = GLib.timeout_add_seconds(self._wait, self._register)
+            self._wait = min(2 * self._wait, AGAIN_SECONDS_MAX)
+
+    def _stop_waiting(self) -> None:
+        if self._again:
+            GLib.source_remove(self._again)
+        self._again, self._wait = 0, AGAIN_SECONDS
 
     def _call(self, member: str, arguments: Any, done: Callable[[tuple[Any, ...]], None],
               failed: Callable[[str], None], *, interactive: bool = False) -> None:

@@ -13,24 +13,23 @@ import fcntl
 import os
 import signal
 import socket
-import struct
-import time
-from collections import deque
-from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
 import msgspec
 
 from cage_runtime.decoding import decode
 from cage_runtime.errors import PrivateCage
-from cage_runtime.model import LOG_BYTES, MEDIATOR_UID, PROCESSES_MAX, STOP_SECONDS, USER_UID
+from cage_runtime.model import PROCESSES_MAX, STOP_SECONDS
 from cage_runtime.spawner import applications, capability, syscall, wire
+from cage_runtime.spawner.buses import Buses
 from cage_runtime.spawner.channel import MESSAGE_MAX
-from cage_runtime.spawner.child import HOME, Command, Forked, NotStarted, Streams, fork
+from cage_runtime.spawner.child import Command, NotStarted, Streams
+from cage_runtime.spawner.inhabitants import SIGINFO_BYTES, children, from_outside, is_alone, signal_all, signal_group
 from cage_runtime.spawner.listener import Listener
 from cage_runtime.spawner.loop import Loop
+from cage_runtime.spawner.output import Output
 from cage_runtime.spawner.private import check as check_private
-from cage_runtime.spawner.profile import Filters, ProfileName, profiles
+from cage_runtime.spawner.profile import Filters, ProfileName
 from cage_runtime.spawner.spec import (
     SENTENCE_MAX,
     Conceal,
@@ -44,22 +43,14 @@ from cage_runtime.spawner.spec import (
     decode_request,
     encode,
 )
+from cage_runtime.spawner.starting import Starter
 from cage_runtime.spawner.walls import Walls
 
-SYSTEM_BUS = "/run/dbus/system_bus_socket"
-SESSION_BUS = f"/run/user/{USER_UID}/bus"
-START_SECONDS = 10.0
-"""A command takes some milliseconds to execute; one that something in the cage keeps from it this long is killed."""
 ASKED_TO_END = (signal.SIGTERM, signal.SIGRTMIN + 4)
 """What a host's administrator sends: systemd when it stops the cage's scope, machinectl poweroff (systemd(1))."""
 GRACE_SECONDS = 2.0
 """What is given to a delivery half or a service, whose core half is gone, before it is killed."""
 _WISHES = msgspec.json.Decoder(dict[str, int])
-SIGINFO_BYTES = 128
-"""Of one struct signalfd_siginfo (signalfd(2))."""
-SI_USER = 0
-BUS_STARTS, BUS_SECONDS = 5, 60.0
-"""A bus that ends is started again on the next connection, this often in this time; then the cage goes without."""
 
 
 @dataclass(kw_only=True, slots=True)
@@ -73,26 +64,6 @@ class Running:
     terminal: int | None = None
 
 
-@dataclass(kw_only=True, slots=True)
-class Starting:
-    """A command that has not executed yet, and what to do when it has (None) or will not."""
-
-    forked: Forked
-    done: Callable[[NotStarted | None], None]
-
-
-@dataclass(kw_only=True, slots=True)
-class LazyBus:
-    """A bus of the cage: its socket is there from birth, its daemon from the first connection on."""
-
-    listener: socket.socket
-    argv: tuple[str, ...]
-    uid: int
-    profile: ProfileName
-    starts: deque[float] = field(default_factory=deque)
-    pid: int = 0
-
-
 class Init:
     """The event loop of PID 1."""
 
@@ -101,32 +72,18 @@ class Init:
         self._private, self._disposable = private, disposable
         self._used = False
         """Something has been started in it."""
-        self._buses_ever: set[int] = set()
-        """The pids of its buses, also of those that have ended: what they have started may go on."""
         self._loop = Loop()
         self._listener = listener
         self._connection: socket.socket | None = None
-        self._profiles = profiles(filters, HOME, walls)
-        self._processes = processes
         self._running: dict[int, Running] = {}
-        self._starting: dict[int, Starting] = {}
-        self._log = bytearray()
         self._stopping = False
         self._calls: Listener | None = None
         # Blocked, or the kernel would drop them, as all that PID 1 of a namespace does not handle.
         signal.pthread_sigmask(signal.SIG_BLOCK, ASKED_TO_END)
         self._signals = syscall.signalfd(ASKED_TO_END)
-        self._log_read, self._log_write = os.pipe2(os.O_CLOEXEC | os.O_NONBLOCK)
-        os.fchown(self._log_write, USER_UID, USER_UID)
-        os.set_blocking(self._log_write, True)
-        self._buses = [
-            LazyBus(listener=_listen(SYSTEM_BUS, 0o666, 0), uid=MEDIATOR_UID, profile=ProfileName.MEDIATOR,
-                    argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
-                          "--config-file=/opt/cage-runtime/cage-bus/bus.conf")),
-            LazyBus(listener=_listen(SESSION_BUS, 0o600, USER_UID), uid=USER_UID, profile=ProfileName.SESSION,
-                    argv=("/usr/bin/dbus-daemon", "--nofork", "--nopidfile", "--nosyslog", "--address=systemd:",
-                          "--config-file=/opt/cage-runtime/session-bus/bus.conf")),
-        ]
+        self._output = Output(self._loop)
+        self._starter = Starter(self._loop, filters, walls, processes)
+        self._buses = Buses(self._loop, self._starter, self._output)
 
     def hand_over(self, listener: int, born: float) -> None:
         """From now on whoever connects gets `listener`, that of the cage's mediated calls."""
@@ -141,10 +98,9 @@ class Init:
         signal.set_wakeup_fd(wake_write.fileno(), warn_on_full_buffer=False)
         self._loop.watch(wake_read.fileno(), lambda: self._reap(wake_read))
         self._loop.watch(self._listener.fileno(), self._accept)
-        self._loop.watch(self._log_read, self._collect)
         self._loop.watch(self._signals, self._signalled)
-        for bus in self._buses:
-            self._await_first(bus)
+        self._output.collect()
+        self._buses.await_connections()
         if self._disposable:
             self._loop.after(self._disposable, self._end_if_unused)
         while not (self._stopping and is_alone()):
@@ -217,7 +173,7 @@ class Init:
                     applications.detach(request.trees)
                 return Reply(id=request.id)
             case Logs():
-                return Reply(id=request.id, log=bytes(self._log))
+                return Reply(id=request.id, log=self._output.kept())
             case Stop():
                 self._stop()
                 return Reply(id=request.id)
@@ -226,6 +182,7 @@ class Init:
 
     def _stop(self) -> None:
         self._stopping = True
+        self._buses.stop()
         signal_all(signal.SIGTERM)
         signal_all(signal.SIGCONT)
 
@@ -254,7 +211,7 @@ class Init:
         """
         if self._disposable and self._used and not self._stopping and not self._running:
             sessions = {os.getsid(pid) for pid in children()}
-            if not sessions - self._buses_ever:
+            if not sessions - self._buses.ever:
                 self._end()
 
     # --- processes -------------------------------------------------------------------------------------------
@@ -270,43 +227,22 @@ class Init:
             return Reply(id=request.id)
         given = descriptors[1] if request.own_input else None
         try:
-            streams = Streams.open(request, given, self._log_write)
+            streams = Streams.open(request, given, self._output.write_end)
         except OSError:
             channel.close()
             raise
         command = Command.of(request)
         try:
-            forked = fork(command, streams, self._profiles[command.profile], self._processes)
+            pid = self._starter.start(
+                command, streams, lambda pid, refusal: self._started(request, pid, channel, streams, refusal))
         except NotStarted as error:
             self._refused(channel, error, streams)
             return Reply(id=request.id)
         finally:
             streams.close_inner()
-        self._running[forked.pid] = Running(channel=None, profile=command.profile, serves=request.serves)
+        self._running[pid] = Running(channel=None, profile=command.profile, serves=request.serves)
         self._used = True
-        self._await(forked, lambda refusal: self._started(request, forked.pid, channel, streams, refusal))
         return Reply(id=request.id)
-
-    def _await(self, forked: Forked, done: Callable[[NotStarted | None], None]) -> None:
-        """`done` when the command has executed or will not, which may be kept from us: no longer than START_SECONDS."""
-        starting = self._starting[forked.pid] = Starting(forked=forked, done=done)
-        self._loop.watch(forked.trouble, lambda: self._executed(forked.pid))
-        self._loop.after(START_SECONDS, lambda: self._give_up(starting))
-
-    def _executed(self, pid: int) -> None:
-        starting = self._starting.pop(pid)
-        self._loop.forget(starting.forked.trouble)
-        starting.done(starting.forked.outcome())
-
-    def _give_up(self, starting: Starting) -> None:
-        pid = starting.forked.pid
-        if self._starting.get(pid) is not starting:
-            return
-        del self._starting[pid]
-        self._loop.forget(starting.forked.trouble)
-        os.close(starting.forked.trouble)
-        os.kill(pid, signal.SIGKILL)
-        starting.done(NotStarted(125, "something in the cage keeps the command from starting"))
 
     def _refused(self, channel: socket.socket, refusal: NotStarted, streams: Streams) -> None:
         _tell(channel, {"event": "refused", "status": refusal.status, "sentence": refusal.sentence})
@@ -341,20 +277,20 @@ class Init:
         if wish is None:
             # The client is gone: as when a terminal is closed, what it ran is told so, also if it is stopped.
             self._close_channel(running)
-            _signal_group(pid, signal.SIGHUP)
-            _signal_group(pid, signal.SIGCONT)
+            signal_group(pid, signal.SIGHUP)
+            signal_group(pid, signal.SIGCONT)
             if running.profile is ProfileName.DELIVERY or running.serves:
                 # It holds what is the core's, and the cage's user can stop it again.
                 self._loop.after(GRACE_SECONDS, lambda: self._kill(pid, running))
         elif "signal" in wish:
-            _signal_group(pid, wish["signal"])
+            signal_group(pid, wish["signal"])
         elif running.terminal is not None and {"rows", "columns"} <= wish.keys():
             os_size = (max(1, min(9999, wish["rows"])), max(1, min(9999, wish["columns"])))
             _resize(running.terminal, os_size)
 
     def _kill(self, pid: int, running: Running) -> None:
         if self._running.get(pid) is running:
-            _signal_group(pid, signal.SIGKILL)
+            signal_group(pid, signal.SIGKILL)
 
     def _close_channel(self, running: Running) -> None:
         if running.channel is not None:
@@ -379,66 +315,14 @@ class Init:
         self._end_if_over()
 
     def _ended(self, pid: int, code: int) -> None:
-        if pid in self._starting:
-            # It has said all that it will, and that comes before its end.
-            self._executed(pid)
-        for bus in self._buses:
-            if bus.pid == pid:
-                bus.pid = 0
-                if bus.listener.fileno() >= 0:
-                    self._await_first(bus)
+        self._starter.ended(pid)
+        self._buses.ended(pid)
         running = self._running.pop(pid, None)
         if running is None:
             return
         if running.channel is not None:
             _tell(running.channel, {"event": "exit", "status": code if code >= 0 else 128 - code})
         self._close_channel(running)
-
-    # --- buses and log ---------------------------------------------------------------------------------------
-    def _await_first(self, bus: LazyBus) -> None:
-        """Start the bus when somebody connects to its socket."""
-        self._loop.watch(bus.listener.fileno(), lambda: self._start_bus(bus))
-
-    def _start_bus(self, bus: LazyBus) -> None:
-        self._loop.forget(bus.listener.fileno())
-        now = time.monotonic()
-        while bus.starts and bus.starts[0] < now - BUS_SECONDS:
-            bus.starts.popleft()
-        if self._stopping or len(bus.starts) >= BUS_STARTS:
-            bus.listener.close()
-            return
-        bus.starts.append(now)
-        command = Command(argv=bus.argv, uid=bus.uid, cwd="/", profile=bus.profile, activation=bus.listener.fileno())
-        try:
-            streams = Streams.to_log(self._log_write)
-        except OSError as error:
-            self._append(f"{bus.argv[0]}: {error}\n".encode())
-            self._await_first(bus)
-            return
-        try:
-            forked = fork(command, streams, self._profiles[command.profile], self._processes)
-        except NotStarted as error:
-            self._bus_failed(bus, error)
-        else:
-            bus.pid = forked.pid
-            self._buses_ever.add(bus.pid)
-            self._await(forked, lambda refusal: self._bus_failed(bus, refusal) if refusal else None)
-        finally:
-            streams.close_inner()
-
-    def _bus_failed(self, bus: LazyBus, refusal: NotStarted) -> None:
-        self._append(f"{bus.argv[0]}: {refusal.sentence}\n".encode())
-        bus.listener.close()
-
-    def _collect(self) -> None:
-        try:
-            self._append(os.read(self._log_read, 65536))
-        except BlockingIOError:
-            return
-
-    def _append(self, output: bytes) -> None:
-        self._log += output
-        del self._log[: max(0, len(self._log) - LOG_BYTES)]
 
 
 def _fault(request: Request, kind: str, sentence: str) -> Reply:
@@ -454,16 +338,6 @@ def _tell(channel: socket.socket, event: dict[str, object], descriptors: list[in
     return True
 
 
-def _listen(path: str, mode: int, owner: int) -> socket.socket:
-    listener = socket.socket(socket.AF_UNIX, socket.SOCK_STREAM)
-    listener.bind(path)
-    os.chmod(path, mode)
-    os.chown(path, owner, owner)
-    listener.listen(64)
-    listener.setblocking(False)
-    return listener
-
-
 def _resize(terminal: int, size: tuple[int, int]) -> None:
     import termios
 
@@ -471,51 +345,3 @@ def _resize(terminal: int, size: tuple[int, int]) -> None:
         termios.tcsetwinsize(terminal, size)
     except (OSError, termios.error):
         return
-
-
-def _signal_group(pid: int, number: int) -> None:
-    if 0 < number < signal.NSIG:
-        try:
-            os.killpg(pid, number)
-        except (ProcessLookupError, PermissionError):
-            return
-
-
-def from_outside(siginfo: bytes) -> bool:
-    """Whether a struct signalfd_siginfo is of a signal by kill(2) from outside of our pid namespace.
-
-    The kernel gives such a sender the pid 0, which a process inside can only write for itself where it says that it
-    queues the signal (rt_sigqueueinfo(2)): then the code is another one.
-    """
-    _number, _errno, code, pid = struct.unpack_from("=IiiI", siginfo)
-    return bool(code == SI_USER and pid == 0)
-
-
-def signal_all(number: signal.Signals) -> None:
-    """Signal everything in the cage but this process."""
-    if os.getpid() != 1:  # not in a pid namespace of its own (walls.py): all are the host's
-        return
-    try:
-        os.kill(-1, number)
-    except ProcessLookupError:
-        return
-
-
-def children() -> set[int]:
-    """The processes whose parent we are, or have become (proc(5), /proc/PID/task/TID/children); what has ended and is
-    not reaped yet is among them."""
-    with open(f"/proc/self/task/{os.getpid()}/children", encoding="ascii") as file:
-        return {int(pid) for pid in file.read().split()}
-
-
-def is_alone() -> bool:
-    """Whether nothing is left in the cage but this process, which reaps whatever ends in it (kill(2), pid -1)."""
-    if os.getpid() != 1:  # as above; the cage's cgroup has the rest
-        return True
-    try:
-        os.kill(-1, 0)
-    except ProcessLookupError:
-        return True
-    except PermissionError:
-        return False
-    return False

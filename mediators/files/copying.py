@@ -1,29 +1,32 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The half of `cagectl cp` in the cage: as the cage's user, it places what comes on its standard input beneath the
-home, or writes what is there on its standard output.
+"""The half of `cagectl cp` in the cage: as the cage's user, it places what comes beneath the home, or sends what is
+there.  Its standard input is the one end of the stream's pipe, to be read or to be written.
 
-Law of this room: nothing is followed out of the home, no link at all; whoever reads what we write believes none of it.
+Law of this room: nothing is followed out of the home, no link at all.  What is whole is said by its digest, and gets
+its name when the core has said so; whoever reads what we write believes none of it.
 """
 
 from __future__ import annotations
 
 import json
 import os
-import signal
 import sys
 
-from cage_runtime.errors import CageError, TransferFailed, UsageError
+from cage_runtime.errors import CageError, UsageError
+from cage_runtime.intree import Manifest
 from cage_runtime.placing import DIRECTORY, open_place, place
+from mediators import gate
 from mediators.files.protocol import check_conflict, check_file_name
 
 HOME = "/home/user"
+STREAM = 0
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator files --copy in PATH NAME CONFLICT | out PATH`; `in` prints where it arrived, as JSON."""
+    """`cage-mediator files --copy in PATH NAME CONFLICT | out PATH`; prints the digest of what came or went, waits for
+    the word, and prints, of what came, the name that it has, as JSON."""
     os.umask(0o022)
-    for number in (signal.SIGHUP, signal.SIGTERM):
-        signal.signal(number, _withdraw)
+    gate.prepare()
     try:
         match arguments:
             case ["in", path, name, conflict]:
@@ -35,10 +38,6 @@ def run(arguments: list[str]) -> int:
     except OSError as error:
         raise CageError(os.strerror(error.errno or 0)) from error
     return 0
-
-
-def _withdraw(*_: object) -> None:
-    raise TransferFailed("it was withdrawn before it was there")
 
 
 def _beneath(path: str) -> str:
@@ -53,8 +52,9 @@ def _beneath(path: str) -> str:
 def _take(path: str, name: str, conflict: str) -> None:
     home = os.open(HOME, DIRECTORY)
     directory, name = open_place(home, _beneath(path), name, links=False)
-    placed = place(0, directory, check_file_name(name), conflict)
-    sys.stdout.write(json.dumps({"name": placed.name, "sha256": placed.sha256}) + "\n")
+    placed = place(lambda most: os.read(STREAM, most), directory, check_file_name(name), conflict,
+                   lambda whole: gate.pass_(f"{whole.sha256}\n"))
+    sys.stdout.write(json.dumps({"name": placed.name}) + "\n")
     sys.stdout.flush()
 
 
@@ -67,4 +67,7 @@ def _give(path: str) -> None:
     here = os.open(HOME, DIRECTORY)
     for part in parts[:-1]:
         here = os.open(part, DIRECTORY, dir_fd=here)
-    write(1, here, Listing.of_entry(here, parts[-1], path))
+    manifest = Manifest()
+    write(STREAM, here, Listing.of_entry(here, parts[-1], path), manifest=manifest)
+    os.close(STREAM)  # whoever reads it waits for its end
+    gate.pass_(f"{manifest.content}\n")

@@ -12,6 +12,7 @@ from pyroute2 import IPRoute
 
 from tests.privileged.runtime import Cage, Runtime, arguments_of, is_zombie, processes
 from tests.privileged.sample import Sample, short_directory
+from tests.privileged.without_caged import Spawner, spawner_alone
 
 OURS = range(0x7000_0000, 0x8000_0000)
 """Host uids of cages."""
@@ -136,6 +137,13 @@ def sample() -> Iterator[Sample]:
         built = Sample(directory=directory / "sample")
         built.build()
         yield built
+
+
+@pytest.fixture(scope="module")
+def spawner() -> Iterator[Spawner]:
+    """One without a core, for the tests of a file."""
+    with spawner_alone() as made:
+        yield made
 
 
 # --- a failure says what the core said ---------------------------------------------------------------------------

@@ -339,3 +339,23 @@ def test_it_hears_of_no_other_cage_by_that(runtime: Runtime, caller: Cage) -> No
         runtime.ok("destroy", "newcomer", "--yes")
         assert whoami(caller) == before
     assert "call.Secret" not in whoami(caller)[1]
+
+
+# --- what goes on when the policy is another --------------------------------------------------------------------------
+@pytest.mark.parametrize("ended", ["caller", "server"])
+def test_a_call_that_goes_on_is_ended_by_stopping_a_cage_and_not_by_a_policy(
+        runtime: Runtime, caller: Cage, server: Cage, ended: str) -> None:
+    with caller.popen("incage", "call", "Pid", "server", stdin=subprocess.PIPE, stdout=subprocess.PIPE) as process:
+        assert process.stdout is not None
+        assert process.stdin is not None
+        wait_readable(process.stdout.fileno(), "its first line")
+        service = process.stdout.readline().decode().strip()
+        with policy(runtime, "call.Pid * * * deny\n"):
+            assert call(caller, "Pid").returncode == 126
+            assert server.enter("kill", "-0", service).returncode == 0
+            assert process.poll() is None
+            runtime.ok("stop", ended)
+            status = process.wait(SECONDS)
+            runtime.ok("start", ended)
+        assert status in (137, 143), "by SIGTERM, which its stop begins with, or SIGKILL"
+        assert server.enter("pgrep", "-f", "sleep 1000").returncode == 1

@@ -5,12 +5,12 @@ from __future__ import annotations
 
 import time
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cage_runtime.model import CLIP_BYTES_MAX
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
 
 RULES = """clipboard.Paste * alpha beta allow
@@ -23,13 +23,8 @@ NOTHING = b"incage: there is nothing that this cage may paste\n"
 
 @pytest.fixture(scope="module", autouse=True)
 def rules(runtime: Runtime) -> Iterator[None]:
-    file = Path(runtime.top, "etc/policy.d/20-clipboard.policy")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    file.unlink()
-    runtime.ok("policy", "reload")
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture

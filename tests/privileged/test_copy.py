@@ -3,14 +3,19 @@
 
 from __future__ import annotations
 
+import contextlib
+import hashlib
 import os
+import signal
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.privileged.conftest import MakeCage
-from tests.privileged.runtime import Cage, Runtime
+from tests.privileged.rules import until
+from tests.privileged.runtime import Cage, Runtime, arguments_of
 
 
 @pytest.fixture(scope="module")
@@ -45,6 +50,47 @@ def test_a_tree_goes_in_and_comes_out_again_as_it_was(runtime: Runtime, cage: Ca
     assert cage.sh("ls -A tree | sort | tail -2") == "run\nrun (2)\n"
 
 
+def test_each_copy_is_in_the_record_before_it_has_its_name(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    content = b"the figures\n" * 1000
+    (tmp_path / "figures").write_bytes(content)
+    known = {"cage": "copied", "uuid": cage.uuid, "by": "0", "path": "new\\x1b[2J/"}
+    whole = {"size": "12000", "files": "1", "sha256": hashlib.sha256(content).hexdigest()}
+    cage.enter("bash", "-c", "mkdir $'new\\e[2J'")
+    before = len(runtime.events("copy"))
+    assert cp(runtime, f"{tmp_path}/figures", "copied:new\x1b[2J/").returncode == 0
+    into = {**known, "direction": "in", "name": "figures"}
+    assert runtime.events("copy")[before:] == [
+        into | {"outcome": "begun"}, into | whole | {"outcome": "is given its name"},
+        into | whole | {"outcome": "arrived as figures"}]
+    assert cp(runtime, "copied:new\x1b[2J/figures", f"{tmp_path}/back").returncode == 0
+    out = {**known, "direction": "out", "path": known["path"] + "figures"}
+    assert runtime.events("copy")[before + 3:] == [
+        out | {"outcome": "begun"}, out | whole | {"outcome": "is given its name"},
+        out | whole | {"outcome": "arrived as back"}]
+    assert (tmp_path / "back").read_bytes() == content
+    assert cp(runtime, "copied:nothing", f"{tmp_path}/x").returncode == 1
+    failed = runtime.events("copy")[-1]
+    assert (failed["path"], "nothing" in failed["outcome"]) == ("nothing", True), failed
+
+
+def test_what_is_to_be_done_where_the_name_is_taken(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    (tmp_path / "taken").write_text("new")
+    cage.sh("mkdir -p taken; cd taken; echo old > taken; mkdir tree; echo old > tree/old")
+    for conflict, status, shown in (("fail", 1, "is there already"), ("skip", 0, "skipped"),
+                                    ("rename", 0, "taken (2)"), ("replace", 0, "taken")):
+        ended = cp(runtime, "--conflict", conflict, f"{tmp_path}/taken", "copied:taken/taken")
+        assert (ended.returncode, shown in (ended.stdout + ended.stderr).decode()) == (status, True), ended
+    assert cage.sh("cd taken; cat taken 'taken (2)'; ls -A") == "newnewtaken\ntaken (2)\ntree\n"
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/mine").write_text("mine")
+    for conflict, status, left in (("fail", 1, ["tree"]), ("skip", 0, ["tree"]), ("rename", 0, ["tree", "tree (2)"]),
+                                   ("replace", 0, ["tree", "tree (2)"])):
+        ended = cp(runtime, "--conflict", conflict, "copied:taken/tree", f"{tmp_path}/tree/../tree/../")
+        assert ended.returncode == status, ended
+        assert sorted(name for name in os.listdir(tmp_path) if name.startswith((".", "tree"))) == left
+    assert os.listdir(tmp_path / "tree") == ["old"]
+
+
 HOSTILE = (
     ("ln -s /etc/passwd odd/x", b"symbolic link"), ("mkfifo odd/x", b"neither a file nor a directory"),
     ("LC_ALL=C.UTF-8; touch $'odd/a\\e[2J'", b"cannot be seen"), ("echo 1 > odd/-rf", b"read as an option"),
@@ -71,6 +117,93 @@ def test_nothing_is_followed_out_of_the_home(runtime: Runtime, cage: Cage, tmp_p
     assert not (tmp_path / "got").exists()
     if path != "nothing":
         assert cp(runtime, f"{tmp_path}/file", f"copied:{path}").returncode != 0
+
+
+def test_the_half_is_confined_as_what_delivers_is(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    """Stopped by its user in the middle, it can be looked at; the person gives up, and nothing is left of either."""
+    with open(tmp_path / "much", "wb") as much:
+        much.truncate(1024**3)
+    with stopped_half(runtime, cage, f"{tmp_path}/much", "copied:here") as (copying, pid):
+        status = dict(line.split(":\t", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines())
+        assert (status["CapEff"], status["NoNewPrivs"]) == ("0000000000000000", "1")
+        copying.terminate()
+        assert copying.wait(20) == 143, copying.stderr
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the half does not end")
+    until(lambda: runtime.events("copy")[-1]["outcome"].startswith("given up"), "nothing is recorded")
+    (tmp_path / "small").write_text("1")
+    assert cp(runtime, f"{tmp_path}/small", "copied:small").returncode == 0
+    assert cage.sh("ls -A . | grep -c incoming || true") == "0\n", "what a killed half has left, the next one clears"
+
+
+@contextlib.contextmanager
+def stopped_half(runtime: Runtime, cage: Cage, *words: str,
+                 command: list[str] | None = None) -> Iterator[tuple[subprocess.Popen[bytes], int]]:
+    """A copy whose half in the cage is stopped, as the cage's user can."""
+    def halves() -> list[int]:
+        return [pid for pid in runtime.cage_processes(cage.uuid) if "--copy" in arguments_of(pid)]
+
+    command = command or [str(runtime.prefix / "bin/cagectl"), "cp", *words]
+    with subprocess.Popen(command, env=runtime.environment(), stdin=subprocess.DEVNULL, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE) as copying:
+        try:
+            until(halves, "no half has started")
+            (pid,) = halves()
+            os.kill(pid, signal.SIGSTOP)
+            yield copying, pid
+        finally:
+            copying.kill()
+
+
+def test_what_is_interrupted_leaves_nothing_here(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    cage.sh("truncate -s 1G much")
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        with stopped_half(runtime, cage, "copied:much", f"{tmp_path}/got") as (copying, _):
+            copying.send_signal(number)
+            assert copying.wait(20) == 128 + number
+        assert os.listdir(tmp_path) == []
+    with runtime.popen("cp", "copied:much", f"{tmp_path}/got") as copying:
+        until(lambda: os.listdir(tmp_path), "nothing comes")
+        copying.kill()
+    assert [name.startswith(".incoming-") for name in os.listdir(tmp_path)] == [True]
+    cage.sh("echo 1 > small")
+    assert cp(runtime, "copied:small", f"{tmp_path}/small").returncode == 0
+    assert os.listdir(tmp_path) == ["small"]
+
+
+IMPATIENT = """
+import sys
+sys.path.append(sys.argv.pop(1))
+from cage_runtime.cli import cagectl, verbs_copy
+verbs_copy.STALL_SECONDS = 1.0
+sys.exit(cagectl.main(sys.argv[1:]))
+"""
+"""cagectl, which gives up in a second what it gives up in a minute."""
+
+
+@pytest.mark.parametrize("out", [False, True])
+def test_one_that_does_not_go_on_is_given_up(runtime: Runtime, cage: Cage, tmp_path: Path, out: bool) -> None:
+    cage.sh("truncate -s 1G much")
+    here = tmp_path / "here"
+    with open(here, "wb") as much:
+        much.truncate(1024**3)
+    words = ("copied:much", f"{tmp_path}/got") if out else (str(here), "copied:got")
+    command = ["/usr/bin/python3", "-ISc", IMPATIENT, str(runtime.prefix / "lib"), "cp", *words]
+    with stopped_half(runtime, cage, *words, command=command) as (copying, pid):
+        said = copying.communicate(timeout=20)[1]
+        assert (copying.returncode, b"nothing has moved for 1 s" in said) == (1, True), said
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the half does not end")
+    assert os.listdir(tmp_path) == ["here"]
+    assert cage.sh("ls got 2>/dev/null || true") == ""
+
+
+def test_a_core_that_ends_leaves_no_half_of_a_copy(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    with open(tmp_path / "much", "wb") as much:
+        much.truncate(1024**3)
+    with stopped_half(runtime, cage, f"{tmp_path}/much", "copied:cut") as (copying, pid):
+        runtime.kill_and_wait("caged")
+        assert copying.wait(30) == 125, copying.stderr
+        until(lambda: not Path(f"/proc/{pid}").exists(), "the half does not end")
+    assert cage.sh("ls cut 2>/dev/null || true") == ""
 
 
 def test_one_that_is_stopped_or_not_there(runtime: Runtime, shared_cage: MakeCage, tmp_path: Path) -> None:

@@ -1,163 +1,30 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""cage-init against what its cage and its askers may do to it: PID 1 that ends takes the cage with it.
-
-A spawner of this file's own, without caged: what caged would check first arrives here as it is.
-"""
+"""cage-init against what its cage and its askers may do to it: PID 1 that ends takes the cage with it."""
 
 from __future__ import annotations
 
 import json
 import os
 import select
-import shutil
 import signal
-import socket
-import subprocess
-import tempfile
-import uuid as uuids
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Literal
 
-import msgspec
 import pytest
 
-from cage_runtime.model import LOG_BYTES, SPAWNER_MESSAGE_MAX
+from cage_runtime.model import LOG_BYTES
 from cage_runtime.spawner import wire
-from cage_runtime.spawner.spec import (
-    AnyRequest,
-    Birth,
-    Describe,
-    Ended,
-    Insight,
-    Inspect,
-    Limits,
-    Logs,
-    MakeStorage,
-    Remove,
-    Reply,
-    Spawn,
-    Standing,
-    Stop,
-    Terminal,
-    decode_reply,
-    encode,
-)
-from tests.privileged.runtime import CAGED_CONFIGURATION, PREFIX, SECONDS, arguments_of, processes, wait_gone
+from cage_runtime.spawner.spec import Insight, Inspect, Logs, Terminal
+from tests.privileged.runtime import arguments_of, processes, wait_gone
+from tests.privileged.without_caged import Cage, Spawner, event, is_of, living
 
 pytestmark = pytest.mark.privileged
 
 
-class Spawner:
-    """cage-spawner, and the one connection to it."""
-
-    def __init__(self, top: Path) -> None:
-        self._top = top
-        config = top / "caged.conf"
-        config.write_text(CAGED_CONFIGURATION.format(top=top, prefix=PREFIX, cgroup=f"cage-runtime-{top.name}"))
-        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM) as ready:
-            ready.bind(str(top / "ready"))
-            ready.settimeout(SECONDS)
-            self._process = subprocess.Popen([PREFIX / "bin/cage-spawner", "--config", config],
-                                             env={"NOTIFY_SOCKET": str(top / "ready")})
-            assert ready.recv(64) == b"READY=1"
-        self._number = 0
-        self.connection = self.connect()
-
-    def connect(self) -> socket.socket:
-        connection = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        connection.settimeout(SECONDS)
-        connection.connect(str(self._top / "run/spawner.sock"))
-        return connection
-
-    def ask(self, request: AnyRequest, *descriptors: int) -> Reply:
-        self._number += 1
-        wire.send(self.connection, encode(msgspec.structs.replace(request, id=self._number)), descriptors)
-        while True:
-            received = wire.receive(self.connection)
-            assert received is not None, "the spawner hung up"
-            reply = decode_reply(received[0])
-            if isinstance(reply, Reply) and reply.id == self._number:
-                return reply
-
-    def stop(self) -> None:
-        self.connection.close()
-        self._process.terminate()
-        assert self._process.wait(SECONDS) == 0
-
-
-class Cage:
-    def __init__(self, spawner: Spawner, disposable: float = 0.0) -> None:
-        self.spawner, self.uuid = spawner, uuids.uuid4().hex
-        self._done(MakeStorage(id=0, uuid=self.uuid, ephemeral=True))
-        self._done(Birth(
-            id=0, uuid=self.uuid, name="tough", level="public", compartments=[], exec_home=False, limits=Limits(),
-            processes=256, home_bytes=1 << 22, home_files=256, disposable=disposable,
-        ))
-
-    def _done(self, request: AnyRequest) -> None:
-        reply = self.spawner.ask(request)
-        assert reply.fault is None, reply.fault
-
-    def spawn(self, *argv: str, terminal: Terminal | None = None, detached: bool = False,
-              delivery: int | None = None, user: Literal["user", "root"] = "user") -> socket.socket:
-        """The near end of the command's channel; with `delivery`, as a delivery half with that as standard input."""
-        near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        near.settimeout(SECONDS)
-        with far:
-            own_input = delivery is not None
-            request = Spawn(id=0, uuid=self.uuid, argv=list(argv), terminal=terminal, detached=detached, user=user,
-                            own_input=own_input, profile="delivery" if own_input else "session")
-            reply = self.spawner.ask(request, far.fileno(), *([] if delivery is None else [delivery]))
-            assert reply.fault is None, reply.fault
-        return near
-
-    def init(self) -> int:
-        return min(pid for pid in processes() if _is_of(pid, self.uuid))
-
-    def pid_of(self, *argv: str) -> int:
-        """On the host, of a command that runs in the cage."""
-        return next(pid for pid in processes() if arguments_of(pid) == list(argv) and _is_of(pid, self.uuid))
-
-    def destroy(self) -> None:
-        self._done(Stop(id=0, uuid=self.uuid, seconds=0))
-        self._done(Remove(id=0, uuid=self.uuid))
-
-
-def _is_of(pid: int, uuid: str) -> bool:
-    try:
-        return uuid in Path(f"/proc/{pid}/cgroup").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def event(channel: socket.socket) -> dict[str, object]:
-    received = wire.receive(channel)
-    assert received is not None
-    wire.close_all(received[1])
-    told = json.loads(received[0])
-    assert isinstance(told, dict)
-    return told
-
-
-@pytest.fixture(scope="module")
-def spawner() -> Iterator[Spawner]:
-    top = Path(tempfile.mkdtemp(prefix="init-"))
-    try:
-        spawner = Spawner(top)
-        yield spawner
-        spawner.stop()
-    finally:
-        shutil.rmtree(top)
-
-
 @pytest.fixture
 def cage(spawner: Spawner) -> Iterator[Cage]:
-    cage = Cage(spawner)
-    yield cage
-    with cage.spawn("true") as channel:
-        assert [event(channel)["event"], event(channel)] == ["started", {"event": "exit", "status": 0}], "it has ended"
-    cage.destroy()
+    with living(spawner) as made:
+        yield made
 
 
 def test_a_client_that_leaves_as_its_command_ends(cage: Cage) -> None:
@@ -234,7 +101,7 @@ def kept_from_starting(cage: Cage) -> bool:
     init = cage.init()
     title = arguments_of(init)
     return any(arguments_of(pid) == title and stat_of(pid) == "T" for pid in processes()
-               if pid != init and _is_of(pid, cage.uuid))
+               if pid != init and is_of(pid, cage.uuid))
 
 
 def stat_of(pid: int) -> str:
@@ -290,33 +157,6 @@ def test_root_in_a_cage_cannot_have_it_ended_in_the_host_s_name(cage: Cage) -> N
         assert event(channel) == {"event": "exit", "status": 0}
 
 
-@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGRTMIN + 4])
-def test_the_host_s_administrator_ends_a_cage_by_a_signal(spawner: Spawner, number: int) -> None:
-    """As systemd does, which sends it to the others as well: what they do on their end is done."""
-    cage = Cage(spawner)
-    with cage.spawn("sh", "-c", "trap 'exit 3' TERM; while :; do sleep 1 & wait; done") as channel:
-        assert event(channel)["event"] == "started"
-        init = cage.init()
-        while not catches(cage, signal.SIGTERM):
-            assert not select.select([channel], [], [], 0)[0], "it has ended"
-        os.kill(init, number)
-        assert event(channel) == {"event": "exit", "status": 3}
-    wait_gone(init)
-    received = wire.receive(spawner.connection)
-    assert received is not None
-    assert decode_reply(received[0]) == Ended(uuid=cage.uuid)
-    cage.destroy()
-
-
-def catches(cage: Cage, number: signal.Signals) -> bool:
-    """Whether a command of the cage, which is a shell, has its trap set."""
-    for pid in processes():
-        if _is_of(pid, cage.uuid) and arguments_of(pid)[:1] == ["sh"]:
-            words = Path(f"/proc/{pid}/status").read_text().split()
-            return bool(int(words[words.index("SigCgt:") + 1], 16) >> (number - 1) & 1)
-    return False
-
-
 STUBBORN = "import signal\nsignal.signal(signal.SIGHUP, signal.SIG_IGN)\nwhile True: signal.pause()"
 
 
@@ -361,143 +201,3 @@ def test_too_many_commands_are_refused_and_the_rest_go_on(cage: Cage) -> None:
             channel.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
             assert event(channel) == {"event": "exit", "status": 137}
         channel.close()
-
-
-def test_a_request_without_its_channel_is_a_fault(cage: Cage) -> None:
-    reply = cage.spawner.ask(Spawn(id=0, uuid=cage.uuid, argv=["true"]))
-    assert reply.fault is not None
-    assert "without its channel" in reply.fault.sentence
-
-
-def test_an_answer_goes_to_whoever_asked_and_an_end_to_everybody(spawner: Spawner) -> None:
-    """A caged that is killed while a cage stops: the next one numbers its requests from 1 again."""
-    cage = Cage(spawner)
-    with cage.spawn("sh", "-c", "trap '' TERM; echo; while :; do sleep 1; done") as channel:
-        assert event(channel)["event"] == "started"
-        spawner.connection.send(encode(Stop(id=1, uuid=cage.uuid, seconds=0.5)))
-        spawner.connection.close()
-        spawner.connection = spawner.connect()
-        received = wire.receive(spawner.connection)
-    assert received is not None
-    assert decode_reply(received[0]) == Ended(uuid=cage.uuid)
-    assert spawner.ask(Remove(id=0, uuid=cage.uuid)).fault is None
-
-
-def wait_ended(cage: Cage) -> None:
-    """Until the spawner says that the cage has ended by itself, and nothing of it is left."""
-    cage.spawner.connection.settimeout(SECONDS)
-    received = wire.receive(cage.spawner.connection)
-    assert received is not None
-    ended = decode_reply(received[0])
-    assert isinstance(ended, Ended)
-    assert ended.uuid == cage.uuid
-    assert cage.spawner.ask(Remove(id=0, uuid=cage.uuid)).fault is None
-    assert [pid for pid in processes() if _is_of(pid, cage.uuid)] == []
-
-
-def is_running(cage: Cage) -> bool:
-    standings = cage.spawner.ask(Standing(id=0)).standings
-    return standings is not None and cage.uuid in standings.running
-
-
-def test_a_disposable_cage_ends_with_its_last_command(spawner: Spawner) -> None:
-    cage = Cage(spawner, 600.0)
-    first, last = cage.spawn("sleep", "1001"), cage.spawn("sleep", "1002")
-    for channel in (first, last):
-        assert event(channel)["event"] == "started"
-    first.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
-    assert event(first) == {"event": "exit", "status": 137}
-    assert is_running(cage)
-    last.send(json.dumps({"signal": signal.SIGKILL.value}).encode())
-    assert event(last) == {"event": "exit", "status": 137}
-    wait_ended(cage)
-    first.close()
-    last.close()
-
-
-def test_what_a_command_left_behind_keeps_a_disposable_cage_and_its_bus_does_not(spawner: Spawner) -> None:
-    cage = Cage(spawner, 600.0)
-    script = ("dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.GetId >/dev/null"
-              " && setsid --fork sh -c 'echo; exec sleep 4711' && exit 0")
-    with cage.spawn("sh", "-c", script) as channel:
-        received = wire.receive(channel)
-        assert received is not None
-        os.read(received[1][1], 1)
-        while not any(arguments_of(pid) == ["sleep", "4711"] for pid in processes()):
-            os.sched_yield()
-        wire.close_all(received[1])
-        assert event(channel) == {"event": "exit", "status": 0}
-    assert is_running(cage)
-    left = cage.pid_of("sleep", "4711")
-    assert any("dbus-daemon" in arguments_of(pid)[0] for pid in processes() if _is_of(pid, cage.uuid)
-               and arguments_of(pid))
-    os.kill(left, signal.SIGKILL)
-    wait_ended(cage)
-
-
-@pytest.mark.parametrize("argv", [("/nonexistent",), ("true",)])
-def test_a_disposable_cage_ends_with_a_command_that_did_not_last(spawner: Spawner, argv: tuple[str, ...]) -> None:
-    cage = Cage(spawner, 600.0)
-    with cage.spawn(*argv) as channel:
-        assert event(channel)["event"] in ("started", "refused")
-    wait_ended(cage)
-
-
-def test_a_disposable_cage_in_which_nothing_is_started_ends(spawner: Spawner) -> None:
-    wait_ended(Cage(spawner, 0.3))
-
-
-def test_one_that_is_used_outlives_the_time_in_which_it_had_to_be(spawner: Spawner) -> None:
-    cage = Cage(spawner, 0.5)
-    with cage.spawn("sh", "-c", "sleep 1; echo; exec cat") as channel:
-        received = wire.receive(channel)
-        assert received is not None
-        output = received[1][1]
-        os.read(output, 1)  # after the time
-        assert is_running(cage)
-        wire.close_all(received[1])
-    wait_ended(cage)
-
-
-def test_answers_wait_for_a_caged_that_does_not_read(spawner: Spawner) -> None:
-    for number in range(900):
-        spawner.connection.send(encode(Describe(id=10_000 + number)))
-    answered = [decode_reply(received[0]) for _ in range(900) if (received := wire.receive(spawner.connection))]
-    assert [reply.id for reply in answered if isinstance(reply, Reply)] == list(range(10_000, 10_900))
-
-
-def test_a_message_longer_than_can_be_passed_on_ends_nobody(spawner: Spawner, cage: Cage) -> None:
-    """The spawner's own number may have more digits than that of whoever asked."""
-    near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-    with near, far:
-        request = Spawn(id=1, uuid=cage.uuid, argv=["true", ""])
-        filling = SPAWNER_MESSAGE_MAX - len(encode(request))
-        parts, rest = divmod(filling, 60_000)
-        argv = ["true", *["x" * (60_000 - 3)] * parts, "x" * rest]
-        for _ in range(20):  # until its numbers have two digits
-            spawner.ask(Logs(id=0, uuid=cage.uuid))
-        wire.send(spawner.connection, encode(msgspec.structs.replace(request, argv=argv)), [far.fileno()])
-        received = wire.receive(spawner.connection)
-    assert received is not None
-    reply = decode_reply(received[0])
-    assert isinstance(reply, Reply)
-    assert reply.fault is not None
-    assert reply.fault.sentence == "the request is longer than a cage takes"
-
-
-@pytest.mark.parametrize("message", [b"{}", b"\0", b'{"op":"reboot","id":1}', b"x" * 100_000])
-def test_the_spawner_hangs_up_on_noise_and_serves_the_next(spawner: Spawner, message: bytes) -> None:
-    spawner.connection.send(message)
-    assert spawner.connection.recv(1) == b""
-    spawner.connection.close()
-    spawner.connection = spawner.connect()
-    assert spawner.ask(Standing(id=0)).standings is not None
-
-
-def test_nobody_else_is_served(spawner: Spawner) -> None:
-    path = spawner.connection.getpeername()
-    script = f"import socket; s = socket.socket(socket.AF_UNIX, socket.SOCK_SEQPACKET); s.connect({path!r})"
-    ended = subprocess.run(["/usr/bin/python3", "-c", script], user=65534, group=65534, extra_groups=[],
-                           capture_output=True, text=True, check=False, timeout=SECONDS)
-    assert "PermissionError" in ended.stderr
-    assert os.path.exists(path)

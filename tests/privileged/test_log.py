@@ -14,6 +14,7 @@ from typing import Any
 import pytest
 
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
 
 RULES = """log.Write * muted * deny
@@ -23,14 +24,9 @@ log.Write * * @core allow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def policy(runtime: Runtime) -> Iterator[None]:
-    folder = runtime.top / "etc/policy.d"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "30-log.policy").write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    (folder / "30-log.policy").unlink()
-    runtime.ok("policy", "reload")
+def rules(runtime: Runtime) -> Iterator[None]:
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")
@@ -72,6 +68,18 @@ def test_lines_are_read_to_their_end_and_keep_their_order(work: Cage, told: Any)
     assert log(work, lines="\n".join(lines).encode() + b"\xff\0").returncode == 0
     assert told() == [f"work: line {number}" for number in range(100)] + [
         f"work: {'x' * 2000}", f"work: {'x' * 500}", "work: \\\\", "work: last\\\\xff\\\\0"]
+
+
+def test_lines_of_long_characters_are_no_more_than_a_message_has(work: Cage, told: Any) -> None:
+    """Each has four bytes, and the bus of a cage ends a connection for a message of more than 32 KiB."""
+    assert log(work, lines=("\U00010348" * 1500 + "\n").encode() * 20).returncode == 0
+    assert len(told()) == 20
+
+
+def test_what_is_too_much_at_once_is_told_as_that(work: Cage) -> None:
+    ended = work.enter("incage", "notify", "much", "x" * 40_000)
+    assert (ended.returncode, ended.stdout) == (2, b"")
+    assert ended.stderr.startswith(b"incage: all that is given to Show has 40"), ended.stderr
 
 
 def test_nothing_to_read_is_nothing_to_write(work: Cage, told: Any) -> None:

@@ -6,12 +6,12 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
 
 from cage_runtime.model import EDITED_BYTES_MAX
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
 
 RULES = """open.Uri +ftp desk web deny
@@ -33,13 +33,8 @@ WAITS = "touch Documents/begun; while [ -e Documents/begun ]; do sleep 0.05; don
 
 @pytest.fixture(scope="module", autouse=True)
 def rules(runtime: Runtime) -> Iterator[None]:
-    file = Path(runtime.top, "etc/policy.d/20-open.policy")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    file.unlink()
-    runtime.ok("policy", "reload")
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")

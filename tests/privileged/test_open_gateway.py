@@ -17,6 +17,7 @@ from cage_runtime.bus import Answer, Bus, Variant
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed, UsageError
 from mediators import wire
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import SECONDS, Cage, Runtime
 from tests.privileged.test_clipboard import copy, paste
 from tests.privileged.test_open import handler, open_, opened
@@ -30,13 +31,8 @@ open.* * bad good allow
 
 @pytest.fixture(scope="module", autouse=True)
 def rules(runtime: Runtime) -> Iterator[None]:
-    file = Path(runtime.top, "etc/policy.d/20-gateway.policy")
-    file.parent.mkdir(parents=True, exist_ok=True)
-    file.write_text("".join(RULES.replace("open.*", service) for service in ("open.Uri", "open.File")))
-    runtime.ok("policy", "reload")
-    yield
-    file.unlink()
-    runtime.ok("policy", "reload")
+    with policy(runtime, "".join(RULES.replace("open.*", service) for service in ("open.Uri", "open.File"))):
+        yield
 
 
 @pytest.fixture

@@ -8,6 +8,7 @@ from collections.abc import Iterator
 import pytest
 
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Runtime
 
 RULES = """files.Send * low kept deny
@@ -18,14 +19,9 @@ files.Send * low asleep allow
 
 
 @pytest.fixture(scope="module", autouse=True)
-def policy(runtime: Runtime) -> Iterator[None]:
-    folder = runtime.top / "etc/policy.d"
-    folder.mkdir(parents=True, exist_ok=True)
-    (folder / "30-start.policy").write_text(RULES)
-    runtime.ok("policy", "reload")
-    yield
-    (folder / "30-start.policy").unlink()
-    runtime.ok("policy", "reload")
+def rules(runtime: Runtime) -> Iterator[None]:
+    with policy(runtime, RULES):
+        yield
 
 
 @pytest.fixture(scope="module")

@@ -64,7 +64,8 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
-    | {"cage_runtime.generate", "cage_runtime.receipt"}
+    | {"cage_runtime.generate", "cage_runtime.receipt", "cage_runtime.filenames", "cage_runtime.packing",
+       "mediators.session"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.receipt": {"cage_runtime.errors", "cage_runtime.model", "cage_runtime.text"},

@@ -1,5 +1,7 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""A person's agent, as a program of its own: says "registered", and then each notification as a line of JSON."""
+"""A person's agent, as a program of its own: says "registered", and then each notification and each question as a line
+of JSON: the signal's name, and what is in it.
+"""
 
 from __future__ import annotations
 
@@ -23,9 +25,9 @@ def plain(value: object) -> object:
 
 
 def heard(message: Message) -> bool:
-    if message.message_type is not MessageType.SIGNAL or message.member != "Notified":
+    if message.message_type is not MessageType.SIGNAL or message.member not in ("Notified", "PromptAdded"):
         return False
-    say(json.dumps(plain(message.body[0])))
+    say(json.dumps([message.member, plain(message.body[0])]))
     return True
 
 

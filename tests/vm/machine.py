@@ -8,12 +8,13 @@ events without bounds of its own but SECONDS, after which something hangs.
 from __future__ import annotations
 
 import subprocess
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 SECONDS = 300
 MEDIATORS = ("call", "clipboard", "files", "keys", "log", "notify", "open")
 """Those that the package brings."""
+UNITS_OF_MEDIATORS = tuple(f"cage-mediator@{name}.service" for name in MEDIATORS)
 CONSOLE = Path("/sys/class/tty/tty0/active")
 """Which virtual console is seen, on a machine that has any; logind knows whether this one has."""
 
@@ -54,6 +55,17 @@ def properties(unit: str, *names: str) -> dict[str, str]:
     """Of a unit, as systemctl show has them."""
     shown = ok("systemctl", "show", unit, *(f"--property={name}" for name in names))
     return dict(line.split("=", 1) for line in shown.splitlines())
+
+
+def main_pid(unit: str) -> int:
+    """0 where it does not run."""
+    return int(properties(unit, "MainPID")["MainPID"])
+
+
+def until(condition: Callable[[], bool]) -> None:
+    """Until what the core answers fits, each answer being an event of its own."""
+    while not condition():
+        pass
 
 
 def words(lines: str) -> Sequence[list[str]]:

@@ -5,6 +5,7 @@ refusals none falls on what is legitimate.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import pwd
@@ -13,11 +14,11 @@ import subprocess
 import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import pytest
 
-from tests.vm.machine import MEDIATORS, SECONDS, ok, properties, run
+from tests.vm.machine import MEDIATORS, SECONDS, UNITS_OF_MEDIATORS, main_pid, ok, properties, run, until
 from tests.vm.test_lsm import asked, status
 
 POLICY = Path("/etc/cage-runtime/policy.d/20-mediators.policy")
@@ -45,10 +46,24 @@ def listed(*words: str) -> Any:
     return json.loads(ok("cagectl", *words, "--json=short"))
 
 
-def until(condition: Callable[[], bool]) -> None:
-    """Until what the core answers fits, each answer being an event of its own."""
-    while not condition():
-        pass
+@contextlib.contextmanager
+def desktop() -> Iterator[IO[str]]:
+    """Of a person who is there: what is shown to that one, a line each."""
+    with subprocess.Popen([sys.executable, str(DESKTOP)], stdout=subprocess.PIPE, text=True) as there:
+        try:
+            assert there.stdout is not None
+            assert there.stdout.readline() == "registered\n"
+            yield there.stdout
+        finally:
+            there.terminate()
+
+
+def first(*lines: IO[str]) -> IO[str]:
+    """Of some, one that has something to say."""
+    readable, _, _ = select.select(lines, [], [], SECONDS)
+    assert readable, "nothing is said"
+    said: IO[str] = readable[0]
+    return said
 
 
 @pytest.fixture(scope="module", autouse=True)
@@ -108,11 +123,14 @@ def signs() -> None:
 def pastes() -> None:
     """Once a person has said so."""
     sh("work", "incage copy", given="what was copied\n")
-    with subprocess.Popen(["cagectl", "enter", "vault", "--", "incage", "paste"], stdout=subprocess.PIPE,
-                          stderr=subprocess.STDOUT, text=True) as pasting:
-        until(lambda: bool(listed("prompts", "list")) or pasting.poll() is not None)
-        (prompt,) = listed("prompts", "list")
-        assert (prompt["source"], prompt["target"], prompt["service"]) == ("work", "vault", "clipboard.Paste")
+    with desktop() as shown, subprocess.Popen(["cagectl", "enter", "vault", "--", "incage", "paste"],
+                                              stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as pasting:
+        assert pasting.stdout is not None
+        if first(shown, pasting.stdout) is pasting.stdout:
+            pytest.fail(f"nobody is asked: {pasting.stdout.read()}")
+        member, prompt = json.loads(shown.readline())
+        assert (member, prompt["source"], prompt["target"], prompt["service"]) == (
+            "PromptAdded", "work", "vault", "clipboard.Paste")
         ok("cagectl", "prompts", "answer", prompt["id"], "allow")
         assert pasting.communicate(timeout=SECONDS)[0] == "what was copied\n"
     assert (pasting.returncode, listed("prompts", "list")) == (0, [])
@@ -140,16 +158,10 @@ def traces() -> dict[str, list[str]]:
 
 
 def notifies() -> None:
-    with subprocess.Popen([sys.executable, str(DESKTOP)], stdout=subprocess.PIPE, text=True) as desktop:
-        try:
-            assert desktop.stdout is not None
-            assert desktop.stdout.readline() == "registered\n"
-            sh("work", "incage notify done 'all of it'")
-            assert select.select([desktop.stdout], [], [], SECONDS)[0], "nothing was shown"
-            shown = json.loads(desktop.stdout.readline())
-        finally:
-            desktop.terminate()
-    assert (shown["source"], shown["summary"], shown["body"]) == ("work", "done", "all of it")
+    with desktop() as lines:
+        sh("work", "incage notify done 'all of it'")
+        member, shown = json.loads(first(lines).readline())
+    assert (member, shown["source"], shown["summary"], shown["body"]) == ("Notified", "work", "done", "all of it")
 
 
 def logs() -> None:
@@ -176,18 +188,14 @@ def idle() -> list[str]:
     return [check["check"] for check in listed("doctor") if check["check"].startswith("mediator ")]
 
 
-def main_pid(name: str) -> int:
-    return int(properties(unit(name), "MainPID")["MainPID"])
-
-
 # --- the tests -------------------------------------------------------------------------------------------------------
 def test_every_core_half_runs_as_its_user_under_its_unit_without_a_privilege() -> None:
     laid = {Path(name).stem for name in ok("sh", "-c", "ls /usr/lib/cage-runtime/mediators.d").split()}
     assert set(MEDIATORS) == laid
-    ok("systemctl", "start", *map(unit, MEDIATORS))  # which caged has begun: this waits for it
+    ok("systemctl", "start", *UNITS_OF_MEDIATORS)  # which caged has begun: this waits for it
     for name in MEDIATORS:
         assert properties(unit(name), "ActiveState", "User") == {"ActiveState": "active", "User": f"cage-{name}"}
-        process = Path(f"/proc/{main_pid(name)}")
+        process = Path(f"/proc/{main_pid(unit(name))}")
         shown = dict(line.split(":", 1) for line in (process / "status").read_text().splitlines())
         assert shown["Uid"].split() == [str(pwd.getpwnam(f"cage-{name}").pw_uid)] * 4
         assert (shown["CapEff"].strip(), shown["NoNewPrivs"].strip(), shown["Seccomp"].strip()) == ("0" * 16, "1", "2")
@@ -200,19 +208,23 @@ def test_it_does_its_work(name: str) -> None:
 
 
 def test_those_that_are_killed_come_back_and_work() -> None:
-    before = {name: main_pid(name) for name in MEDIATORS}
-    ok("systemctl", "kill", "--signal=SIGKILL", *map(unit, MEDIATORS))
-    until(lambda: not set(before.items()) & {(name, main_pid(name)) for name in MEDIATORS} and not idle())
+    before = {name: main_pid(unit(name)) for name in MEDIATORS}
+    ok("systemctl", "kill", "--signal=SIGKILL", *UNITS_OF_MEDIATORS)
+    # Slowly, on one processor: what waits here must not keep them from starting, which systemd does not wait long for.
+    until(lambda: not {str(pid) for pid in before.values()} & set(
+        ok("systemctl", "show", "--value", "--property=MainPID", *UNITS_OF_MEDIATORS).split()))
+    ok("systemctl", "start", *UNITS_OF_MEDIATORS)  # which systemd has begun: this waits for it
+    until(lambda: not idle())
     for name in WORK:
         WORK[name]()
-        assert main_pid(name) not in (0, before[name]), name
+        assert main_pid(unit(name)) not in (0, before[name]), name
 
 
 def test_the_core_is_restarted_meanwhile() -> None:
     """Of those who ask while there is no caged, each is answered, and as ever."""
     script = """for number in 1 2 3; do echo x >x-$number; incage send x-$number --to vault; incage log number $number
        echo x | incage call Sum vault >/dev/null || test $? = 42; incage notify number; done; echo all"""
-    before = {name: main_pid(name) for name in MEDIATORS}
+    before = {name: main_pid(unit(name)) for name in MEDIATORS}
     with subprocess.Popen(["cagectl", "enter", "work", "--", "sh", "-ec", script], stdout=subprocess.PIPE,
                           stderr=subprocess.STDOUT, text=True) as asking:
         assert asking.stdout is not None
@@ -221,4 +233,4 @@ def test_the_core_is_restarted_meanwhile() -> None:
         said = asking.communicate(timeout=SECONDS)[0]
     assert (asking.returncode, said.splitlines()[-1]) == (0, "all"), said
     assert sh("vault", "ls Inbox/work; rm -r Inbox/work").split() == ["x-1", "x-2", "x-3"]
-    assert {name: main_pid(name) for name in MEDIATORS} == before, "they are not restarted with it"
+    assert {name: main_pid(unit(name)) for name in MEDIATORS} == before, "they are not restarted with it"

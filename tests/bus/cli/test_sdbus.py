@@ -7,8 +7,9 @@ import fcntl
 import os
 import signal
 import socket
+import subprocess
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -28,7 +29,7 @@ from cage_runtime.errors import (
     UsageError,
 )
 from cage_runtime.sdbus import BusError, Connection
-from tests.bus.cli.conftest import FakeError
+from tests.bus.cli.conftest import CONFIGURATION, FakeError, FakeService
 
 CORE = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager")
 
@@ -435,3 +436,69 @@ def test_a_job_is_another_object_of_the_same_peer(caged: Any) -> None:
     caged.answers["Wait"] = lambda: ("a{sv}", ({"commit": ("s", "1234")},))
     work: Peer = job(core("app install"), "/org/cageruntime/Core1/job/1")
     assert work.call("Wait", returns="a{sv}") == {"commit": "1234"}
+
+
+# --- a bus with a bound for a message, as a cage's is ---------------------------------------------------------------
+@pytest.fixture
+def narrow(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Any]:
+    """Echo, on a bus that takes as much in one message as a cage's, and ends the connection at more."""
+    limit = f'<limit name="max_message_size">{client.CAGE_MESSAGE_BYTES}</limit></busconfig>'
+    (tmp_path / "bus.conf").write_text(CONFIGURATION.format(socket=tmp_path / "bus").replace("</busconfig>", limit))
+    command = ["dbus-daemon", "--nofork", "--print-address", f"--config-file={tmp_path}/bus.conf"]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as process:
+        assert process.stdout
+        assert process.stdout.readline().startswith("unix:")
+        monkeypatch.setenv("DBUS_SYSTEM_BUS_ADDRESS", f"unix:path={tmp_path}/bus")
+        service = FakeService(f"unix:path={tmp_path}/bus", CORE[0], {"Take": lambda *_: ("", ())})
+        yield service
+        service.close()
+        process.terminate()
+
+
+def test_the_bound_is_that_of_a_cages_bus() -> None:
+    for kind in ("cage-bus", "gateway"):
+        text = (Path(__file__).parents[3] / f"policies/{kind}/bus.conf.in").read_text()
+        assert f'"max_message_size">{client.CAGE_MESSAGE_BYTES}</limit>' in text
+
+
+SIZED: list[tuple[str, Callable[[int], Any]]] = [
+    ("s", lambda size: "x" * size), ("ay", bytes), ("as", lambda size: ["x"] * (size // 12)),
+    ("a{sv}", lambda size: {str(number): ("s", "") for number in range(size // 24)}),
+    ("a{sv}", lambda size: {"x": ("a(ss)", [("a", "b")] * (size // 16))}), ("au", lambda size: [7] * (size // 4)),
+]
+
+
+@pytest.mark.parametrize(("kind", "sized"), SIZED, ids=lambda value: value if isinstance(value, str) else "")
+def test_what_is_too_much_for_one_message_is_told_as_that(narrow: Any, kind: str, sized: Callable[[int], Any]) -> None:
+    """From what surely goes to what surely does not: never does the bus have to end the connection."""
+    told = []
+    for size in range(10_000, 50_000, 500):
+        bus = Connection(message_bytes=client.CAGE_MESSAGE_BYTES)
+        try:
+            bus.call(*CORE, "Take", kind, (sized(size),), timeout=20)
+            told.append("")
+        except UsageError as error:
+            told.append(error.sentence)
+        bus.close()
+    went = told.count("")
+    assert told[:went] == [""] * len(narrow.calls)
+    assert 0 < went < len(told)
+    for sentence in told[went:]:
+        assert sentence.startswith("all that is given to Take has ")
+        assert "one message on this bus has at most 32768" in sentence
+
+
+def test_nearly_all_of_a_message_can_be_used(narrow: Any) -> None:
+    bus = Connection(message_bytes=client.CAGE_MESSAGE_BYTES)
+    bus.call(*CORE, "Take", "s", ("x" * (client.CAGE_MESSAGE_BYTES - 512),), timeout=20)
+    assert len(narrow.calls) == 1
+    bus.close()
+
+
+@pytest.mark.usefixtures("narrow")
+def test_a_bus_that_ends_the_connection_is_not_said_to_be_missing() -> None:
+    bus = Connection()
+    with pytest.raises(NoSystemBus) as ended:
+        bus.call(*CORE, "Take", "s", ("x" * client.CAGE_MESSAGE_BYTES,), timeout=20)
+    assert ended.value.sentence.startswith("the system bus at unix:path=")
+    assert "has ended this connection" in ended.value.sentence

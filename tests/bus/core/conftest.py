@@ -198,6 +198,12 @@ class Core:
         assert bus.stdout.readline().startswith(b"unix:path=")
         return bus
 
+    def write_policy(self, text: str) -> None:
+        """It is in force after the next start or reload."""
+        directory = self.top / "etc/policy.d"
+        directory.mkdir(parents=True, exist_ok=True)
+        (directory / "30-test.policy").write_text(text)
+
     def popen(self, administrator: int | None = None, ending: float = 15.0, **options: Any) -> subprocess.Popen[bytes]:
         """A caged, which has `ending` seconds for the calls in hand when it is told to end."""
         uid = os.geteuid() if administrator is None else administrator

@@ -63,9 +63,7 @@ files.Send * work peer ask
 @pytest.fixture
 def mediator(core: Core) -> Iterator[DbusNext]:
     """As the core half of the files mediator, with a rule that permits what `Decide` is asked."""
-    directory = core.top / "etc/policy.d"
-    directory.mkdir(parents=True)
-    (directory / "30-test.policy").write_text(RULES)
+    core.write_policy(RULES)
     core.stop()
     core.start()
     with contextlib.closing(DbusNext(core.address, uid=core.user.pw_uid)) as client:

@@ -72,16 +72,10 @@ def mediator(core: Core) -> Iterator[Mediator]:
     mediator.close()
 
 
-def write_policy(core: Core, text: str) -> None:
-    directory = core.top / "etc/policy.d"
-    directory.mkdir(parents=True, exist_ok=True)
-    (directory / "30-test.policy").write_text(text)
-
-
 @pytest.fixture
 def cages(core: Core, client: Client) -> dict[str, str]:
     """Uuids by name; of work to peer is allowed, of public ones to vault is asked about."""
-    write_policy(core, RULES)
+    core.write_policy(RULES)
     client.call("ReloadPolicy", "a{sv}", {})
     for name, level in (("work", "public"), ("peer", "public"), ("vault", "secret")):
         client.call("Create", "sa{sv}", name, {"level": ("s", level)})
@@ -240,12 +234,12 @@ def test_a_policy_put_in_force_between_question_and_answer_counts(
     """M18; and M5: a bad one is not in force."""
     mediator.confirm(cages["work"], "vault")
     (prompt,) = prompts(client)
-    write_policy(core, RULES + "nonsense\n")
+    core.write_policy(RULES + "nonsense\n")
     with pytest.raises(Refusal, match="the policy in force stays"):
         client.call("ReloadPolicy", "a{sv}", {})
     assert [shown["id"] for shown in prompts(client)] == [prompt["id"]]
     with mediator.answered() as answered:
-        write_policy(core, RULES.replace("ask", "deny"))
+        core.write_policy(RULES.replace("ask", "deny"))
         client.call("ReloadPolicy", "a{sv}", {})
         assert answered() == REQUEST
     with pytest.raises(Refusal, match="NoSuchPrompt"):
@@ -258,11 +252,11 @@ def test_a_policy_put_in_force_between_answer_and_use_counts(
 ) -> None:
     """M18."""
     for options in ({}, {"session": ("b", True)}):
-        write_policy(core, RULES)
+        core.write_policy(RULES)
         client.call("ReloadPolicy", "a{sv}", {})
         assert mediator.confirm(cages["work"], "vault") == "ask"
         answer(client, "allow", **options)
-        write_policy(core, RULES.replace("ask", "deny"))
+        core.write_policy(RULES.replace("ask", "deny"))
         client.call("ReloadPolicy", "a{sv}", {})
         assert "the rule denies it" in mediator.confirm(cages["work"], "vault")
     assert client.call("ListGrants", "a{sv}", {}) == []
@@ -275,13 +269,13 @@ def test_a_core_that_starts_with_a_bad_policy_lets_nothing_through_until_it_is_m
     mediator.confirm(cages["work"], "vault")
     answer(client, "allow", session=("b", True))
     core.stop()
-    write_policy(core, RULES + "nonsense\n")
+    core.write_policy(RULES + "nonsense\n")
     core.start()
     for target in ("peer", "vault", "nobody"):
         for said in (mediator.decide(cages["work"], target), mediator.confirm(cages["work"], target)):
             assert "the policy of this host cannot be read and refuses everything" in said
     assert [record["kind"] for record in records(client) if record["kind"].startswith("policy")][-1] == "policy-refused"
-    write_policy(core, RULES)
+    core.write_policy(RULES)
     client.call("ReloadPolicy", "a{sv}", {})
     assert mediator.confirm(cages["work"], "peer") == "allow"
 
@@ -325,7 +319,7 @@ def test_who_hears_of_a_question_and_answers_it_is_the_owner_and_root(
     core: Core, client: Client, mediator: Mediator, polkit: FakePolkit
 ) -> None:
     polkit.says = lambda _asked: YES
-    write_policy(core, f"files.Send * {HERS} * ask\n")
+    core.write_policy(f"files.Send * {HERS} * ask\n")
     client.call("ReloadPolicy", "a{sv}", {})
     with contextlib.ExitStack() as ends:
         alice, bob = (ends.enter_context(contextlib.closing(core.client_of(person))) for person in (ALICE, BOB))
@@ -355,7 +349,7 @@ def test_who_hears_of_a_question_and_answers_it_is_the_owner_and_root(
         with pytest.raises(Refusal, match="NoSuchGrant"):
             bob.call("RevokeGrant", "sa{sv}", grant["id"][1], {})
         # What bob hears next is of his own: nothing of hers came before.
-        write_policy(core, "files.Send * * * ask\n")
+        core.write_policy("files.Send * * * ask\n")
         client.call("ReloadPolicy", "a{sv}", {})
         bob.call("Create", "sa{sv}", "e-cage", {"level": ("s", "public")})
         assert mediator.confirm(uuids(client)[HIS], "e-cage") == "ask"

@@ -27,9 +27,7 @@ ESCAPED = r"</b>\x1b]52;c;eA==\x07\u202egnp.exe\r\x08<b>"
 @pytest.fixture
 def core() -> Iterator[Core]:
     with running() as core:
-        directory = core.top / "etc/policy.d"
-        directory.mkdir(parents=True)
-        (directory / "30-test.policy").write_text(RULES)
+        core.write_policy(RULES)
         core.stop()
         core.start()
         yield core

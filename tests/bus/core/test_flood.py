@@ -25,9 +25,7 @@ FLOOR_SECONDS = 0.01
 @pytest.fixture
 def cages(core: Core, client: Client) -> dict[str, str]:
     """Uuids by name; each round another cage is the one that is measured, with a full bucket."""
-    directory = core.top / "etc/policy.d"
-    directory.mkdir(parents=True)
-    (directory / "30-test.policy").write_text("files.Send * * vault allow\n")
+    core.write_policy("files.Send * * vault allow\n")
     client.call("ReloadPolicy", "a{sv}", {})
     for name in ("vault", "flood", *(f"{kind}-{number}" for kind in ("quiet", "beside") for number in range(ROUNDS))):
         client.call("Create", "sa{sv}", name, {"level": ("s", "public"), "ephemeral": ("b", True)})

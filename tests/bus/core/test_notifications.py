@@ -26,9 +26,7 @@ GONE = "NoSuchNotification"
 @pytest.fixture
 def core() -> Iterator[Core]:
     with running("notify") as core:
-        directory = core.top / "etc/policy.d"
-        directory.mkdir(parents=True)
-        (directory / "30-test.policy").write_text(RULES)
+        core.write_policy(RULES)
         core.stop()
         core.start()
         yield core

@@ -236,6 +236,47 @@ def test_with_caged_its_questions_go(caged: Caged, desktop: Desktop, buses: dict
         another.close()
 
 
+def test_it_is_there_before_caged_is(buses: dict[str, str], start: Start) -> None:
+    desktop = start()
+    caged = Caged(buses["DBUS_SYSTEM_BUS_ADDRESS"])
+    try:
+        until(lambda: caged.told("ListPrompts"), "it does not register")
+        asked(caged, desktop)
+    finally:
+        caged.close()
+
+
+def test_where_it_is_refused_it_asks_again_and_not_all_the_time(caged: Caged, start: Start) -> None:
+    caged.open = [prompt("1")]
+    answers = dict(caged.answers)
+    caged.fail("RegisterAgent", "org.cageruntime.Error.RuntimeFailure", "8 programs of yours show questions already")
+    began = time.monotonic()
+    desktop = start()
+    until(lambda: len(caged.told("RegisterAgent")) == 3, "it does not ask again")
+    assert time.monotonic() - began >= 1 + 2 - 1, "the main loop's seconds are whole ones of its clock"
+    assert (desktop.look(), caged.told("ListPrompts")) == ([], [])
+    caged.answers = answers
+    desktop.shows("1")
+    assert len(caged.told("RegisterAgent")) == 4
+
+
+def test_once_caged_has_ended_it_is_not_asked_again(caged: Caged, start: Start, buses: dict[str, str]) -> None:
+    """Nothing starts a core that has been stopped; the next one is asked once."""
+    caged.fail("RegisterAgent", "org.cageruntime.Error.RuntimeFailure", "8 programs of yours show questions already")
+    desktop = start()
+    until(lambda: caged.told("RegisterAgent"), "it does not ask")
+    caged.give_up()
+    another = Caged(buses["DBUS_SYSTEM_BUS_ADDRESS"])
+    try:
+        until(lambda: another.told("ListPrompts"), "it does not register with the next")
+        before = len(caged.told("RegisterAgent"))
+        another.asks(prompt("7"))
+        desktop.shows("7")
+        assert (len(another.told("RegisterAgent")), len(caged.told("RegisterAgent"))) == (1, before)
+    finally:
+        another.close()
+
+
 def test_nobody_else_s_signal_is_heard(caged: Caged, desktop: Desktop, buses: dict[str, str]) -> None:
     with open_dbus_connection(buses["DBUS_SYSTEM_BUS_ADDRESS"]) as somebody:
         for name in somebody.send_and_get_reply(message_bus.ListNames()).body[0]:

@@ -390,6 +390,19 @@ def play(tmp_path: Path, start_gateway: Callable[[str], Daemon]) -> Play:
     return run
 
 
+def plays(world: Callable[[], contextlib.AbstractAsyncContextManager[Any]]) -> Callable[[Callable[[Any], Any]], None]:
+    """What runs a test's coroutine, each in a world of its own."""
+
+    def run(test: Callable[[Any], Any]) -> None:
+        async def whole() -> None:
+            async with world() as here:
+                await test(here)
+
+        asyncio.run(whole())
+
+    return run
+
+
 @pytest.fixture
 def kit() -> type:
     """The helpers above, for tests that import nothing from one another."""
@@ -398,6 +411,7 @@ def kit() -> type:
         caged = StandInCaged
         mediators = MEDIATORS
         client = staticmethod(client)
+        plays = staticmethod(plays)
         present = staticmethod(present)
         until = staticmethod(until)
 

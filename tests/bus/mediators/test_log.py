@@ -98,14 +98,8 @@ def play(tmp_path: Path, start_gateway: Callable[[str], Any], system_bus: Any, k
                 for bus in (caged.bus, *here.clients.values()):
                     bus.disconnect()
 
-    def run(test: Test) -> None:
-        async def whole() -> None:
-            async with world() as here:
-                await test(here)
-
-        asyncio.run(whole())
-
-    return run
+    plays: Play = kit.plays(world)
+    return plays
 
 
 def test_a_line_is_in_the_journal_as_the_cage_s(play: Play) -> None:

@@ -86,14 +86,8 @@ def play(tmp_path: Path, start_gateway: Callable[[str], Any], system_bus: Any, k
             for bus in (caged.bus, *here.clients.values()):
                 bus.disconnect()
 
-    def run(test: Test) -> None:
-        async def whole() -> None:
-            async with world() as here:
-                await test(here)
-
-        asyncio.run(whole())
-
-    return run
+    plays: Play = kit.plays(world)
+    return plays
 
 
 def actions(*named: tuple[str, str]) -> Variant:

@@ -12,13 +12,13 @@ import os
 import select
 import signal
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests.vm.conftest import MakeCage
-from tests.vm.machine import SECONDS, ok, properties, run
+from tests.vm.machine import SECONDS, UNITS_OF_MEDIATORS, main_pid, ok, properties, run, until
 
 ROUTES = (("one", "two"), ("one", "vault"), ("two", "vault"))
 FILES, ROUNDS = 4, 2
@@ -47,10 +47,6 @@ def states() -> dict[str, str]:
 def records(kind: str) -> list[dict[str, str]]:
     listed = json.loads(ok("cagectl", "audit", "tail", "--json=short", "-n", "1000"))
     return [record["fields"] for record in listed if record["kind"] == kind]
-
-
-def main_pid(unit: str) -> int:
-    return int(properties(unit, "MainPID")["MainPID"])
 
 
 def gateway(name: str) -> str:
@@ -154,7 +150,7 @@ def watchdogs(seconds: int, *units: str) -> Iterator[None]:
 
 def test_what_stands_still_is_started_again_and_cages_go_on(cage: MakeCage) -> None:
     cage("work")
-    units = ("caged.service", "cage-apps.service", "cage-mediator@files.service")
+    units = ("caged.service", "cage-apps.service", *UNITS_OF_MEDIATORS)
     session = subprocess.Popen(["cagectl", "enter", "work", "--", "sh", "-c", "echo begun; read line; echo $line"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert session.stdout is not None
@@ -231,12 +227,6 @@ def frozen(name: str) -> Iterator[None]:
         yield
     finally:
         file.write_text("0")
-
-
-def until(condition: Callable[[], bool]) -> None:
-    """Until what the core answers fits, each answer being an event of its own."""
-    while not condition():
-        pass
 
 
 def test_a_stop_is_bounded_whatever_hangs(cage: MakeCage) -> None:

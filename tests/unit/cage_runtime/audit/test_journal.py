@@ -108,6 +108,8 @@ def test_a_decision_has_its_fields(listener: Listener, told: Journal) -> None:
      "The kernel refused ptrace to the cage work, 12 times", Priority.WARNING),
     (Kind.CALLS_ANSWERED, {"cage": "work", "operation": "sysinfo", "count": "12"},
      "sysinfo of the cage work was answered in the kernel's stead, 12 times", Priority.INFO),
+    (Kind.COPY, {"cage": "work", "direction": "in", "path": "a/", "outcome": "begun"},
+     "Copy in: a/ of the cage work: begun", Priority.INFO),
     (Kind.CAGE_STARTED, {"cage": "work"}, "The cage work has started", Priority.INFO),
     (Kind.CAGE_FAILED, {"cage": "work", "why": "no home"}, "The cage work does not work: no home", Priority.ERROR),
     (Kind.RECOVERED, {"bytes-cut": "12"},
@@ -229,6 +231,7 @@ def test_an_entry_says_who_and_what(kind: Kind) -> None:
 
 SAMPLES: dict[Kind, dict[str, str]] = {
     Kind.DECISION: DENIED, Kind.TRANSFER: {"cage": "work", "target": "vault", "request": "f" * 32, "outcome": "x"},
+    Kind.COPY: {"cage": "work", "direction": "in", "path": "x", "outcome": "begun"},
     Kind.MALFORMED: {"cage": "work", "service": "files.Send", "fault": "x"},
     Kind.RECOVERED: {"what": "x"}, Kind.CLOCK_SET_BACK: {"to": "x", "why": "x"}, Kind.POLICY_REFUSED: {"why": "x"},
     Kind.RECEIPT_KEY_MADE: {"host": "0" * 64, "key": "x"},

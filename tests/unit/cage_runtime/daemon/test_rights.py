@@ -127,7 +127,8 @@ def test_every_method_has_a_class_and_what_tells_of_something_is_all_that_the_bu
 
 def test_what_looks_into_a_private_cage_is_all_that_starts_something_in_it_or_shows_what_came_of_it() -> None:
     of_cages = {member: right for member, right in RIGHTS.items() if right.about is About.CAGE}
-    assert {member for member, right in of_cages.items() if right.does is Does.SHOWS} | {"Enter"} == PRIVATE
+    assert {member for member, right in of_cages.items() if right.does is Does.SHOWS} | {
+        "Enter", "CopyIn", "CopyOut"} == PRIVATE
     assert {"Run"} == OWNERS
 
 

@@ -9,7 +9,7 @@ import re
 import sys
 import types
 from pathlib import Path
-from typing import get_args
+from typing import Literal, get_args
 from xml.etree import ElementTree as ET
 
 import msgspec
@@ -23,6 +23,7 @@ from cage_runtime.cli.parser import Parser
 from cage_runtime.config import Definition, RuntimeConfig
 from cage_runtime.daemon import main as caged
 from cage_runtime.daemon.asking import AnswerOptions
+from cage_runtime.daemon.copies import CopyOptions
 from cage_runtime.daemon.define import CreateOptions
 from cage_runtime.daemon.options import NoOptions
 from cage_runtime.daemon.proof_service import DiffOptions
@@ -139,11 +140,13 @@ CORE = "org.cageruntime.Core1"
 XML = PAGES.parent / f"{CORE}.xml"
 OPTIONS: dict[str, tuple[type[msgspec.Struct], set[str]]] = {
     "Create": (CreateOptions, set()), "Enter": (SessionOptions, {"detach"}), "Run": (SessionOptions, {"root", "cwd"}),
+    "CopyIn": (CopyOptions, set()),
     "InstallApplication": (InstallOptions, set()), "TailAudit": (TailOptions, set()),
     "AnswerPrompt": (AnswerOptions, set()), "DiffPolicy": (DiffOptions, set()),
 }
 """What each method takes for options, and those of them that it refuses; every other method takes none."""
-TYPES = {str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"}, list[str]: {"as"}}
+TYPES = {Literal["fail", "rename", "skip", "replace"]: {"s"}, str: {"s"}, bool: {"b"}, int: {"u", "q"}, float: {"d"},
+         list[str]: {"as"}}
 
 
 def arguments_of(element: ET.Element, direction: str = "") -> list[tuple[str, str]]:
