@@ -335,6 +335,15 @@ def check_cage_name(untrusted_name: str) -> str:
     return untrusted_name
 
 
+def is_cage_name(untrusted_name: str) -> bool:
+    """Whether `check_cage_name` takes it."""
+    try:
+        check_cage_name(untrusted_name)
+    except InvalidName:
+        return False
+    return True
+
+
 def check_new_name(untrusted_name: str) -> str:
     """As `check_cage_name`, for a cage that a person makes: the names of disposable cages are the core's."""
     name = check_cage_name(untrusted_name)

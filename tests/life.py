@@ -113,7 +113,8 @@ def _record(client: Client, name: str) -> None:
     assert client.call("CheckPolicy", {}) == []
     client.call("ReloadPolicy", {})
     decision = client.call("ExplainPolicy", name, "files.Send", "", name, {})
-    assert decision.keys() == {"action", "rule", "reason", "flow", "target", "parameters", "passed", "change"}
+    assert decision.keys() == {"action", "rule", "reason", "flow", "target", "parameters", "passed", "note",
+                               "change"}
     assert (decision["action"], decision["flow"]) == ("deny", "level"), "no cage asks for anything of itself"
     assert not [found["text"] for found in client.call("ProvePolicy", {}) if found["kind"] == "leak"]
     tried = {"10-tried.policy": f"files.Send * {name} @core allow\n".encode()}

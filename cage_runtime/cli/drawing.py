@@ -15,17 +15,24 @@ if TYPE_CHECKING:
     from typing import Any
 
     Rows = Sequence[Mapping[str, Any]]
+    Point = tuple[float, float]
+    Curve = tuple[Point, Point, Point]
+    """Its ends, and in the middle what it bends towards."""
+    Area = tuple[float, float, float, float]
+    """Left, top, width and height."""
 
 CORE = "@core"
 _GREY, _RED, _INK = "#9e9e9e", "#b71c1c", "#212121"
 _WIDTH, _HEIGHT, _GAP = 150, 44, 50
 """A cage's box, and what is between two of them."""
-_LAYER, _MARGIN, _NAMES = 150, 24, 110
-"""The height of a layer; the picture's edge; what the names of the layers take on the left."""
+_LAYER, _MARGIN, _NAMES = 150, 24, 190
+"""The height of a layer; the picture's edge; what the names of the layers, and lines beside the boxes, take."""
 _LETTER = 6.2
 """How wide a letter of the small text is, about."""
-_CLIP = 21
-"""Letters that a box has room for."""
+_CLIP, _SHOWN = 21, 40
+"""Letters that a box has room for, and a line."""
+_PARTS = (0.5, 0.4, 0.6, 0.3, 0.7, 0.2, 0.8)
+"""Of a line, where its words can stand."""
 
 
 def label_of(cage: Mapping[str, Any]) -> str:
@@ -81,10 +88,11 @@ def svg(levels: Rows, cages: Rows, flows: Rows) -> str:
     height = 2 * _MARGIN + (len(layers) + with_core) * _LAYER
     top = _MARGIN + with_core * _LAYER
     places: dict[str, tuple[float, float]] = {}
+    grounds: list[str] = []
     boxes: list[str] = []
     for depth, (level, layer) in enumerate(reversed(list(zip(levels, layers, strict=True)))):
         middle = top + depth * _LAYER + _LAYER / 2
-        boxes += _layer(str(level["name"]), _colour(level), middle, width)
+        grounds += _layer(str(level["name"]), _colour(level), middle, width)
         for number, cage in enumerate(layer):
             at = (_MARGIN + _NAMES + (number + 0.5) * (width - 2 * _MARGIN - _NAMES) / len(layer), middle)
             places[str(cage["name"])] = at
@@ -92,11 +100,15 @@ def svg(levels: Rows, cages: Rows, flows: Rows) -> str:
     if with_core:
         places[CORE] = (_MARGIN + _NAMES + (width - 2 * _MARGIN - _NAMES) / 2, _MARGIN + _LAYER / 2)
         boxes += _box(CORE, "the core", _INK, places[CORE])
-    lines = [line for flow in _fanned(flows) for line in _edge(flow, places)]
+    curves = [(flow, curve) for flow, number in _fanned(flows) if (curve := _curve(flow, number, places))]
+    lines = [line for flow, curve in curves for line in _edge(flow, curve)]
+    lines += boxes  # over the lines, and the words over both
+    taken: list[Area] = [(x - _WIDTH / 2, y - _HEIGHT / 2, _WIDTH, _HEIGHT) for x, y in places.values()]
+    lines += [line for flow, curve in curves for line in _words(flow, curve, taken)]
     head = (f'<svg xmlns="http://www.w3.org/2000/svg" width="{width}" height="{height}" '
             f'viewBox="0 0 {width} {height}" font-family="sans-serif">')
     return "\n".join(['<?xml version="1.0" encoding="UTF-8"?>', head, *_ARROWS,
-                      f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *boxes, *lines, "</svg>"]) + "\n"
+                      f'<rect width="{width}" height="{height}" fill="#ffffff"/>', *grounds, *lines, "</svg>"]) + "\n"
 
 
 _ARROWS = ["<defs>", *(
@@ -145,43 +157,73 @@ def _fanned(flows: Rows) -> Iterable[tuple[Mapping[str, Any], int]]:
         seen[pair] += 1
 
 
-def _edge(fanned: tuple[Mapping[str, Any], int], places: Mapping[str, tuple[float, float]]) -> list[str]:
-    """A curve from box to box, bent by how many there are between the two already, and what may go along it."""
-    flow, number = fanned
+def _curve(flow: Mapping[str, Any], number: int, places: Mapping[str, Point]) -> Curve | None:
+    """From box to box, bent by how many there are between the two already, and beside what stands between them."""
     if flow["source"] not in places or flow["target"] not in places:
-        return []
+        return None
     (x1, y1), (x2, y2) = places[flow["source"]], places[flow["target"]]
     side = 1 if number % 2 == 0 else -1
-    bend = side * (14 + 26 * (number // 2))
     if y1 == y2:
         # Within a layer the curve goes over the boxes, or below them.
         y1 = y2 = y1 - side * _HEIGHT / 2
-        bent = ((x1 + x2) / 2, y1 - side * (18 + 22 * (number // 2)))
-    else:
-        up = y2 < y1
-        y1, y2 = (y1 - _HEIGHT / 2, y2 + _HEIGHT / 2) if up else (y1 + _HEIGHT / 2, y2 - _HEIGHT / 2)
-        bent = ((x1 + x2) / 2 + bend, (y1 + y2) / 2)
-    ink, head = (_RED, "down") if flow.get("declassify") else (_INK, "arrow")
+        return (x1, y1), ((x1 + x2) / 2, y1 - side * (18 + 22 * (number // 2))), (x2, y2)
+    bend = side * (14 + 26 * (number // 2))
+    if abs(y1 - y2) > _LAYER:
+        bend += side * _WIDTH  # the curve itself goes half as far
+    down = _HEIGHT / 2 if y2 > y1 else -_HEIGHT / 2
+    return (x1, y1 + down), ((x1 + x2) / 2 + bend, (y1 + y2) / 2), (x2, y2 - down)
+
+
+def _along(curve: Curve, part: float) -> Point:
+    """Where one is after that part of the way."""
+    x, y = ((1 - part) ** 2 * begin + 2 * part * (1 - part) * middle + part**2 * end
+            for begin, middle, end in zip(*curve, strict=True))
+    return x, y
+
+
+def _edge(flow: Mapping[str, Any], curve: Curve) -> list[str]:
+    (x1, y1), bent, (x2, y2) = curve
+    ink, head = _ink(flow), "down" if flow.get("declassify") else "arrow"
     dashes = ' stroke-dasharray="6 4"' if flow.get("action") == "ask" else ""
     tail = f' marker-start="url(#{head})"' if flow.get("two-way") else ""
-    services = ", ".join(map(str, flow["services"]))
-    shown = services if len(services) <= 40 else services[:39] + "…"
-    # Where between the two ends: not all in the middle.
-    part = (0.5, 0.35, 0.65, 0.2, 0.8)[number % 5]
-    across, along = (
-        (1 - part) ** 2 * begin + 2 * part * (1 - part) * middle + part**2 * end
-        for begin, middle, end in ((x1, bent[0], x2), (y1, bent[1], y2))
-    )
-    says = f"{flow['source']} to {flow['target']}: {flow['action']} {services}"
+    says = f"{flow['source']} to {flow['target']}: {flow['action']} {_services(flow)}"
     return [
         f"<g><title>{_xml(says)}</title>",
         f'<path d="M {x1:.1f} {y1:.1f} Q {bent[0]:.1f} {bent[1]:.1f} {x2:.1f} {y2:.1f}" fill="none" stroke="{ink}" '
         f'stroke-width="1.5"{dashes} marker-end="url(#{head})"{tail}/>',
-        f'<rect x="{across - len(shown) * _LETTER / 2:.1f}" y="{along - 9:.1f}" width="{len(shown) * _LETTER:.1f}" '
-        'height="12" fill="#ffffff" fill-opacity="0.8"/>',
-        f'<text x="{across:.1f}" y="{along:.1f}" font-size="10" text-anchor="middle" fill="{ink}">{_xml(shown)}</text>',
         "</g>",
     ]
+
+
+def _words(flow: Mapping[str, Any], curve: Curve, taken: list[Area]) -> list[str]:
+    """What may go along the curve, where on it the least is `taken` already."""
+    services = _services(flow)
+    shown = services if len(services) <= _SHOWN else services[: _SHOWN - 1] + "…"
+    width = len(shown) * _LETTER
+    areas = [(x - width / 2, y - 9, width, 12.0) for x, y in (_along(curve, part) for part in _PARTS)]
+    area = min(areas, key=lambda area: sum(_shared(area, other) for other in taken))
+    taken.append(area)
+    left, top, _, _ = area
+    return [
+        f'<rect x="{left:.1f}" y="{top:.1f}" width="{width:.1f}" height="12" fill="#ffffff" fill-opacity="0.8"/>',
+        f'<text x="{left + width / 2:.1f}" y="{top + 9:.1f}" font-size="10" text-anchor="middle" '
+        f'fill="{_ink(flow)}">{_xml(shown)}</text>',
+    ]
+
+
+def _shared(one: Area, other: Area) -> float:
+    """How much two areas have in common."""
+    across = min(one[0] + one[2], other[0] + other[2]) - max(one[0], other[0])
+    along = min(one[1] + one[3], other[1] + other[3]) - max(one[1], other[1])
+    return max(across, 0.0) * max(along, 0.0)
+
+
+def _services(flow: Mapping[str, Any]) -> str:
+    return ", ".join(map(str, flow["services"]))
+
+
+def _ink(flow: Mapping[str, Any]) -> str:
+    return _RED if flow.get("declassify") else _INK
 
 
 def _xml(text: str) -> str:

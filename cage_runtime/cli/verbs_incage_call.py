@@ -18,6 +18,8 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
+_UNSAID = {127: "status 127, as where there is no such service",
+           126: "status 126, as where what is there is no service that can be run"}
 NAME_MAX = 1024
 """Characters of SERVICE+ARG that are asked about; the mediator takes less."""
 
@@ -42,6 +44,8 @@ def _call(args: argparse.Namespace, screen: Screen) -> int:
     # As long as it takes: a person may have to be asked first, and Ctrl-C ends the wait.
     pipes = peer.call("Call", "sssa{sv}", service, argument, args.cage, {}, returns="hhh", timeout=None)
     status, sentence = _relay(*pipes)
+    if not sentence and status in _UNSAID:  # what is said of it there stays in the log of that cage
+        sentence = f"{cell(args.service)}: {_UNSAID[status]}"
     if sentence:
         say(args.program, sentence)
     return status

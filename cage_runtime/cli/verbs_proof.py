@@ -103,7 +103,7 @@ def _show_decision(decision: dict[str, Any], question: tuple[str, str, str], why
     direction = f" ({cell(flow)})" if flow else ""
     redirected = f", which goes to {cell(after)}" if action != "deny" and after not in ("", target) else ""
     screen.line(f"{screen.word(cell(action), action)}: {service} from {source} to {target}{redirected}{direction}")
-    shown = [(key, decision[key]) for key in ("rule", "reason", "parameters") if decision.get(key)]
+    shown = [(key, decision[key]) for key in ("rule", "reason", "note", "parameters") if decision.get(key)]
     if why:
         shown += [("passed", f"{near.get('rule', '')}: {near.get('text', '')}: {near.get('why', '')}")
                   for near in decision.get("passed", [])]

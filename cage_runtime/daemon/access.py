@@ -24,8 +24,8 @@ from cage_runtime.daemon.manager import ACTING, Manager
 from cage_runtime.daemon.rate import RECORDED, Persons
 from cage_runtime.daemon.refusals import Refusals
 from cage_runtime.daemon.rights import OWNERS, PRIVATE, RIGHTS
-from cage_runtime.errors import InvalidName, PrivateCage, RuntimeFailure
-from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, check_cage_name
+from cage_runtime.errors import PrivateCage, RuntimeFailure
+from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, is_cage_name
 from cage_runtime.objects import OPEN_TO_ALL
 
 CAGES_PATH, JOBS_PATH = f"{CORE_PATH}/cage/", f"{CORE_PATH}/job/"
@@ -81,12 +81,20 @@ class Access:
 
     async def to_pair(self, call: Call) -> tuple[Cage, Cage | None]:
         """The cages that the first and the fourth argument name, for whoever may do what is called with each; None
-        where the latter is a word of the policy such as @core, which stands for no cage that there is."""
+        where the latter is a word of the policy such as @core, or, for whoever sees everybody's, a name that no cage
+        has: a rule may send that on."""
         caller = await self._caller(call)
         names = str(call.arguments[0]), str(call.arguments[3])
         source = await self._permitted(caller, names[0])
-        target = None if names[1] == "" or names[1].startswith("@") else await self._permitted(caller, names[1])
+        target = None if await self._is_no_cage_s(caller, names[1]) else await self._permitted(caller, names[1])
         return self._still(names[0], source), target
+
+    async def _is_no_cage_s(self, caller: Caller, untrusted_name: str) -> bool:
+        if not is_cage_name(untrusted_name):
+            return untrusted_name == "" or untrusted_name.startswith("@")
+        # Asked whether there is such a cage or not, so that the time taken does not tell.
+        sees_all = await self._authorization.sees_all(caller, RIGHTS["List"])
+        return sees_all and self._manager.get(untrusted_name) is None
 
     async def sees_all(self, call: Call) -> bool:
         """Whether the caller gets to see everybody's cages."""
@@ -133,7 +141,7 @@ class Access:
             await self._turn(caller)
             return self._still(untrusted_name, cage)
         if not caller.is_root:
-            if not _is_name(untrusted_name):  # which is no cage's, and nothing to show to an administrator
+            if not is_cage_name(untrusted_name):  # which is no cage's, and nothing to show to an administrator
                 raise no_such_cage(untrusted_name)
             known = {} if cage is None else _about(cage.name, cage.record.owner, cage.level)
             details = {"cage": untrusted_name, **known}
@@ -178,14 +186,6 @@ def _keep_private(caller: Caller, cage: Cage) -> None:
     else:
         return
     raise PrivateCage(f"{caller.member} is not authorised: {why}")
-
-
-def _is_name(untrusted_name: str) -> bool:
-    try:
-        check_cage_name(untrusted_name)
-    except InvalidName:
-        return False
-    return True
 
 
 def _about(name: str, owner: int, level: str) -> Details:

@@ -11,6 +11,7 @@ from dbus_fast import Variant
 
 from cage_runtime.bus import Answer, Call, Handler
 from cage_runtime.daemon.access import Access
+from cage_runtime.daemon.cage import no_such_cage
 from cage_runtime.daemon.options import NoOptions, options, text
 from cage_runtime.daemon.proofs import Proofs, Question, Tried
 from cage_runtime.model import Levels
@@ -41,6 +42,8 @@ class ProofService:
         _, service, argument, name, given = call.arguments
         source, target = await self._access.to_pair(call)
         options(given, NoOptions)
+        if target is None and not self._proofs.speaks_of(name):
+            raise no_such_cage(name)
         question = Question(source=source, service=service, argument=argument, target=target.name if target else name)
         found = await self._proofs.explain(question)
         # The text of the policy may name other cages.
@@ -91,7 +94,7 @@ def _explained(found: Explanation, known: set[str] | None) -> dict[str, Variant]
     return {
         **text({"action": decision.action.value, "rule": decision.rule, "reason": decision.reason,
                 "flow": decision.flow.value if decision.flow else "", "target": decision.target,
-                "parameters": " ".join(added(decision)), "change": found.change}),
+                "parameters": " ".join(added(decision)), "note": found.note, "change": found.change}),
         "passed": Variant("aa{sv}", near),
     }
 

@@ -23,6 +23,7 @@ from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.mediation import Mediation
 from cage_runtime.errors import CageError, DefinitionError, PolicySyntaxError, UsageError
 from cage_runtime.model import (
+    CORE_TARGET,
     GRAPH_CAGES_MAX,
     POLICY_CHANGES_MAX,
     TRIED_BYTES_MAX,
@@ -31,6 +32,7 @@ from cage_runtime.model import (
     Label,
     Request,
     ServiceKind,
+    is_cage_name,
 )
 from cage_runtime.policy.cells import Host
 from cage_runtime.policy.check import Finding, findings
@@ -40,7 +42,9 @@ from cage_runtime.policy.explain import Explanation, explain
 from cage_runtime.policy.loader import load_tried
 from cage_runtime.policy.match import canonical
 from cage_runtime.policy.picture import Line, picture
+from cage_runtime.policy.rule import Named
 from cage_runtime.policy.witness import DEFAULT, Case
+from cage_runtime.text import escape
 
 _Result = TypeVar("_Result")
 _DEFAULT = "@default"
@@ -145,8 +149,18 @@ class Proofs:
         case, host = self._case(question), self._host()
         return await self._apart(lambda: explain(self._load(tried), case, host))
 
+    def speaks_of(self, untrusted_target: str) -> bool:
+        """Whether a rule of the policy in force is about that target, or it is a word, which is no cage's name."""
+        return not is_cage_name(untrusted_target) or any(
+            isinstance(rule.target, Named) and rule.target.name == untrusted_target
+            for rule in self._mediation.policy.rules)
+
     def _case(self, question: Question) -> Case:
         name = DEFAULT if question.target == _DEFAULT else question.target
+        if name not in (DEFAULT, CORE_TARGET) and not is_cage_name(name) and template_of(name) is None:
+            shown = escape(name, limit=60)
+            raise UsageError(f'"{shown}" cannot be asked for: a target is a cage, @core, @default, @disposable or '
+                             "@disposable:TEMPLATE")
         request = Request(service=question.service, argument=question.argument, source=question.source.instance(),
                           target_name=name)
         return Case(request=request, world=self._world())

@@ -96,7 +96,9 @@ def _faults(rule: Rule, world: Mapping[str, Instance], host: Host) -> Iterator[t
         yield About.EXPIRED, "its time is over, so that it matches nothing any more"
     if rule.service and not host.has(rule.service.name):
         yield About.UNKNOWN_SERVICE, f'no mediator offers "{rule.service.name}"'
-    names = [found.name for found in wanted] + [parameters.target, parameters.default_target]
+    # What a rule sends on need be no cage's name.
+    asked = wanted[:1] if parameters.target else wanted
+    names = [found.name for found in asked] + [parameters.target, parameters.default_target]
     for name in dict.fromkeys(name for name in names if name and not name.startswith("@")):
         if name not in world:
             yield About.UNKNOWN_CAGE, f'there is no cage "{name}"'

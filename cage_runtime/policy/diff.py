@@ -29,7 +29,8 @@ class Change:
     target: str
     before: str
     after: str
-    """The action, and what the rule adds to it; `deny` alone where no rule allows."""
+    """The action, and what the rule adds to it; `deny` alone where no rule allows.  Where both are the same in that,
+    where it goes or may be chosen to go."""
     rule_before: str
     rule_after: str
     """FILE:LINE, empty where none matches."""
@@ -51,8 +52,9 @@ def differences(before: Engine, after: Engine, world: Mapping[str, Instance], ho
                 case = Case(request=request, world=there)
                 was, is_ = decided(before, case, host), decided(after, case, host)
                 if _comes_to(was) != _comes_to(is_):
+                    texts = _texts(was, is_, names)
                     yield Change(source=names.get(source.name, source.name), service=words.shown(request),
-                                 target=names.get(name, name) or "@default", before=_shown(was), after=_shown(is_),
+                                 target=names.get(name, name) or "@default", before=texts[0], after=texts[1],
                                  rule_before=was.rule, rule_after=is_.rule)
 
 
@@ -75,6 +77,19 @@ def _comes_to(decision: Decision) -> tuple[object, ...]:
     return decision.action, decision.target, decision.parameters, decision.two_way, decision.choices
 
 
+def _texts(was: Decision, is_: Decision, names: Mapping[str, str]) -> tuple[str, str]:
+    """The two, so that they differ."""
+    if _shown(was) != _shown(is_):
+        return _shown(was), _shown(is_)
+    before, after = (f"{_shown(each)} (to {_goes_to(each, names)})" for each in (was, is_))
+    return before, after
+
+
 def _shown(decision: Decision) -> str:
     """The action and parameters, as a rule has them."""
     return " ".join([decision.action.value, *added(decision)])
+
+
+def _goes_to(decision: Decision, names: Mapping[str, str]) -> str:
+    goes = (decision.target,) if decision.target else decision.choices
+    return " or ".join(names.get(name, name) for name in goes)

@@ -57,6 +57,7 @@ NEEDS_DECLASSIFY = 'the rule allows it, but for this flow would need "declassify
 BAD_SERVICE = "no service is called so"
 BAD_ARGUMENT = 'an argument is 1 to 64 of A-Z, a-z, 0-9 and "._-", first a letter or digit'
 NO_TARGET = "no target is named, and the rule names none"
+SENT_ON = "no target is named, and where the rule sends it on it may not go"
 NOTHING_TO_CHOOSE = "no target is named, and there is none that could be chosen"
 NOT_OFFERED = "that target was not to be chosen"
 ROUND = "rules send it on in a circle, or too often"
@@ -145,6 +146,8 @@ class Policy:
             return _deny("", NO_RULE, None)
         if rule.action is Action.DENY:
             return _deny(rule.place, DENIED, None, rule.parameters)
+        if request.target_name == "" and rule.parameters.target:
+            return _deny(rule.place, SENT_ON, None)
         if request.target_name == "":
             return _deny(rule.place, NOTHING_TO_CHOOSE if rule.action is Action.ASK else NO_TARGET, None)
         if not rule.parameters.declassify and not rule.parameters.target:

@@ -12,6 +12,7 @@ from cage_runtime.policy.engine import Policy
 from cage_runtime.policy.match import mismatch
 from cage_runtime.policy.rule import Anyone, Core, Disposable, Named, Rule, Service, Target
 from cage_runtime.policy.witness import DEFAULT, Case
+from cage_runtime.text import escape
 
 NEAR_MAX = 20
 """Rules that are told to have nearly matched: those next before the one that decides."""
@@ -32,13 +33,18 @@ class Explanation:
     near: tuple[Near, ...]
     change: str
     """The least that would have it allowed, in a clause; empty where it is allowed, and where no rule would."""
+    note: str = ""
+    """What else is amiss with what is asked, in a clause."""
 
 
 def explain(policy: Policy, case: Case, host: Host) -> Explanation:
     """What `policy` decides of the request, and why."""
     decision = decided(policy, case, host)
     near = tuple(_near(policy, case, decision, host)) if policy.fault is None else ()
-    return Explanation(decision=decision, near=near[-NEAR_MAX:], change=_change(policy, case, decision, host))
+    service = case.request.service
+    note = "" if host.has(service) else f'no mediator offers "{escape(service, limit=60)}"'
+    return Explanation(decision=decision, near=near[-NEAR_MAX:], change=_change(policy, case, decision, host),
+                       note=note)
 
 
 def _near(policy: Policy, case: Case, decision: Decision, host: Host) -> Iterator[Near]:

@@ -116,7 +116,7 @@ class _Reading:
                 yield error
                 continue
             if file is not None:
-                yield from self._file(file, f"{file.path}:1", ())
+                yield from self._file(file, f"{_shown(file)}:1", ())
 
     def _file(self, file: File, place: str, around: tuple[File, ...]) -> Iterator[Rule | PolicySyntaxError]:
         """What the file says, in the files `around` it; `place` is what it is there for."""
@@ -126,7 +126,7 @@ class _Reading:
             most = f"{POLICY_FILES_MAX} files, or than {POLICY_TOTAL_BYTES_MAX} bytes in them"
             yield PolicySyntaxError(f"{place}: more than {most}, in all")
             return
-        for found in read(file.untrusted_text, file=str(file.path), levels=self._levels, kinds=self._kinds):
+        for found in read(file.untrusted_text, file=_shown(file), levels=self._levels, kinds=self._kinds):
             if isinstance(found, Include):
                 yield from self._included(found, (*around, file))
             else:
@@ -153,6 +153,11 @@ class _Reading:
                 yield PolicySyntaxError(f"{include.place}: {file.path} includes itself")
             else:
                 yield from self._file(file, include.place, around)
+
+
+def _shown(file: File) -> str:
+    """What its rules and faults are said to be in: of what is not installed the name alone, as it is nowhere here."""
+    return file.path.name if file.identity[0] == _TRIED else str(file.path)
 
 
 def _names(directory: Path, place: str) -> list[str]:

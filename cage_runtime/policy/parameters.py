@@ -22,7 +22,7 @@ from cage_runtime.model import (
     ServiceKind,
     parse_size,
 )
-from cage_runtime.policy.rule import LIMIT_UNITS, NO_PARAMETERS
+from cage_runtime.policy.rule import LIMIT_UNITS, NO_PARAMETERS, TIME_UNITS
 from cage_runtime.policy.tokens import Fault, redirect_of, shown
 
 _NUMBER = re.compile(r"[1-9][0-9]{0,6}\Z")
@@ -32,7 +32,6 @@ _MOMENT = re.compile(r"[0-9]{4}-[0-9]{2}-[0-9]{2}T[0-9]{2}:[0-9]{2}(:[0-9]{2})?(
 _TYPE = re.compile(r"[a-z][a-z0-9-]{0,30}/(\*|[a-z0-9][a-z0-9!#$&^_.+-]{0,126})\Z")
 _TOOL = re.compile(r"[a-z][a-z0-9-]{0,30}(:[A-Za-z0-9][A-Za-z0-9._-]{0,63})?\Z")
 _USER = re.compile(r"[a-z_][a-z0-9_-]{0,30}\Z")
-_SECONDS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 
 
 def _size(untrusted: str) -> int:
@@ -69,9 +68,9 @@ def _limit(untrusted: str) -> Limit:
 
 def _duration(untrusted: str) -> int:
     found = _DURATION.match(untrusted)
-    seconds = int(found[1]) * _SECONDS[found[2]] if found else 0
+    seconds = int(found[1]) * TIME_UNITS[found[2]] if found else 0
     if not 0 < seconds <= POLICY_SECONDS_MAX:
-        most = POLICY_SECONDS_MAX // _SECONDS["d"]
+        most = POLICY_SECONDS_MAX // TIME_UNITS["d"]
         raise Fault(f'"{shown(untrusted)}" is not a time of at most {most}d: write how many s, m, h or d, such as 10m')
     return seconds
 

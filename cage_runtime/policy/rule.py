@@ -167,7 +167,7 @@ def written(parameters: Parameters) -> Iterator[str]:
         "direction": given.direction, "max-size": _size(given.max_size) if given.max_size else None,
         "max-files": given.max_files,
         "types": ",".join(given.types), "limit": _limit(given.limit) if given.limit else None,
-        "for": f"{given.stands}s" if given.stands else None, "until": until,
+        "for": _time(given.stands) if given.stands else None, "until": until,
         "transform": given.transform, "require": given.require, "log": given.log,
     }
     if given.declassify:
@@ -175,12 +175,19 @@ def written(parameters: Parameters) -> Iterator[str]:
     yield from (f"{name}={value}" for name, value in values.items() if value not in (None, ""))
 
 
+TIME_UNITS = {"s": 1, "m": 60, "h": 3600, "d": 86400}
 LIMIT_UNITS = {"s": 1.0, "min": 60.0, "h": 3600.0}
 
 
 def _limit(limit: Limit) -> str:
     unit = next(name for name, seconds in LIMIT_UNITS.items() if seconds == limit.seconds)
     return f"{limit.count}/{unit}"
+
+
+def _time(seconds: int) -> str:
+    """In the largest unit that it is a whole number of."""
+    unit = next(name for name, length in reversed(TIME_UNITS.items()) if seconds % length == 0)
+    return f"{seconds // TIME_UNITS[unit]}{unit}"
 
 
 def _size(size: int) -> str:

@@ -28,12 +28,12 @@ _HIDDEN = re.compile(
 
 
 def clean(untrusted_content: bytes) -> str:
-    """The text of a clip; TransferFailed, worded to follow "the clip", where it is none."""
+    """The text of a clip; TransferFailed where it is none."""
     try:
         untrusted_text = untrusted_content.decode()
     except UnicodeDecodeError as error:
-        raise TransferFailed("is not UTF-8") from error
+        raise TransferFailed("the clip is not UTF-8") from error
     if "\0" in untrusted_text:
-        raise TransferFailed("has a NUL, and is no text")
+        raise TransferFailed("the clip has a NUL, and is no text")
     lines = _LINES.sub("\n", untrusted_text)
     return _HIDDEN.sub("", _SEQUENCES.sub("", lines))

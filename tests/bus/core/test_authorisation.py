@@ -413,6 +413,26 @@ def test_explain_is_for_who_may_know_of_both(polkit: FakePolkit, alice: Client, 
     assert "within one person's cages alone" in told["reason"][1]
 
 
+@pytest.mark.usefixtures("cages")
+def test_a_name_that_a_rule_sends_on_is_explained_to_who_sees_all(core: Core, polkit: FakePolkit, alice: Client,
+                                                                  client: Client) -> None:
+    polkit.says = lambda asked: NO if asked.action.endswith("-any") else YES
+    core.write_policy(f"files.Send * * in allow target={HIS}\nfiles.Send * * {HIS} allow declassify\n")
+    client.call("ReloadPolicy", "a{sv}", {})
+
+    def explained(asking: Client, target: str) -> dict[str, Any]:
+        return asking.call("ExplainPolicy", "ssssa{sv}", HERS, "files.Send", "", target, {})
+
+    told = explained(client, "in")
+    assert (told["action"][1], told["target"][1]) == ("allow", HIS)
+    for asking, target in ((alice, "in"), (client, "out"), (client, "In")):
+        with pytest.raises(Refusal) as refusal:
+            explained(asking, target)
+        assert (refusal.value.name, refusal.value.sentence) == none(target)
+    with pytest.raises(Refusal, match="cannot be asked for"):
+        explained(client, "@dominates")
+
+
 # --- root, and no polkit ---------------------------------------------------------------------------------------------
 @pytest.mark.usefixtures("cages", "apps")
 def test_root_is_not_asked_about(polkit: FakePolkit, client: Client) -> None:

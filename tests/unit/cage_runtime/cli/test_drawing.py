@@ -44,9 +44,9 @@ def titles(root: ET.Element) -> list[str]:
 
 def test_a_drawing_has_every_cage_and_every_flow() -> None:
     assert titles(drawn()) == [
-        "vault (secret)", "work (internal+finance)", "mail (internal)", "web (public)", "@core (the core)",
         "work to vault: allow files.Send, clipboard.Paste", "vault to web: ask files.Send",
         "work to mail: allow call.X+a", "mail to @core: allow notify.Show",
+        "vault (secret)", "work (internal+finance)", "mail (internal)", "web (public)", "@core (the core)",
     ]  # fmt: skip
 
 
@@ -75,6 +75,21 @@ def test_no_box_lies_over_another_and_all_is_inside() -> None:
         assert 0 <= y <= height - high
         for other_x, other_y, _, _ in boxes[:number]:
             assert abs(x - other_x) >= wide or abs(y - other_y) >= high
+
+
+def test_no_words_lie_over_a_name_or_over_others() -> None:
+    """Two cages with nothing beside them, one above the other, and another level between."""
+    root = drawn(flows=[flow("web", "vault", "files.Send"), flow("vault", "web", "call.Echo", declassify=True),
+                        flow("web", "vault", "open.Uri", action="ask"), flow("vault", "@core", "log.Write"),
+                        flow("web", "@core", "log.Write")])
+    words = [tuple(float(area.attrib[key]) for key in ("x", "y", "width", "height"))
+             for area in root.findall(f"{SVG}rect") if area.attrib.get("fill-opacity") == "0.8"]
+    boxes = [tuple(float(box.attrib[key]) for key in ("x", "y", "width", "height"))
+             for group in root.iter(f"{SVG}g") for box in group.findall(f"{SVG}rect")]
+    assert (len(words), len(boxes)) == (5, 5)
+    for number, (x, y, wide, high) in enumerate(words):
+        for other_x, other_y, other_wide, other_high in (*boxes, *words[:number]):
+            assert x >= other_x + other_wide or other_x >= x + wide or y >= other_y + other_high or other_y >= y + high
 
 
 def test_a_host_without_cages_has_its_levels_drawn() -> None:

@@ -80,6 +80,11 @@ def test_a_rule_that_is_to_match_for_some_time_is_no_cover_for_others() -> None:
         "shadowed: p:2: never decides anything: p:1 decides all that it is about"]
 
 
+def test_a_name_that_is_sent_on_is_no_cage_s() -> None:
+    assert told("files.Send * * in allow target=vault", *SHIPPED) == []
+    assert told("files.Send * * in allow target=ghost", *SHIPPED) == ['unknown-cage: p:1: there is no cage "ghost"']
+
+
 # --- explanations ----------------------------------------------------------------------------------------------------
 def test_what_nearly_matches_is_told_and_what_would_change_it() -> None:
     found = explained("vault", "files.Send", "work", "files.Send +x vault work allow", "call.X * vault work allow",
@@ -89,6 +94,11 @@ def test_what_nearly_matches_is_told_and_what_would_change_it() -> None:
         ("p:1", "it is about the argument +x"), ("p:4", "the target is not @same-label of the source"),
         ("p:5", "the target is not @dominates of the source")]
     assert found.change == "a line before p:6, such as: files.Send * vault work allow declassify"
+
+
+def test_a_service_that_nobody_offers_is_noted() -> None:
+    assert explained("work", "files.Sned", "vault", *SHIPPED).note == 'no mediator offers "files.Sned"'
+    assert explained("work", "call.Sum", "vault", *SHIPPED).note == ""
 
 
 def test_a_change_is_told_only_if_it_would_do() -> None:
@@ -107,6 +117,18 @@ def test_a_difference_is_of_what_is_decided_not_of_texts() -> None:
     assert [(each.source, each.service, each.target, each.before, each.after, each.rule_before, each.rule_after)
             for each in differences(policy(*SHIPPED), mine, WORLD, HOST)] == [
         ("vault", "files.Send", "web", "deny", "ask declassify max-size=1M", "p:3", "p:1")]
+
+
+def test_a_difference_in_what_may_be_chosen_is_seen() -> None:
+    asks = policy("files.Send * work @default ask", *SHIPPED)
+    fewer = policy("files.Send * work @default ask", "files.Send * work vault deny",
+                   "files.Send * * * allow declassify")
+    assert [(each.before, each.after) for each in differences(asks, fewer, WORLD, HOST)
+            if (each.source, each.service, each.target) == ("work", "files.Send", "@default")] == [
+        ("ask (to vault)", "ask (to web)")]
+    sent_on = policy("files.Send * web work allow target=vault", *SHIPPED)
+    assert [(each.before, each.after) for each in differences(policy(*SHIPPED), sent_on, WORLD, HOST)
+            if (each.source, each.target) == ("web", "work")] == [("allow (to work)", "allow (to vault)")]
 
 
 def test_labels_are_compared_where_there_are_no_cages() -> None:
@@ -139,15 +161,14 @@ def paths(tmp_path: Path) -> Paths:
 
 def places(paths: Paths, files: dict[str, bytes], *, alone: bool = False) -> list[str]:
     found = load_tried(paths, LEVELS, KINDS, files, alone=alone).rules
-    return [str(Path(rule.place).relative_to(Path(paths.shipped).parent)) for rule in found]
+    return [rule.place.removeprefix(f"{Path(paths.shipped).parent}/") for rule in found]
 
 
 def test_what_is_tried_stands_where_it_would_be_installed(paths: Paths) -> None:
-    mine = "administrator/policy.d"
     assert places(paths, {"60-b.policy": b"* * * * deny\n", "30-a.policy": b"\n* * * * deny"}) == [
-        f"{mine}/30-a.policy:2", "shipped/policy.d/50-default.policy:1", f"{mine}/60-b.policy:1"]
-    assert places(paths, {"50-default.policy": b"* * * * deny\n"}) == [f"{mine}/50-default.policy:1"]
-    assert places(paths, {"60-b.policy": b"* * * * deny\n"}, alone=True) == [f"{mine}/60-b.policy:1"]
+        "30-a.policy:2", "shipped/policy.d/50-default.policy:1", "60-b.policy:1"]
+    assert places(paths, {"50-default.policy": b"* * * * deny\n"}) == ["50-default.policy:1"]
+    assert places(paths, {"60-b.policy": b"* * * * deny\n"}, alone=True) == ["60-b.policy:1"]
     assert places(paths, {}) == ["shipped/policy.d/50-default.policy:1"]
 
 

@@ -7,7 +7,7 @@ from datetime import timedelta
 
 import pytest
 
-from cage_runtime.model import Action, Direction, Flow, Logged
+from cage_runtime.model import Action, Direction, Flow, Logged, Request
 from cage_runtime.policy import engine
 from tests.unit.cage_runtime.policy.world import KINDS, LEVELS, NOON, cage, world
 
@@ -145,6 +145,12 @@ def test_what_is_no_target_that_there_is_gets_nothing(target: str) -> None:
 
 def test_whoever_names_no_target_needs_a_rule_that_names_one() -> None:
     assert world("* * * * allow declassify").decide("work", "").reason == engine.NO_TARGET
+
+
+@pytest.mark.parametrize("rule", ["* * work @default allow target=peer", "* * work @default ask target=ghost"])
+def test_where_a_rule_names_the_target_nobody_hears_that_it_names_none(rule: str) -> None:
+    request = Request(service="files.Send", argument="", source=cage("work", "internal"), target_name="")
+    assert world(rule, "* * * * deny").policy.public_refusal(request, NOON).reason == engine.SENT_ON
     found = world("files.Send * * @default allow target=vault", "files.Send * * vault allow").decide("work", "")
     assert (found.action, found.target, found.flow) == (ALLOW, "vault", Flow.UP)
 
@@ -164,8 +170,6 @@ def test_a_rule_whose_time_is_over_is_none() -> None:
 
 
 def test_a_refusal_knows_the_time_too() -> None:
-    from cage_runtime.model import Request
-
     policy = world("* * * * allow until=2026-11-26T12:00Z").policy
     request = Request(service="files.Send", argument="", source=cage("work", "internal"), target_name="vault")
     assert policy.public_refusal(request, NOON - 1).rule == "p:1"
