@@ -117,7 +117,8 @@ class Bus:
             await connection.connect()
         except (OSError, AuthError, EOFError) as error:
             where = address or os.environ.get("DBUS_SYSTEM_BUS_ADDRESS", "unix:path=/run/dbus/system_bus_socket")
-            raise NoSystemBus(f"no bus answers at {where} ({error}); start it: dbus-daemon --system") from error
+            help_ = "" if address else "; start it: dbus-daemon --system"
+            raise NoSystemBus(f"no bus answers at {where} ({error}){help_}") from error
         if not str(connection.unique_name).startswith(":"):  # the library takes the text of a refusal for the name
             connection.disconnect()
             raise NoSystemBus(f"the bus at {address} takes no connection: {connection.unique_name}")

@@ -171,6 +171,12 @@ class AuthenticationNeeded(NotAuthorized):
     bus_name = "AuthenticationNeeded"
 
 
+class TicketExpired(CageError):
+    """What was permitted was not done in time, and would have to be permitted anew."""
+
+    bus_name = "TicketExpired"
+
+
 class RuntimeFailure(CageError):
     """The runtime itself failed or this host lacks what it needs (exit status 125)."""
 

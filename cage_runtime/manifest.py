@@ -57,6 +57,7 @@ _Parameter = Literal["max-size", "max-files", "types", "transform", "require", "
 
 class _Service(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True, rename="kebab"):
     one_way: bool = False
+    looks_first: bool = False
     parameters: list[_Parameter] = []
 
 
@@ -126,26 +127,28 @@ def parse(text: str, name: str, file: str) -> Mediator:
     table = parse_table(text, _Manifest, file)
     if repeated := _repeated(table.methods):
         raise DefinitionError(f'{file}:{line_of(text, ("methods",))}: methods: "{repeated[0]}" is there twice')
-    services = {}
+    services, delivery = {}, Delivery(table.delivery)
     for service, untrusted_keys in table.services.items():
         try:
-            services[service] = _kind(name, service, untrusted_keys)
+            services[service] = _kind(name, service, untrusted_keys, delivery)
         except UsageError as error:
             place = f"{file}:{line_of(text, ('services', service))}"
             raise DefinitionError(f'{place}: services."{escape(service, limit=80)}": {error.sentence}') from error
     return Mediator(
         name=name, description=table.description, methods=tuple(table.methods), descriptors=table.descriptors,
-        delivery=Delivery(table.delivery), folder=table.folder, services=services)
+        delivery=delivery, folder=table.folder, services=services)
 
 
-def _kind(name: str, service: str, untrusted_keys: dict[str, object]) -> ServiceKind:
+def _kind(name: str, service: str, untrusted_keys: dict[str, object], delivery: Delivery) -> ServiceKind:
     head, dot, tail = service.partition(".")
     if head != name or not dot or not (tail == FAMILY[1:] or _SERVICE.match(tail)):
         raise UsageError(f'not a service of {name}, such as "{name}.Use"')
     found = convert(untrusted_keys, _Service)
     if repeated := _repeated(found.parameters):
         raise UsageError(f'parameters: "{repeated[0]}" is there twice')
-    return ServiceKind(one_way=found.one_way, parameters=frozenset(found.parameters))
+    if found.looks_first and delivery is Delivery.NONE:
+        raise UsageError("looks-first: there is no delivery half that could")
+    return ServiceKind(one_way=found.one_way, parameters=frozenset(found.parameters), looks_first=found.looks_first)
 
 
 def _repeated(words: Iterable[str]) -> list[str]:

@@ -28,6 +28,12 @@ DISPOSABLE_SECONDS = 30.0
 """A disposable cage in which nothing has been started for so long after its birth ends."""
 CLIP_BYTES_MAX = 1024**2
 """Bytes of what is copied for another cage to paste."""
+IMAGE_BYTES_MAX = 8 * 1024**2
+"""Bytes of an image that is copied so, before and after it is compressed again."""
+IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64 * 1024**2 + 16_384
+"""Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
+IMAGE_SECONDS = 20.0
+"""Time in which one is compressed again; the core does that for one image after the other."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
 """How long it can be pasted, where whoever copies says nothing, and at most."""
 CLIP_PASTES_MAX = 100
@@ -238,6 +244,10 @@ WAITING_PER_CAGE = 256
 """Requests of one cage that wait for a person's answer; equal ones wait for the same."""
 PROMPT_SECONDS = 180.0
 """How long a question is open."""
+TICKET_SECONDS = 120
+"""How long a core half has to act on what caged has permitted."""
+TICKET_MAX = 1024
+"""Characters of what it shows for that."""
 ANSWER_SECONDS = 60.0
 """How long an answer that was given once waits for the request that it is for."""
 GRANTS_PER_CAGE = 64
@@ -486,6 +496,8 @@ class ServiceKind:
     parameters: frozenset[str]
     """Those of `max-size max-files types transform require user` that it keeps; and `direction`, where a rule can make
     it one-way."""
+    looks_first: bool = False
+    """Its delivery half starts before anybody is asked, and waits: what a person is shown is found out there."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)

@@ -7,6 +7,7 @@ or what ends with it or with the cage, is withdrawn.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 
@@ -14,6 +15,7 @@ from cage_runtime.errors import TransferFailed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
+    from collections.abc import Callable
     from typing import NoReturn
 
 GO = signal.SIGUSR1
@@ -40,6 +42,23 @@ def pass_(ready: str) -> None:
     signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
     sys.stdout.write(ready)
     sys.stdout.flush()
+    _wait_for_word()
+
+
+def leave(write: Callable[[], None]) -> None:
+    """Have all written that there is to say, and wait for the word once more; Withdrawn where another one comes, and
+    what `write` raises where nobody reads it any more."""
+    signal.pthread_sigmask(signal.SIG_BLOCK, _ENDS)
+    for number in _ENDS:
+        signal.signal(number, _withdraw)  # one that was ignored would not wait for us
+    write()
+    sys.stdout.flush()
+    with open(os.devnull, "wb") as null:
+        os.dup2(null.fileno(), sys.stdout.fileno())
+    _wait_for_word()
+
+
+def _wait_for_word() -> None:
     while True:
         said = signal.sigwaitinfo((GO, *_ENDS))
         if said.si_signo != GO:

@@ -58,12 +58,14 @@ _EVENTS = msgspec.json.Decoder(Event)
 class Gate:
     """Where a program has to wait: it writes `ready`, `passing` is awaited, and `go` is sent to it.
 
-    `passing` may raise, and then the program does not pass.
+    `passing` may raise, and then the program does not pass.  With `leaving`, it waits once more when it has written
+    all, until that was awaited, which may raise as well.
     """
 
     ready: bytes
     passing: Callable[[], Awaitable[None]]
     go: signal.Signals
+    leaving: Callable[[], Awaitable[None]] | None = None
 
 
 async def run_to_end(channel: int, *, gate: Gate, output_max: int, seconds: float, sink: Sink | None = None) -> Ended:
@@ -125,7 +127,11 @@ async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int,
         return False, first + await read(pipe, output_max + 1 - len(first))
     await gate.passing()
     send_signal(near, gate.go)
-    return True, await read(pipe, output_max + 1, sink=sink)
+    output = await read(pipe, output_max + 1, sink=sink)
+    if gate.leaving is not None:
+        await gate.leaving()
+        send_signal(near, gate.go)
+    return True, output
 
 
 async def _ended(near: socket.socket, held: contextlib.ExitStack) -> Event:
@@ -139,7 +145,12 @@ async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[E
     """The next message of a channel and its descriptors, which `held` closes; TransferFailed where there is none."""
     await readable(near.fileno())
     size = array("i").itemsize * DESCRIPTORS_MAX
-    untrusted, ancillary, flags, _ = near.recvmsg(MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC)
+    message = MESSAGE_MAX, socket.CMSG_SPACE(size), socket.MSG_CMSG_CLOEXEC
+    try:
+        untrusted, ancillary, flags, _ = near.recvmsg(*message)
+    except ConnectionResetError:
+        # Said once where the far end has gone without having read all that it was told; what it said is still there.
+        untrusted, ancillary, flags, _ = near.recvmsg(*message)
     descriptors = array("i")
     for level, kind, content in ancillary:
         if level == socket.SOL_SOCKET and kind == socket.SCM_RIGHTS:

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from cage_runtime.errors import UsageError
-from cage_runtime.intree import Misfit
 from mediators.sshwire import HASHES, KINDS, SSHSIG, WORD_MAX, Reader, packed
+from mediators.stage import Unpermitted
 
 NAMESPACE = b"files.Send"
 """What it has to be signed for (ssh-keygen -n): a signature that was given for something else sends nothing."""
@@ -39,7 +39,7 @@ _RSA = {b"rsa-sha2-256": hashes.SHA256(), b"rsa-sha2-512": hashes.SHA512()}
 Public = Ed25519PublicKey | ec.EllipticCurvePublicKey | rsa.RSAPublicKey
 
 
-class BadSignature(Misfit):
+class BadSignature(Unpermitted):
     """The policy wants it signed, and it is not, or not so; the text goes after the file's name."""
 
 
@@ -57,6 +57,10 @@ class Signer:
     def fingerprint(self) -> str:
         """As ssh-keygen -l has it."""
         return "SHA256:" + base64.b64encode(hashlib.sha256(self.blob).digest()).decode().rstrip("=")
+
+    def checking(self, untrusted_signature: bytes) -> Checking:
+        """Begin to look at one, in the worker; BadSignature where it is none of this key for what is sent."""
+        return Checking(self, untrusted_signature)
 
 
 def signer(name: str, file: bytes) -> Signer:

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cage_runtime import encrypted
 from cage_runtime.confine import seal
@@ -32,7 +33,9 @@ from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
 from mediators.sniff import SNIFFED_BYTES, Sniffer
-from mediators.sshsig import BadSignature, Checking, Signer
+
+if TYPE_CHECKING:  # few stage what is signed, and what looks at signatures takes much memory
+    from mediators.sshsig import Checking, Signer
 
 REPORT_MAX = 8192
 """Bytes of one message of a worker."""
@@ -62,8 +65,12 @@ class Unfit(Misfit):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 
-class TooLarge(Unfit):
-    """It could be sent, were it not for the rule's bound."""
+class Unpermitted(Unfit):
+    """It could be sent, were it not for the rule."""
+
+
+class TooLarge(Unpermitted):
+    """It is more than the rule lets through."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -106,7 +113,7 @@ Work = Callable[[int, socket.socket], str]
 """Fills the staging file that the first is, having had its size granted over the second; what to report of it."""
 Copy = Callable[[int, int, int], tuple[int, str]]
 """Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
-Signature = Callable[[], Checking] | None
+Signature = Callable[[], "Checking"] | None
 """Begins to look at the signature that it has to have; runs in the worker."""
 
 
@@ -202,7 +209,7 @@ class Stager:
         there is none but of what `untrusted_signature` is its signature of, else PolicyRefused.
         """
         _check_access(descriptor)
-        signature = functools.partial(Checking, signer, untrusted_signature) if signer else None
+        signature = functools.partial(signer.checking, untrusted_signature) if signer else None
         if recipient:
             encrypt = functools.partial(
                 _report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
@@ -338,7 +345,7 @@ def _report(work: Work, target: int, far: socket.socket) -> bytes:
     """What comes of `work`, in the words that `_read` knows."""
     try:
         return b"copied " + work(target, far).encode()
-    except (TooLarge, BadSignature) as error:
+    except Unpermitted as error:
         return f"refused {error}".encode()[:REPORT_MAX]
     except Misfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]

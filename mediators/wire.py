@@ -12,7 +12,7 @@ import contextlib
 import logging
 import os
 from collections.abc import AsyncIterator, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from weakref import WeakValueDictionary
 from xml.etree import ElementTree as ET
 
@@ -46,8 +46,6 @@ LOG = logging.getLogger(__name__)
 MEDIATION = f"{CORE_BUS_NAME}.Mediation"
 ASK_SECONDS = 60.0
 """What caged has for an answer that needs nobody else."""
-_DECIDING = ("Decide", "Confirm", "Services")
-"""Calls that a cage brings about, whatever comes of them; their first argument is the source."""
 _STARTING = ("Deliver", "Dispose")
 """Calls that are answered once something has been started."""
 
@@ -72,6 +70,8 @@ class Asked:
     """The target's name, as it was asked for; empty where none was."""
     request: str
     """Its `new_request`."""
+    asker: str = ""
+    """The instance whose gateway it came through, where that is another than the source."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -128,6 +128,8 @@ class Permission:
     autostart: bool
     choices: tuple[str, ...]
     """Where a person is to choose the target, the names that may be chosen."""
+    ticket: str = ""
+    """What caged is shown when this is acted on, within TICKET_SECONDS."""
 
     @classmethod
     def read(cls, asked: Asked, answer: dict[str, Variant]) -> Permission:
@@ -138,7 +140,7 @@ class Permission:
             source_name=has["source-name"], flow=Flow(has["flow"]) if has["flow"] else None, two_way=has["two-way"],
             one_way=has["one-way"], max_size=has["max-size"], max_files=has["max-files"], types=tuple(has["types"]),
             transform=has["transform"], require=has["require"], log=has["log"], user=has["user"],
-            notify=has["notify"], autostart=has["autostart"], choices=tuple(has["choices"]),
+            notify=has["notify"], autostart=has["autostart"], choices=tuple(has["choices"]), ticket=has["ticket"],
         )
 
 
@@ -240,25 +242,32 @@ class Caged:
         (rows,) = (await self._ask("Gateways")).values
         return [Gateway(name=name, uuid=uuid, address=address) for name, uuid, address in rows]
 
-    async def decide(self, source: str, service: str, argument: str, target: str, request: str) -> Permission:
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     asker: str = "") -> Permission:
         """The first look, before anything is read from the cage: may the instance `source` use `service` towards
-        `target`?  PolicyRefused where not, with a sentence that is fit for the source."""
-        asked = Asked(source=source, service=service, argument=argument, target=target, request=request)
-        answer = await self._ask("Decide", "sssss", (source, service, argument, target, request))
+        `target`?  PolicyRefused where not, with a sentence that is fit for the source.
+
+        `asker` is the instance whose gateway it came through, where that is another than the source.
+        """
+        asked = Asked(source=source, service=service, argument=argument, target=target, request=request, asker=asker)
+        answer = await self._ask("Decide", "ssssss", (source, service, argument, target, request, asker),
+                                 lane=asker or source)
         return self._doable(Permission.read(asked, answer.values[0]))
 
     async def confirm(self, permission: Permission, what: What) -> Permission:
         """The last look, right before it happens: returns once policy, and a person where a rule says ask, permit it
         for what it turned out to be; PolicyRefused otherwise, also where the target is not the instance any more that
-        `permission` is about.  The question is withdrawn where this is cancelled."""
+        `permission` is about.  Where that leaves the target open, a person chooses it.  The question is withdrawn where
+        this is cancelled."""
         asked = permission.asked
-        told = what.variants() | {"target-uuid": Variant("s", permission.target_uuid)}
+        told = what.variants() | {"target": Variant("s", permission.target),
+                                  "target-uuid": Variant("s", permission.target_uuid)}
         arguments = (asked.source, asked.service, asked.argument, asked.target, asked.request, told)
         again = self._waiting[asked.request] = asyncio.Event()
         try:
             while True:
                 again.clear()
-                answer = await self._ask("Confirm", "sssssa{sv}", arguments)
+                answer = await self._ask("Confirm", "sssssa{sv}", arguments, lane=asked.asker or asked.source)
                 confirmed = Permission.read(asked, answer.values[0])
                 if confirmed.action is not Action.ASK:
                     return self._doable(confirmed)
@@ -305,24 +314,24 @@ class Caged:
         for again in self._waiting.values():
             again.set()
 
-    async def deliver(self, target: str, arguments: list[str], descriptors: Sequence[int], request: str,
-                      seconds: float, *, once: bool = False) -> int:
-        """Start the delivery half in the instance `target` with the one of `descriptors` as its standard input, for a
-        `request` that was decided; returns its channel, which the caller owns.
+    async def deliver(self, permission: Permission, arguments: list[str], descriptors: Sequence[int], seconds: float, *,
+                      once: bool = False) -> int:
+        """Start the delivery half in the target of `permission`, a confirmed one, with the one of `descriptors` as its
+        standard input; returns its channel, which the caller owns.  TicketExpired where it is too old for that.
 
         `once`: CutOff is raised, for a half that begins with what it was given before anybody tells it to.
         """
-        told = (target, arguments, list(range(len(descriptors))), request)
-        answer = await self._ask("Deliver", "sasahs", told, tuple(descriptors), seconds, once=once)
+        told = (permission.ticket, arguments, list(range(len(descriptors))))
+        answer = await self._ask("Deliver", "sasah", told, tuple(descriptors), seconds, once=once)
         if len(answer.descriptors) != 1:
             raise RuntimeFailure("caged started a delivery and gave no channel to it")
         return answer.descriptors[0]
 
-    async def dispose(self, source: str, template: str, request: str) -> tuple[str, str]:
-        """(name, uuid) of a new disposable cage for a permitted request of the instance `source`; RuntimeFailure where
-        there are as many as there may be."""
-        name, uuid = (await self._ask("Dispose", "sss", (source, template, request))).values
-        return str(name), str(uuid)
+    async def dispose(self, permission: Permission) -> Permission:
+        """The confirmed permission, to @disposable, as one to the cage that was made for it; RuntimeFailure where there
+        are as many as there may be."""
+        name, uuid, ticket = (await self._ask("Dispose", "s", (permission.ticket,))).values
+        return replace(permission, target=name, target_uuid=uuid, ticket=ticket)
 
     async def person(self, source: str) -> int:
         """The uid of whose cage the running instance `source` is."""
@@ -330,12 +339,12 @@ class Caged:
 
     async def services(self, source: str) -> list[tuple[str, str]]:
         """What the running instance `source` may ask for at all, each service with allow or ask; fit for it to hear."""
-        (rows,) = (await self._ask("Services", "s", (source,))).values
+        (rows,) = (await self._ask("Services", "s", (source,), lane=source)).values
         return [(str(service), str(action)) for service, action in rows]
 
-    async def show(self, source: str, request: str, notification: dict[str, Variant]) -> int:
-        """Show a notification of the instance `source` to its owner; its id, for a request that was decided."""
-        (number,) = (await self._ask("Show", "ssa{sv}", (source, request, notification))).values
+    async def show(self, permission: Permission, notification: dict[str, Variant]) -> int:
+        """Show a notification of the instance that has the confirmed permission to its owner; its id."""
+        (number,) = (await self._ask("Show", "sa{sv}", (permission.ticket, notification))).values
         return int(number)
 
     async def unshow(self, source: str, number: int) -> None:
@@ -356,24 +365,24 @@ class Caged:
         await self._ask("RecordMalformed", "ssss", (source.uuid, source.name, service, fault))
 
     @contextlib.asynccontextmanager
-    async def _turn(self, member: str, arguments: tuple[Value, ...]) -> AsyncIterator[None]:
-        """In the block, a call may be made.  Decisions for one source go one after the other, so that a cage that asks
-        much stands in its own way and not in that of others (M13)."""
+    async def _turn(self, member: str, lane: str) -> AsyncIterator[None]:
+        """In the block, a call may be made.  Decisions for one cage that asks, its `lane`, go one after the other, so
+        that one that asks much stands in its own way and not in that of others (M13)."""
         async with contextlib.AsyncExitStack() as places:
-            if member in _DECIDING:
-                await places.enter_async_context(self._lanes.setdefault(str(arguments[0]), asyncio.Lock()))
+            if lane:
+                await places.enter_async_context(self._lanes.setdefault(lane, asyncio.Lock()))
             await places.enter_async_context(self._slow if member in _STARTING else self._quick)
             yield
 
     async def _ask(self, member: str, signature: str = "", arguments: tuple[Value, ...] = (),
                    descriptors: tuple[int, ...] = (), seconds: float = ASK_SECONDS, *,
-                   once: bool = False) -> Answer:
+                   once: bool = False, lane: str = "") -> Answer:
         loop, asked = asyncio.get_running_loop(), ""
         deadline = loop.time() + CORE_RETURN_SECONDS
         while await self.presence.wait(deadline - loop.time(), but=asked):
             asked = self.presence.owner
             try:
-                async with self._turn(member, arguments):
+                async with self._turn(member, lane):
                     return await self._bus.call(CORE_BUS_NAME, CORE_PATH, MEDIATION, member, signature, arguments,
                                                 descriptors, seconds, start=False)
             except (CutOff, NobodyAnswers) as error:

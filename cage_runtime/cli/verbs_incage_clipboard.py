@@ -13,13 +13,14 @@ TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
 
-BYTES_MAX = 1024**2
-"""model.CLIP_BYTES_MAX, which takes longer to import than a copy."""
-TEXT = "text/plain"
+TEXT, IMAGE = "text/plain", "image/png"
+BYTES_MAX = {TEXT: 1024**2, IMAGE: 8 * 1024**2}
+"""model.CLIP_BYTES_MAX and IMAGE_BYTES_MAX, which takes longer to import than a copy."""
 
 
 def _copy_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--type", metavar="TYPE", default=TEXT, help=f"what standard input is; {TEXT}")
+    parser.add_argument("--type", metavar="TYPE", default=TEXT,
+                        help=f"what standard input is: {TEXT}, as without, or {IMAGE}")
     parser.add_argument("--pastes", metavar="N", type=_number, default=0, help="how often it can be pasted; once")
     parser.add_argument("--seconds", metavar="N", type=_number, default=0, help="how long it can be; 120")
 
@@ -34,11 +35,12 @@ def _copy(args: argparse.Namespace, screen: Screen) -> int:
     from cage_runtime.cli.client import mediator
 
     del screen
-    content = sys.stdin.buffer.read(BYTES_MAX + 1)
+    most = BYTES_MAX.get(args.type, min(BYTES_MAX.values()))
+    content = sys.stdin.buffer.read(most + 1)
     if not content:
         raise CageError("standard input is empty; there is nothing to copy")
-    if len(content) > BYTES_MAX:
-        raise CageError(f"the clip has more than {BYTES_MAX} bytes")
+    if len(content) > most:
+        raise CageError(f"the clip has more than {most} bytes")
     given = {"pastes": ("u", args.pastes), "seconds": ("u", args.seconds)}
     options = {name: value for name, value in given.items() if value[1]}
     descriptor = os.memfd_create("copied", os.MFD_CLOEXEC)
@@ -52,13 +54,15 @@ def _copy(args: argparse.Namespace, screen: Screen) -> int:
 
 
 def _paste_arguments(parser: argparse.ArgumentParser) -> None:
-    parser.add_argument("--type", metavar="TYPE", default=TEXT, help=f"what is wanted; {TEXT}")
+    parser.add_argument("--type", metavar="TYPE", default=TEXT, help=f"what is wanted: {TEXT}, as without, or {IMAGE}")
 
 
 def _paste(args: argparse.Namespace, screen: Screen) -> int:
     from cage_runtime.cli.client import mediator
 
     del screen
+    if args.type == IMAGE and sys.stdout.isatty():
+        raise CageError("an image is nothing for a terminal; redirect standard output to a file")
     clipboard = mediator("clipboard", "so nothing can be pasted")
     descriptor = clipboard.call("Paste", "sa{sv}", args.type, {}, returns="h", timeout=None)
     offset = 0

@@ -50,6 +50,7 @@ from cage_runtime.daemon.service import CoreService, Parts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry
+from cage_runtime.daemon.tickets import Tickets
 from cage_runtime.errors import CageError, CutOff, HostUnsupported, RuntimeFailure
 from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS
 from cage_runtime.notify import notify
@@ -89,7 +90,8 @@ class Daemon:
         self._asking = Asking(self._manager, agents, connections, Grants(own / "grants.json", boot()),
                               tell=self._answered, show=Shown(self._manager.levels))
         kinds = manifest.kinds_of(mediators)
-        mediation = Mediation(self._manager, sessions, paths, self._asking, kinds=kinds)
+        mediation = Mediation(self._manager, sessions, paths, self._asking, kinds=kinds,
+                              tickets=Tickets(own / "tickets.json", boot()))
         self._notifications = Notifications(agents, self._manager.levels, self._acted)
         parts = Parts(
             bus=bus, authorization=authorization, access=access, manager=self._manager, sessions=sessions,

@@ -10,7 +10,6 @@ from __future__ import annotations
 import logging
 import re
 import time
-from collections import OrderedDict
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -20,18 +19,20 @@ from cage_runtime.audit.event import Record as Recorded
 from cage_runtime.config import Paths
 from cage_runtime.daemon.asking import Asking, subject_of
 from cage_runtime.daemon.cage import Cage
-from cage_runtime.daemon.disposables import Disposables
+from cage_runtime.daemon.disposables import Disposables, template_of
 from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Question, Waiter
 from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
 from cage_runtime.daemon.receipts import Expected, Receipts
 from cage_runtime.daemon.sessions import Sessions, Started
+from cage_runtime.daemon.tickets import Flag, Ticket, Tickets
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import (
     CageError,
     DefinitionError,
     NoSuchCage,
+    NotAuthorized,
     PolicyRefused,
     PolicySyntaxError,
     RuntimeFailure,
@@ -40,6 +41,7 @@ from cage_runtime.errors import (
 )
 from cage_runtime.model import (
     CAGES_MAX,
+    CORE_TARGET,
     DISPOSABLE_TARGET,
     REQUEST_ID_DIGITS,
     Action,
@@ -52,12 +54,11 @@ from cage_runtime.model import (
 )
 from cage_runtime.policy.engine import Policy, refusal_sentence
 from cage_runtime.policy.loader import faults, load_or_refuse, load_policy
+from cage_runtime.policy.parser import kind_of
 from cage_runtime.policy.services import MayAsk, may_ask
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
-STARTS_MAX = CAGES_MAX
-"""Requests whose target may still be started."""
 ASKS_TOO_OFTEN = "this cage asks too often; try again in a moment"
 TOO_OFTEN = "the rule's limit= lets it be used no more just now; try again later"
 _REQUEST_ID = re.compile(rf"[0-9a-f]{{{REQUEST_ID_DIGITS}}}\Z")
@@ -76,6 +77,8 @@ class Asked:
     """The name that was asked for, empty where none was."""
     request: str
     """Its id."""
+    asker: str = ""
+    """The uuid of the instance whose gateway it came through, where that is another: it spends its own tokens."""
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -86,6 +89,8 @@ class Permission:
     target: Cage | None
     """None where a person is to choose it, and where it is no cage that there is."""
     decision: Decision
+    ticket: str = ""
+    """What a core half shows that acts on it."""
 
 
 def _check_request(untrusted_id: str) -> None:
@@ -95,15 +100,14 @@ def _check_request(untrusted_id: str) -> None:
 
 class Mediation:
     def __init__(self, manager: Manager, sessions: Sessions, paths: Paths, asking: Asking, *,
-                 kinds: Mapping[str, ServiceKind], clock: Callable[[], float] = time.monotonic,
+                 tickets: Tickets, kinds: Mapping[str, ServiceKind], clock: Callable[[], float] = time.monotonic,
                  time_of_day: Callable[[], float] = time.time,
                  later: Callable[[float, Callable[[], None]], None] = later) -> None:
         self._manager, self._sessions, self._paths, self._asking = manager, sessions, paths, asking
         self._disposables = Disposables(manager, paths)
         self.receipts = Receipts(Path(paths.state, "audit"), manager.record)
         self._clock, self._later, self._time, self._kinds = clock, later, time_of_day, kinds
-        self._may_start: OrderedDict[str, str] = OrderedDict()
-        """The requests that were permitted last and whose target may be started for them, with the target's uuid."""
+        self._tickets = tickets
         self._buckets: dict[str, Bucket] = {}
         self._limits = Limits()
         self._told: dict[Instance, MayAsk] = {}
@@ -161,7 +165,8 @@ class Mediation:
         gets the truth.
         """
         source = self._source(asked)
-        if not self._take(self._bucket(source.uuid), source.name, source.uuid):
+        asker = self.running(asked.asker) if asked.asker else source
+        if not self._take(self._bucket(asker.uuid), asker.name, asker.uuid):
             raise PolicyRefused(ASKS_TOO_OFTEN)
         request = _request(asked, source)
         permission = self._permission(source, self._evaluate(request))
@@ -172,7 +177,7 @@ class Mediation:
         if decision.action is not Action.DENY and not why and not self._within(source, asked.service, decision):
             why = TOO_OFTEN
         self._judge(asked, request, permission, why)
-        return permission
+        return self._with_ticket(asked, permission)
 
     def confirm(self, asked: Asked, what: What, sender: str = "") -> Permission:
         """The permission right before it is used, for `what` it turned out to be and for the instance that it is of.
@@ -187,22 +192,24 @@ class Mediation:
             self._asking.withdraw(waiter)
             raise
         if permission.decision.action is Action.ASK:
-            return permission
+            return self._with_ticket(asked, permission)
         self._asking.withdraw(waiter)
-        self._note_start(asked, permission)
         if what.receipt:
             self.receipts.expect(asked.source, asked.request, _expected(asked, permission.decision))
         if what.files:
             self._bucket(permission.source.uuid).give_back()  # many files are no flood: each of them was copied
-        return permission
+        return self._with_ticket(asked, permission, confirmed=True)
 
-    def _note_start(self, asked: Asked, permission: Permission) -> None:
-        """Where the rule says autostart=yes, what the request is for may be started for it, once."""
-        target = permission.target
-        if target is not None and permission.decision.parameters.autostart and target.state is not CageState.RUNNING:
-            self._may_start[asked.request] = target.uuid
-            while len(self._may_start) > STARTS_MAX:
-                self._may_start.popitem(last=False)
+    def _with_ticket(self, asked: Asked, permission: Permission, *, confirmed: bool = False) -> Permission:
+        """It, with what its core half is to show that acts on it.  What a person is still to be asked about is not
+        `confirmed`, whoever says so."""
+        decision, target = permission.decision, permission.target
+        flags = {Flag.CONFIRMED: confirmed and decision.action is Action.ALLOW,
+                 Flag.AUTOSTART: decision.parameters.autostart}
+        return replace(permission, ticket=self._tickets.issue(Ticket(
+            mediator=asked.mediator, service=asked.service, source=permission.source.uuid,
+            target=target.uuid if target else decision.target, request=asked.request,
+            flags=frozenset(flag for flag, is_set in flags.items() if is_set))))
 
     def services(self, source_uuid: str) -> list[tuple[str, str]]:
         """What the instance may ask for at all, as service and action; PolicyRefused where it asks too often."""
@@ -225,7 +232,7 @@ class Mediation:
         source = self._source(asked)
         request, said = _request(asked, source), None
         permission = self._permission(source, self._evaluate(request))
-        _check_same(asked, permission, what.target_uuid)
+        _check_same(asked, permission, what.target_uuid, what.target)
         if permission.decision.action is Action.ASK:
             _check_bounds(permission.decision, what)  # nobody is bothered about what is refused anyway
             said = self._asking.outcome(self._question(asked, permission, what), waiter)
@@ -234,7 +241,7 @@ class Mediation:
         why, by = (said.why, said.by) if said else ("", "")
         if said is not None and said.target is not None:
             asking, permission = permission, self._permission(source, self._evaluate(request, chosen=said.target.name))
-            _check_same(asked, permission, said.target.uuid)
+            _check_same(asked, permission, said.target.uuid, what.target)
             if not self._within_chosen(source, asked.service, asking.decision, permission.decision):
                 why = TOO_OFTEN
         self._judge(asked, request, permission, why, when="at delivery", by=by)
@@ -302,10 +309,13 @@ class Mediation:
     def _question(self, asked: Asked, permission: Permission, what: What) -> Question:
         source, target, decision = permission.source, permission.target, permission.decision
         choices = decision.choices or (decision.target,)
+        if what.target:
+            choices = tuple(name for name in choices if name == what.target)
         return Question(
             source=_end(source.instance()), owner=source.record.owner, private=source.private, mediator=asked.mediator,
             service=asked.service, argument=asked.argument, asked=asked.target, target=target.uuid if target else "",
-            choices=tuple(self._choice(source.uuid, name) for name in choices), default=decision.default_target,
+            choices=tuple(self._choice(source.uuid, name) for name in choices),
+            default=decision.default_target if decision.default_target in choices else "",
             flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
             stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
 
@@ -347,24 +357,42 @@ class Mediation:
             raise NoSuchCage("the cage that asks does not run any more")
         return cage
 
-    async def deliver(self, mediator: str, target_uuid: str, arguments: list[str], descriptors: Sequence[int],
-                      request_id: str) -> Started:
-        """Start the mediator's delivery half in the instance; WrongState where it does not run, unless the rule that
-        permitted the request has it started."""
-        _check_request(request_id)
-        cage = self._manager.by_uuid(target_uuid)
-        if cage is not None and self._may_start.pop(request_id, None) == target_uuid:
+    # --- what is done by a ticket --------------------------------------------------------------------------------
+    async def deliver(self, mediator: str, untrusted_ticket: str, arguments: list[str],
+                      descriptors: Sequence[int]) -> Started:
+        """Start the mediator's delivery half in the instance that the ticket is for; WrongState where that does not
+        run, unless the rule that permitted the request has it started."""
+        ticket = self._tickets.read(untrusted_ticket, mediator)
+        kind = kind_of(ticket.service, self._kinds)
+        if kind is None or not kind.looks_first:
+            _check_confirmed(ticket)
+        cage = self._manager.by_uuid(ticket.target)
+        if cage is not None and cage.state is not CageState.RUNNING and Flag.AUTOSTART in ticket.flags:
             await self._manager.start(cage)
         if cage is None or cage.state is not CageState.RUNNING:
             raise WrongState("the target does not run; start it, and send again")
         return await self._sessions.deliver(cage, mediator, arguments, descriptors)
 
-    async def dispose(self, mediator: str, source_uuid: str, untrusted_template: str, request_id: str) -> Cage:
-        """A new disposable cage for a permitted request of the instance; RuntimeFailure where there can be none."""
-        _check_request(request_id)
-        source = self.running(source_uuid)
-        LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, request_id)
-        return await self._disposables.make(source, untrusted_template)
+    async def dispose(self, mediator: str, untrusted_ticket: str) -> tuple[Cage, str]:
+        """A new disposable cage for the request that the ticket is of, and a ticket for that cage; RuntimeFailure where
+        there can be none."""
+        ticket = self._tickets.read(untrusted_ticket, mediator)
+        _check_confirmed(ticket)
+        template = template_of(ticket.target)
+        if template is None:
+            raise NotAuthorized("what was permitted is to no disposable cage")
+        source = self.running(ticket.source)
+        LOG.info("%s asks for a disposable cage of %s for the request %s", mediator, source.name, ticket.request)
+        cage = await self._disposables.make(source, template)
+        return cage, self._tickets.issue(replace(ticket, target=cage.uuid, flags=frozenset({Flag.CONFIRMED})))
+
+    def shown(self, mediator: str, untrusted_ticket: str) -> Cage:
+        """The running cage of which something may be shown by the ticket, which is to the core."""
+        ticket = self._tickets.read(untrusted_ticket, mediator)
+        _check_confirmed(ticket)
+        if ticket.target != CORE_TARGET:
+            raise NotAuthorized("what was permitted is not to the core")
+        return self.running(ticket.source)
 
     def person(self, source_uuid: str) -> int:
         """The uid of whose cage the instance is; NoSuchCage where it does not run."""
@@ -406,6 +434,12 @@ def _instance(cage: Cage | None) -> Instance | None:
         return None
 
 
+def _check_confirmed(ticket: Ticket) -> None:
+    """NotAuthorized where it is of a first look alone, or a person has not been asked."""
+    if Flag.CONFIRMED not in ticket.flags:
+        raise NotAuthorized("what was decided was not confirmed, and nothing is done by it")
+
+
 def _request(asked: Asked, source: Cage) -> Request:
     return Request(service=asked.service, argument=asked.argument, source=source.instance(), target_name=asked.target)
 
@@ -423,9 +457,13 @@ def _end(cage: Instance) -> End:
                compartments=tuple(sorted(cage.label.compartments)))
 
 
-def _check_same(asked: Asked, permission: Permission, uuid: str) -> None:
-    """PolicyRefused where `uuid` is not the instance any more that the request is permitted towards (M17)."""
-    if permission.target is not None and uuid not in ("", permission.target.uuid):
+def _check_same(asked: Asked, permission: Permission, uuid: str, name: str = "") -> None:
+    """PolicyRefused where `uuid` is not the instance any more that the request is permitted towards (M17), or `name` is
+    neither where policy leads it nor to be chosen; each of them empty where it was not known."""
+    decision = permission.decision
+    led = (decision.target,) if decision.target else decision.choices
+    elsewhere = decision.action is not Action.DENY and name != "" and name not in led
+    if elsewhere or (permission.target is not None and uuid not in ("", permission.target.uuid)):
         # Of where policy or a person has led the request the source does not hear.
         target = f'"{escape(asked.target, limit=40)}"' if asked.target else "the target"
         raise PolicyRefused(f"{target} is not the cage that it was when {escape(asked.service, limit=70)} was asked "

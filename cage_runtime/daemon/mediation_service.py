@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 from dbus_fast import Variant
 
@@ -72,7 +73,8 @@ class MediationService:
         return mediator
 
     async def _decide(self, call: Call) -> Answer:
-        return _permission(self._parts.mediation.decide(await self._asked(call)))
+        asked = replace(await self._asked(call), asker=call.arguments[5])
+        return _permission(self._parts.mediation.decide(asked))
 
     async def _confirm(self, call: Call) -> Answer:
         asked, what = await self._asked(call), options(call.arguments[5], What)
@@ -85,16 +87,15 @@ class MediationService:
 
     async def _deliver(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
-        target, arguments, indices, request = call.arguments
+        ticket, arguments, indices = call.arguments
         if list(indices) != list(range(len(call.descriptors))):
             raise UsageError("Deliver takes each of its descriptors once, and in their order")
-        return channel(await self._parts.mediation.deliver(mediator, target, arguments, call.descriptors, request))
+        return channel(await self._parts.mediation.deliver(mediator, ticket, arguments, call.descriptors))
 
     async def _dispose(self, call: Call) -> Answer:
         mediator = await self._parts.authorization.mediator(call.sender)
-        source, template, request = call.arguments
-        cage = await self._parts.mediation.dispose(mediator, source, template, request)
-        return Answer(values=(cage.name, cage.uuid))
+        cage, ticket = await self._parts.mediation.dispose(mediator, *call.arguments)
+        return Answer(values=(cage.name, cage.uuid, ticket))
 
     async def _person(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
@@ -106,14 +107,15 @@ class MediationService:
         return Answer(values=([list(row) for row in rows],))
 
     async def _show(self, call: Call) -> Answer:
-        await self._parts.authorization.mediator(call.sender)
-        source, _request, notification = call.arguments
-        cage = self._parts.mediation.running(source)
+        mediator = await self._parts.authorization.mediator(call.sender)
+        ticket, notification = call.arguments
+        cage = self._parts.mediation.shown(mediator, ticket)
         return Answer(values=(self._parts.notifications.show(cage, options(notification, Wanted), call.sender),))
 
     async def _unshow(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
-        self._parts.notifications.close(*call.arguments)
+        source, number = call.arguments
+        self._parts.notifications.close(source, number, call.sender)
         return Answer()
 
     async def _record(self, call: Call) -> Answer:
@@ -137,6 +139,7 @@ def _permission(permission: Permission) -> Answer:
         "action": decision.action.value, "target": decision.target, "target-uuid": target.uuid if target else "",
         "source-name": permission.source.name, "flow": decision.flow.value if decision.flow else "",
         "transform": bounds.transform, "require": bounds.require, "log": bounds.log or "", "user": bounds.user,
+        "ticket": permission.ticket,
     }
     flags = {"two-way": decision.two_way, "one-way": bounds.one_way, "notify": bounds.notify,
              "autostart": bounds.autostart}

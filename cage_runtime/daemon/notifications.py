@@ -67,7 +67,7 @@ class Notifications:
         if wanted.urgency not in URGENCIES or len(wanted.actions) > NOTIFICATION_ACTIONS_MAX:
             raise UsageError("this is no notification that can be shown")
         before = self._shown.pop(wanted.replaces, None)
-        if before is not None and before.uuid != cage.uuid:
+        if before is not None and (before.uuid, before.sender) != (cage.uuid, sender):
             self._shown[wanted.replaces] = before
             before = None
         number = wanted.replaces if before is not None else self._new()
@@ -84,9 +84,9 @@ class Notifications:
         })
         return number
 
-    def close(self, uuid: str, number: int) -> None:
-        """Take it away, if it is that instance's."""
-        if (shown := self._shown.get(number)) is not None and shown.uuid == uuid:
+    def close(self, uuid: str, number: int, sender: str) -> None:
+        """Take it away, if it is that instance's and `sender` has shown it."""
+        if (shown := self._shown.get(number)) is not None and (shown.uuid, shown.sender) == (uuid, sender):
             self._close(number)
 
     def act(self, number: int, action: str, person: Person) -> None:

@@ -19,6 +19,8 @@ class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
 
     target_uuid: str = ""
     """The instance that Decide has named."""
+    target: str = ""
+    """The target's name by the permission before, which is not a person's to choose any more."""
     size: int = 0
     """Bytes, all together."""
     files: int = 0

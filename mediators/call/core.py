@@ -194,10 +194,8 @@ class CallCore:
         return self._place(pair, STREAMS_PER_PAIR, "of this cage to that one")
 
     async def _deliver(self, calling: Calling, stdin: int) -> socket.socket:
-        permission = calling.permission
-        request = permission.asked.request
-        descriptor = await self._caged.deliver(permission.target_uuid, calling.delivery(), (stdin,), request,
-                                               DELIVERY_SECONDS, once=True)
+        descriptor = await self._caged.deliver(calling.permission, calling.delivery(), (stdin,), DELIVERY_SECONDS,
+                                               once=True)
         channel = socket.socket(fileno=descriptor)
         channel.setblocking(False)
         return channel

@@ -21,10 +21,11 @@ from pathlib import Path
 from cage_runtime import log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
-from cage_runtime.model import CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND
+from cage_runtime.model import CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND, IMAGE_BYTES_MAX, IMAGE_SECONDS
 from mediators import corehalf, wire
-from mediators.clipboard import protocol
+from mediators.clipboard import image, protocol
 from mediators.clipboard.text import clean
+from mediators.places import Places
 from mediators.share import Share
 from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, What
@@ -39,11 +40,19 @@ class Offer:
     number: int
     """By which of two copies the later one is known: when they were asked for."""
     source: Gateway
+    type: str
     content: bytearray
     sha256: str
     pastes: int
     """How often it still can be."""
     expiry: asyncio.TimerHandle | None = None
+
+    @property
+    def shown(self) -> str:
+        """What a person is shown of it."""
+        if self.type == protocol.TEXT:
+            return f"{len(self.content)} bytes of text"
+        return "an image of {} by {}".format(*image.size_of(self.content))
 
     def wipe(self) -> None:
         if self.expiry is not None:
@@ -57,6 +66,11 @@ class MemoryStager(Stager):
 
     def _unnamed(self) -> int:
         return os.memfd_create("clip", os.MFD_CLOEXEC)
+
+
+def images(directory: Path) -> Stager:
+    """The one for images."""
+    return MemoryStager(directory, seconds=IMAGE_SECONDS, copier=image.copy)
 
 
 class Rates:
@@ -77,8 +91,10 @@ class Rates:
 
 
 class ClipboardCore:
-    def __init__(self, stager: Stager, clock: Callable[[], float]) -> None:
-        self._stager = stager
+    def __init__(self, texts: Stager, images: Stager, clock: Callable[[], float]) -> None:
+        """What is copied is staged by one of the two, of which that for `images` compresses them again."""
+        self._texts, self._images = texts, images
+        self._image_places, self._image_turn = Places(), asyncio.Lock()
         self._offers: dict[int, Offer] = {}
         """By the uid of the person."""
         self._numbers = itertools.count()
@@ -93,25 +109,34 @@ class ClipboardCore:
     async def copy(self, source: Gateway, call: Call) -> Answer:
         number = next(self._numbers)
         untrusted_type, _index, untrusted_options = call.arguments
-        protocol.check_type(untrusted_type)
+        type_ = protocol.check_type(untrusted_type)
         options = protocol.copy_options(untrusted_options)
         descriptor = wire.only_descriptor(call, 1)
         self._copies.take(source.uuid)
-        content = clean(await self._read(source, descriptor)).encode()
-        if not content:
-            raise TransferFailed("the clip has nothing in it but what is stripped")
-        offer = Offer(number=number, source=source, content=bytearray(content), pastes=options.pastes,
+        content = await self._made_of(type_, source, descriptor)
+        offer = Offer(number=number, source=source, type=type_, content=bytearray(content), pastes=options.pastes,
                       sha256=hashlib.sha256(content).hexdigest())
         await self._record(offer, "", "is offered")
         # Last, and nothing is waited for after it: an instance that ends from now on is heard of after this.
         self._offer(await self._caged.person(source.uuid), offer, options.seconds)
         return Answer()
 
-    async def _read(self, source: Gateway, descriptor: int) -> bytes:
+    async def _made_of(self, type_: str, source: Gateway, descriptor: int) -> bytes:
+        """What can be pasted of what was copied; TransferFailed where that is nothing."""
+        if type_ == protocol.IMAGE:
+            with self._image_places.take(source.uuid, 1, lambda: TransferFailed("an image is being copied already")):
+                async with self._image_turn:  # which takes a processor: one after the other, and each cage has one
+                    return await self._read(source, descriptor, self._images, IMAGE_BYTES_MAX)
+        content = clean(await self._read(source, descriptor, self._texts, CLIP_BYTES_MAX)).encode()
+        if not content:
+            raise TransferFailed("the clip has nothing in it but what is stripped")
+        return content
+
+    async def _read(self, source: Gateway, descriptor: int, stager: Stager, most: int) -> bytes:
         try:
-            staged = await self._stager.stage(descriptor, source.uuid, CLIP_BYTES_MAX)
+            staged = await stager.stage(descriptor, source.uuid, most)
         except PolicyRefused as error:
-            raise TransferFailed(f"the clip has more than {CLIP_BYTES_MAX} bytes") from error
+            raise TransferFailed(f"the clip has more than {most} bytes") from error
         except TransferFailed as error:
             raise TransferFailed(f"the clip {error.sentence}") from error
         try:
@@ -145,15 +170,16 @@ class ClipboardCore:
     # --- paste -----------------------------------------------------------------------------------------------
     async def paste(self, target: Gateway, call: Call) -> Answer:
         untrusted_type, untrusted_options = call.arguments
-        protocol.check_type(untrusted_type)
+        type_ = protocol.check_type(untrusted_type)
         wire.no_options(untrusted_options)
         self._pastes.take(target.uuid)
         person = await self._caged.person(target.uuid)
         offer = self._offers.get(person)
+        if offer is not None and offer.type != type_:
+            offer = None
         try:
             await self._decided(offer, target, person)
-        except (PolicyRefused, NoSuchCage) as error:
-            LOG.info("%s pastes nothing: %s", target.name, error.sentence)
+        except (PolicyRefused, NoSuchCage) as error:  # the record has why, and no log that a cage could fill
             raise protocol.nothing() from error
         if offer is None:
             raise protocol.nothing()
@@ -166,11 +192,10 @@ class ClipboardCore:
         """
         request = wire.new_request()
         source = offer.source.uuid if offer is not None else target.uuid
-        permission = await self._caged.decide(source, protocol.SERVICE, "", target.name, request)
+        permission = await self._caged.decide(source, protocol.SERVICE, "", target.name, request, asker=target.uuid)
         if offer is None or permission.target_uuid != target.uuid:
             raise protocol.nothing()
-        lines = (f"{len(offer.content)} bytes of text",)
-        what = What(size=len(offer.content), types=(protocol.TEXT,), sha256=offer.sha256, lines=lines)
+        what = What(size=len(offer.content), types=(offer.type,), sha256=offer.sha256, lines=(offer.shown,))
         confirmed = await self._caged.confirm(permission, what)
         self._check_current(person, offer)
         if confirmed.target_uuid != target.uuid:
@@ -222,5 +247,6 @@ def run(arguments: list[str]) -> int:
 
 
 async def _serve() -> None:
-    core = ClipboardCore(MemoryStager(Path("/dev/shm")), asyncio.get_running_loop().time)  # noqa: S108 - not written
+    nowhere = Path("/dev/shm")  # noqa: S108 - not written
+    core = ClipboardCore(MemoryStager(nowhere), images(nowhere), asyncio.get_running_loop().time)
     await corehalf.serve_until_bus_ends("clipboard", protocol.SERVICE, core.handlers, left=core.left)

@@ -12,7 +12,7 @@ from cage_runtime.text import escape
 
 SERVICE = "clipboard.Paste"
 """What policy calls it: from the cage in which something was copied to the one that pastes."""
-TEXT = "text/plain"
+TEXT, IMAGE = "text/plain", "image/png"
 NOTHING = "there is nothing that this cage may paste"
 """All that a cage hears of what another has copied, and policy does not let it have."""
 
@@ -27,10 +27,10 @@ _MOST = {"pastes": CLIP_PASTES_MAX, "seconds": CLIP_SECONDS_MAX}
 
 
 def check_type(untrusted_type: str) -> str:
-    """The type, of which there is one so far; else UsageError."""
-    if untrusted_type != TEXT:
-        raise UsageError(f'"{escape(untrusted_type, limit=60)}" cannot be copied; only {TEXT} can')
-    return TEXT
+    """The type, if it is one that can be copied; else UsageError."""
+    if untrusted_type not in (TEXT, IMAGE):
+        raise UsageError(f'"{escape(untrusted_type, limit=60)}" cannot be copied; {TEXT} and {IMAGE} can')
+    return untrusted_type
 
 
 def copy_options(untrusted_options: dict[str, Variant]) -> CopyOptions:

@@ -164,8 +164,7 @@ class Transfers:
         )
         passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(
-            permission.target_uuid, delivery.arguments(), (staged.descriptor,), transfer.request, DELIVERY_SECONDS)
+        channel = await self._caged.deliver(permission, delivery.arguments(), (staged.descriptor,), DELIVERY_SECONDS)
         ended = await session.run_to_end(
             channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
         if ended.status:

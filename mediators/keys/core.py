@@ -139,8 +139,7 @@ class KeysCore:
         permission, passing = using.permission, functools.partial(self._passing, using)
         at = session.Gate(ready=using.ready.encode(), passing=passing, go=gate.GO)
         with _sealed(using.stdin) as stdin:
-            channel = await self._caged.deliver(permission.target_uuid, using.arguments, (stdin,),
-                                                permission.asked.request, DELIVERY_SECONDS)
+            channel = await self._caged.deliver(permission, using.arguments, (stdin,), DELIVERY_SECONDS)
             ended = await session.run_to_end(channel, gate=at, output_max=using.output_max, seconds=SECONDS)
         if ended.status:
             using.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)

@@ -38,12 +38,13 @@ class NotifyCore:
         notification = protocol.read(call)
         request = wire.new_request()
         permission = await self._caged.decide(source.uuid, protocol.SERVICE, "", protocol.TARGET, request)
-        await self._caged.confirm(permission, What(lines=(notification.summary, *notification.lines)))
+        permission = await self._caged.confirm(
+            permission, What(lines=(notification.summary, *notification.lines)))
         replaced = self._own(source, notification.replaces)
         options = notification.variants()
         if replaced is None:
             del options["replaces"]
-        number = await self._caged.show(source.uuid, request, options)
+        number = await self._caged.show(permission, options)
         if number != notification.replaces:
             self._end(notification.replaces, replaced)
         self._shown[number] = _Shown(uuid=source.uuid, actions=tuple(name for name, _label in notification.actions))

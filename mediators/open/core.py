@@ -57,6 +57,8 @@ class Opening:
     target_name: str = ""
     in_target: bool = False
     """The target has a part in it from now on."""
+    comes_back: bool = False
+    """What was edited may, and that is recorded."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -158,23 +160,40 @@ class OpenCore:
         with contextlib.closing(Returned(self._directory, most)) as returned:
             # As `_recorded` has it while nobody has been told that it has begun; from then on it is ours to record.
             try:
-                await self._open(opening, what, delivery, descriptor, begun=edit.begun.set, sink=returned.take,
+                await self._open(opening, what, delivery, descriptor, begun=edit.begun.set, returned=returned,
                                  seconds=EDIT_SECONDS)
                 edited = returned.finish()
             except CageError as error:
+                if opening.comes_back:  # what became of its target after that is no matter
+                    return returned.finish()
                 if edit.begun.is_set():
                     await self._record_outcome(opening, f"did not come back: {error.sentence}")
                 raise
             if edited is None:
                 await self._record_outcome(opening, "was closed unchanged")
-                return None
-            opening.details |= {"edited-size": str(returned.size), "edited-sha256": returned.sha256}
-            try:
-                await self._record(opening, "was edited, and comes back")  # what cannot be recorded is not done
-            except CageError:
-                os.close(edited)
-                raise
             return edited
+
+    async def _leaving(self, opening: Opening, returned: Returned) -> None:
+        """What was edited comes back where policy, and a person where it says so, let it now; where not, it stays, and
+        so it does where that cannot be recorded."""
+        if not returned.is_whole:
+            return
+        before = opening.permission
+        opening.details |= {"edited-size": str(returned.size), "edited-sha256": returned.sha256}
+        what = What(size=returned.size, files=1, sha256=returned.sha256,
+                    lines=(f"{opening.details['name']}, as it was edited there, comes back",))
+        try:
+            now = await self._caged.confirm(before, what)
+            if now.one_way:
+                raise PolicyRefused("the policy has changed: nothing comes back any more")
+            if (now.target, now.target_uuid) != (before.target, before.target_uuid):
+                raise PolicyRefused("the policy names another cage by now")
+            await self._record(opening, "was edited, and comes back")
+        except CageError as error:
+            gone = before.target.partition(":")[0] == protocol.DISPOSABLE
+            becomes = "ends with the disposable cage that it was edited in" if gone else "stays where it was edited"
+            raise type(error)(f"what was edited {becomes}: {error.sentence}") from error
+        opening.comes_back = True
 
     def _keep_a_while(self, key: str) -> None:
         asyncio.get_running_loop().call_later(EDITED_KEPT_SECONDS, self._drop, key)
@@ -225,37 +244,33 @@ class OpenCore:
             raise
 
     async def _open(self, opening: Opening, what: What, delivery: Delivery, descriptor: int, *,
-                    begun: Callable[[], None] = lambda: None, sink: session.Sink | None = None,
+                    begun: Callable[[], None] = lambda: None, returned: Returned | None = None,
                     seconds: float = OPEN_SECONDS) -> None:
         """Have it opened in the target, once it may be; returns when the delivery half has ended."""
         permission = await self._caged.confirm(opening.permission, what)
         opening.permission = permission
-        if permission.one_way and sink is not None:
+        if permission.one_way and returned is not None:
             raise PolicyRefused("the policy has changed: nothing comes back any more")
-        await self._find_target(opening)
-        opening.in_target = True
-        channel = await self._caged.deliver(opening.target_uuid, delivery.arguments(), (descriptor,),
-                                            opening.details["request"], OPEN_SECONDS)
+        there = await self._find_target(permission)
+        opening.target_name, opening.target_uuid, opening.in_target = there.target, there.target_uuid, True
+        channel = await self._caged.deliver(there, delivery.arguments(), (descriptor,), OPEN_SECONDS)
         passing = functools.partial(self._passing, opening, begun)
+        leaving = functools.partial(self._leaving, opening, returned) if returned else None
         ended = await session.run_to_end(
-            channel, gate=session.Gate(ready=protocol.READY.encode(), passing=passing, go=gate.GO),
-            output_max=protocol.OUTPUT_MAX, seconds=seconds, sink=sink)
+            channel, gate=session.Gate(ready=protocol.READY.encode(), passing=passing, go=gate.GO, leaving=leaving),
+            output_max=protocol.OUTPUT_MAX, seconds=seconds, sink=returned.take if returned else None)
         if ended.status:
             opening.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
             raise TransferFailed(f"it was not opened in {opening.target_name}: {why}")
 
-    async def _find_target(self, opening: Opening) -> None:
-        """The instance in which it is opened, which is made where it is to be a disposable one."""
-        permission = opening.permission
-        head, _, template = permission.target.partition(":")
-        if head == protocol.DISPOSABLE:
-            name, uuid = await self._caged.dispose(opening.source.uuid, template, opening.details["request"])
-        elif permission.target_uuid:
-            name, uuid = permission.target, permission.target_uuid
-        else:
+    async def _find_target(self, permission: Permission) -> Permission:
+        """The permission to the instance in which it is opened, which is made where it is to be a disposable one."""
+        if permission.target.partition(":")[0] == protocol.DISPOSABLE:
+            return await self._caged.dispose(permission)
+        if not permission.target_uuid:
             raise RuntimeFailure("nothing is opened in the core")
-        opening.target_name, opening.target_uuid = name, uuid
+        return permission
 
     async def _passing(self, opening: Opening, begun: Callable[[], None]) -> None:
         """What cannot be recorded is not done."""

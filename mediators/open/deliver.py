@@ -71,7 +71,7 @@ class _Copy:
             self.remove()
 
     def leave(self) -> None:
-        """Another process has it from now on."""
+        """It is not ours to remove from now on."""
         self._ours = False
 
     def remove(self) -> None:
@@ -114,7 +114,7 @@ def _open_file(home: str, delivery: Delivery, copy: _Copy) -> int:
         signal.signal(signal.SIGHUP, signal.SIG_IGN)
         signal.pthread_sigmask(signal.SIG_UNBLOCK, (signal.SIGHUP, signal.SIGTERM))
         _wait(command)
-        _give_back(delivery, copy.path)
+        _give_back(delivery, copy)
         return 0
     if os.fork() == 0:
         _detach()
@@ -152,10 +152,11 @@ def _wait(command: list[str]) -> None:
         return
 
 
-def _give_back(delivery: Delivery, path: str) -> None:
-    """Write what became of the file: a line, and its content where that is another."""
+def _give_back(delivery: Delivery, copy: _Copy) -> None:
+    """Write what became of the file: a line, and its content where that is another.  That stays here, where it may not
+    go back or nobody takes it any more."""
     try:
-        edited = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        edited = os.open(copy.path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
     except FileNotFoundError:
         _say(b"unchanged\n")
         return
@@ -173,7 +174,9 @@ def _give_back(delivery: Delivery, path: str) -> None:
         return
     if len(content) > protocol.EDITED_BYTES_MAX:
         raise Unopened(UNFIT)
-    _say(b"edited %d %s\n" % (len(content), digest.encode()), content)
+    copy.leave()
+    gate.leave(lambda: _say(b"edited %d %s\n" % (len(content), digest.encode()), content))
+    copy.remove()
 
 
 def _say(*pieces: bytes) -> None:

@@ -23,7 +23,7 @@ class Returned:
     def __init__(self, directory: Path, most: int) -> None:
         self._most, self._header = most, b""
         self._announced: tuple[int, str] | None = None
-        self._begun, self._digest, self.size, self.sha256 = False, hashlib.sha256(), 0, ""
+        self._begun, self._digest, self.size = False, hashlib.sha256(), 0
         try:
             self._file = os.open(directory, os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC, 0o600)
         except OSError as error:
@@ -54,14 +54,20 @@ class Returned:
         except OSError as error:
             raise TransferFailed(f"it cannot come back: {os.strerror(error.errno or 0)}") from error
 
+    @property
+    def sha256(self) -> str:
+        return self._digest.hexdigest()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether an edited file is here, as it was announced."""
+        return self._announced is not None and (self.size, self.sha256) == self._announced
+
     def finish(self) -> int | None:
         """A descriptor of the whole file that cannot be written through, the caller's; None where nothing changed."""
-        if not self._begun:
-            raise TransferFailed(DID_NOT_ANSWER)
-        if self._announced is None:
+        if self._begun and self._announced is None:
             return None
-        self.sha256 = self._digest.hexdigest()
-        if (self.size, self.sha256) != self._announced:
+        if not self.is_whole:
             raise TransferFailed(DID_NOT_ANSWER)
         return os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
 

@@ -121,13 +121,16 @@ def test_each_way_ends_by_itself(caller: Cage) -> None:
 def test_where_there_is_no_such_service_the_status_is_127(runtime: Runtime, caller: Cage) -> None:
     ended = call(caller, "Never")
     assert (ended.returncode, ended.stdout) == (127, b"")
+    assert ended.stderr.decode().endswith(": status 127, as where there is no such service\n")
     until(lambda: "there is no service Never here, which caller called" in runtime.ok("logs", "server"), "the log")
 
 
 def test_what_is_no_service_is_not_run(caller: Cage, server: Cage) -> None:
     offer(server, "Never", "#!/bin/sh\necho run\n", "777")
     try:
-        assert (call(caller, "Never").returncode, call(caller, "Never").stdout) == (126, b"")
+        ended = call(caller, "Never")
+        assert (ended.returncode, ended.stdout, ended.stderr.decode()) == (
+            126, b"", "incage: Never: status 126, as where what is there is no service that can be run\n")
     finally:
         server.sh("rm ~/.config/incage/services/Never")
 

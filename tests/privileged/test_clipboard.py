@@ -12,6 +12,7 @@ from cage_runtime.model import CLIP_BYTES_MAX
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
+from tests.unit.mediators.clipboard.pictures import SIGNATURE, chunk, chunks, header, png
 
 RULES = """clipboard.Paste * alpha beta allow
 clipboard.Paste * beta alpha allow
@@ -121,7 +122,7 @@ def test_m44_text_is_text(alpha: Cage, beta: Cage, content: bytes, text: bytes) 
 @pytest.mark.parametrize(("content", "options", "status", "why"), [
     (b"x" * (CLIP_BYTES_MAX + 1), (), 1, b"more than 1048576 bytes"), (b"a\0b", (), 1, b"has a NUL"),
     (b"\xff\xfe", (), 1, b"not UTF-8"), (b"", (), 1, b"is empty"), (b"\x1b[A", (), 1, b"nothing in it"),
-    (b"\x89PNG", ("--type", "image/png"), 2, b"only text/plain"), (b"x", ("--pastes", "101"), 2, b"1 to 100"),
+    (b"x", ("--type", "image/jpeg"), 2, b"text/plain and image/png can"), (b"x", ("--pastes", "101"), 2, b"1 to 100"),
     (b"x", ("--seconds", "3601"), 2, b"1 to 3600"), (b"x", ("--pastes", "0"), 2, b"--pastes"),
 ])
 def test_m44_what_cannot_be_copied_is_not(alpha: Cage, beta: Cage, content: bytes, options: tuple[str, ...],
@@ -131,3 +132,41 @@ def test_m44_what_cannot_be_copied_is_not(alpha: Cage, beta: Cage, content: byte
     assert ended.returncode == status, ended.stderr
     assert why in ended.stderr
     assert paste(beta).stdout == b"before"
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+PNG = ("--type", "image/png")
+
+
+def test_an_image_is_pasted_with_its_pixels_and_nothing_else(runtime: Runtime, alpha: Cage, beta: Cage) -> None:
+    image = png(640, 480, before=chunk(b"tEXt", b"Author\0somebody") + chunk(b"eXIf", b"somewhere"))
+    ended = copy(alpha, image + b"PK\3\4", *PNG)
+    assert (ended.returncode, ended.stderr) == (0, b"")
+    assert paste(beta).returncode == 126, "it is no text"
+    pasted = beta.enter("incage", "paste", *PNG)
+    assert (pasted.returncode, pasted.stderr) == (0, b"")
+    assert [kind for kind, _ in chunks(pasted.stdout)][:1] == [b"IHDR"]
+    assert {kind for kind, _ in chunks(pasted.stdout)} == {b"IHDR", b"IDAT", b"IEND"}
+    noted = runtime.events("transfer")[-1]
+    assert (noted["outcome"], noted["size"]) == ("is pasted", str(len(pasted.stdout)))
+    again = beta.enter("incage", "paste", *PNG)
+    assert (again.returncode, again.stdout, again.stderr) == (126, b"", NOTHING)
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (SIGNATURE + header(65_535, 65_535) + chunk(b"IDAT") + chunk(b"IEND"), b"the clip is an image of 65535 by 65535"),
+    (png(4096, 4096, pixels=bytes(65 << 20)), b"the clip is a PNG with more pixels than its header says"),
+    (b"\xff\xd8\xff\xe0 a picture of another kind", b"the clip is no PNG"),
+])
+def test_m44_what_is_no_image_that_we_take_is_refused(alpha: Cage, beta: Cage, content: bytes, says: bytes) -> None:
+    ended = copy(alpha, content, *PNG)
+    assert (ended.returncode, ended.stderr.startswith(b"incage: " + says)) == (1, True), ended.stderr
+    assert beta.enter("incage", "paste", *PNG).returncode == 126
+
+
+def test_an_image_is_no_text_for_a_rule_that_lets_text_through(runtime: Runtime, alpha: Cage, beta: Cage) -> None:
+    with policy(runtime, "clipboard.Paste * alpha beta allow types=text/plain\n"):
+        assert copy(alpha, png(4, 4), *PNG).returncode == 0
+        assert beta.enter("incage", "paste", *PNG).stderr == NOTHING
+    with policy(runtime, "clipboard.Paste * alpha beta allow types=image/*\n"):
+        assert beta.enter("incage", "paste", *PNG).returncode == 0

@@ -82,6 +82,13 @@ def test_what_is_too_much_at_once_is_told_as_that(work: Cage) -> None:
     assert ended.stderr.startswith(b"incage: all that is given to Show has 40"), ended.stderr
 
 
+def test_a_cage_has_no_log_of_its_own(work: Cage, told: Any) -> None:
+    """As incage(1) says: what programs say by syslog(3) goes nowhere."""
+    assert work.enter("ls", "/dev/log", "/run/systemd/journal", "/dev/kmsg").stdout == b""
+    said = work.enter("/usr/bin/python3", "-c", "import syslog; syslog.syslog('said')")
+    assert (said.returncode, said.stderr, told()) == (0, b"", [])
+
+
 def test_nothing_to_read_is_nothing_to_write(work: Cage, told: Any) -> None:
     assert log(work, lines=b"").returncode == 0
     assert told() == []

@@ -4,14 +4,17 @@ M63)."""
 
 from __future__ import annotations
 
+import contextlib
 import json
+import subprocess
 from collections.abc import Iterator
+from typing import Any
 
 import pytest
 
 from cage_runtime.model import EDITED_BYTES_MAX
 from tests.privileged.conftest import MakeCage
-from tests.privileged.rules import policy
+from tests.privileged.rules import policy, until
 from tests.privileged.runtime import Cage, Ended, Runtime
 
 RULES = """open.Uri +ftp desk web deny
@@ -218,6 +221,76 @@ def test_a_cage_with_nothing_to_open_it_says_so_in_the_record_alone(runtime: Run
     assert ended.returncode == 1
     assert b"it was not opened there; the target may be stopped" in ended.stderr
     assert json.dumps(runtime.events("transfer")[-1]["outcome"]).count("does not run") == 1
+
+
+# --- what comes back is decided on again -----------------------------------------------------------------------------
+EDITS = "printf edited > \"$1\"; " + WAITS
+KEPT = "cat .cache/incage/*/*.txt"
+
+
+@contextlib.contextmanager
+def editing(desk: Cage, web: Cage, name: str) -> Iterator[subprocess.Popen[bytes]]:
+    """In the block, `incage open` of the file waits for it, which is edited and still open in web."""
+    web.sh("rm -rf .cache/incage")
+    handler(web, EDITS)
+    desk.sh(f"printf original > {name}")
+    process = desk.popen("incage", "open", name, "--in", "web", stderr=subprocess.PIPE)
+    try:
+        until(lambda: web.enter("test", "-e", "Documents/begun").returncode == 0, "the handler")
+        yield process
+    finally:
+        process.kill()
+        process.wait()
+
+
+def heard(process: subprocess.Popen[bytes]) -> tuple[int, str]:
+    _, errors = process.communicate(timeout=30)
+    return process.returncode, errors.decode()
+
+
+@pytest.mark.parametrize("rule", ["open.File * desk web deny", "open.File * desk web allow direction=one-way",
+                                  "open.File * desk web allow max-size=5"])
+def test_what_the_policy_has_denied_meanwhile_stays_where_it_was_edited(runtime: Runtime, desk: Cage, web: Cage,
+                                                                        rule: str) -> None:
+    with editing(desk, web, "kept.txt") as process, policy(runtime, f"{rule}\n"):
+        web.sh("rm Documents/begun")
+        status, errors = heard(process)
+    assert (status, "what was edited stays where it was edited" in errors) == (126, True), errors
+    assert desk.sh("cat kept.txt") == "original"
+    until(lambda: web.enter("pgrep", "-f", "cage-mediator open").returncode != 0, "the end of its half")
+    assert web.sh(KEPT) == "edited"
+    noted = runtime.events("transfer")[-1]
+    assert noted["outcome"].startswith("did not come back: what was edited stays where it was edited: ")
+    assert (noted["edited-size"], noted["service"]) == ("6", "open.File")
+
+
+@pytest.mark.parametrize("answer", ["allow", "deny"])
+def test_where_a_person_is_asked_by_now_what_was_edited_waits_for_that(runtime: Runtime, desk: Cage, web: Cage,
+                                                                      answer: str) -> None:
+    with editing(desk, web, "asked.txt") as process, policy(runtime, "open.File * desk web ask\n"):
+        web.sh("rm Documents/begun")
+        prompts: list[dict[str, Any]] = []
+        until(lambda: prompts.extend(runtime.call("ListPrompts", "a{sv}", {})[0]) or prompts, "the question")
+        assert prompts[0]["lines"][1] == ["asked.txt, as it was edited there, comes back"]
+        assert process.poll() is None
+        runtime.call("AnswerPrompt", "ssa{sv}", prompts[0]["id"][1], answer, {})
+        status, errors = heard(process)
+    until(lambda: web.enter("pgrep", "-f", "cage-mediator open").returncode != 0, "the end of its half")
+    if answer == "allow":
+        assert (status, errors, desk.sh("cat asked.txt")) == (0, "", "edited")
+        assert web.enter("sh", "-c", KEPT).returncode != 0, "nothing is left of what went back"
+    else:
+        assert (status, desk.sh("cat asked.txt"), web.sh(KEPT)) == (126, "original", "edited"), errors
+        assert "a person refused it" in errors
+
+
+def test_what_nobody_takes_back_any_more_stays(desk: Cage, web: Cage) -> None:
+    with editing(desk, web, "gone.txt") as process:
+        process.kill()
+        process.wait()
+    assert desk.sh("cat gone.txt") == "original"
+    web.sh("rm Documents/begun")
+    until(lambda: web.enter("pgrep", "-f", "cage-mediator open").returncode != 0, "the end of its half")
 
 
 def test_where_the_rule_is_one_way_nothing_comes_back(shared_cage: MakeCage, web: Cage) -> None:

@@ -57,6 +57,8 @@ def foreign(core: Core) -> Iterator[DbusNext]:
 
 RULES = """files.Send * work vault allow max-size=7M
 files.Send * work peer ask
+files.Send * work @core allow
+files.Send * work @disposable allow
 """
 
 
@@ -150,9 +152,15 @@ def a_question(foreign: DbusNext, mediator: DbusNext) -> tuple[str, ...]:
     foreign.call("RegisterAgent", {})
     uuid = foreign.call("Status", "work", {})["uuid"]
     asked = (uuid, "files.Send", "", "peer", "1" * 32)
-    assert mediator.call("Decide", *asked, interface=MEDIATION)["action"] == "ask"
+    assert mediator.call("Decide", *asked, "", interface=MEDIATION)["action"] == "ask"
     assert mediator.call("Confirm", *asked, WHAT, interface=MEDIATION)["action"] == "ask"
     return asked
+
+
+def ticket(client: DbusNext | Busctl, source: str, target: str) -> str:
+    """Of a confirmed permission."""
+    asked = (source, "files.Send", "", target, "1" * 32)
+    return str(client.call("Confirm", *asked, {"size": ("t", 1)}, interface=MEDIATION)["ticket"])
 
 
 def promised_signals(*interfaces: str) -> dict[tuple[str, str], str]:
@@ -181,8 +189,8 @@ def test_every_signal_is_sent_with_its_signature(core: Core, foreign: DbusNext, 
     heard += everybody.until("PromptRemoved") + the_mediator.until("Answered")
     life.refused(mediator, "org.cageruntime.Error.PolicyRefused", "Confirm", *asked, WHAT, interface=MEDIATION)
     source = {cage["name"]: cage["uuid"] for cage in foreign.call("List", {})}["work"]
-    shown = mediator.call("Show", source, "1" * 32, {"summary": ("s", "done"), "actions": ("a(ss)", [["a", "A"]])},
-                          interface=MEDIATION)
+    shown = mediator.call("Show", ticket(mediator, source, "@core"),
+                          {"summary": ("s", "done"), "actions": ("a(ss)", [["a", "A"]])}, interface=MEDIATION)
     heard += everybody.until("Notified")
     foreign.call("NotificationAction", shown, "a", {})
     heard += the_mediator.until("Acted")
@@ -302,21 +310,22 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
     for client in (mediator, busctl):
         assert client.call("Gateways", interface=MEDIATION) == [["work", work, address]]
         asked = (work, "files.Send", "", "vault", "1" * 32)
-        for permission in (client.call("Decide", *asked, interface=MEDIATION),
+        for permission in (client.call("Decide", *asked, "", interface=MEDIATION),
                            client.call("Confirm", *asked, {"size": ("t", 7 << 20)}, interface=MEDIATION)):
             assert {key: permission[key] for key in PERMITTED} == PERMITTED | {"target-uuid": vault}
         client.call("Withdraw", "1" * 32, interface=MEDIATION)
         assert client.call("Person", work, interface=MEDIATION) == os.geteuid()
         assert ["files.Send", "allow"] in client.call("Services", work, interface=MEDIATION)
-        name, uuid = client.call("Dispose", work, "", "1" * 32, interface=MEDIATION)
+        name, uuid, there = client.call("Dispose", ticket(client, work, "@disposable"), interface=MEDIATION)
         assert (name.startswith("disp-"), uuid in core.spawner.running) == (True, True)
+        assert there.split(":")[3] == uuid
         life.refused(client, "org.cageruntime.Error.NoSuchCage", "Person", "0" * 32, interface=MEDIATION)
-        shown = client.call("Show", work, "1" * 32, {"summary": ("s", "done")}, interface=MEDIATION)
+        to_core = ticket(client, work, "@core")
+        shown = client.call("Show", to_core, {"summary": ("s", "done")}, interface=MEDIATION)
         client.call("Unshow", work, shown, interface=MEDIATION)
-        life.refused(client, "org.cageruntime.Error.NoSuchCage", "Show", "0" * 32, "1" * 32, {"summary": ("s", "x")},
-                     interface=MEDIATION)
-        life.refused(client, "org.cageruntime.Error.InvalidArgument", "Dispose", work, "nosuch", "1" * 32,
-                     interface=MEDIATION)
+        forged = ("org.cageruntime.Error.NotAuthorized",)
+        life.refused(client, *forged, "Show", "x" * 100, {"summary": ("s", "x")}, interface=MEDIATION)
+        life.refused(client, *forged, "Dispose", to_core, interface=MEDIATION)
         client.call("Record", work, "work", vault, "files.Send", {"size": "1"}, interface=MEDIATION)
         client.call("Confirm", *asked, {"receipt": ("b", True)}, interface=MEDIATION)
         about = (work, "work", vault, "files.Send", {"size": "1", "request": "1" * 32}, "arrived")
@@ -325,18 +334,20 @@ def test_the_mediators_interface_is_driven(core: Core, foreign: DbusNext, mediat
         assert client.call("Receipt", *about, interface=MEDIATION) == ""
         client.call("RecordMalformed", work, "work", "files.Send", "too short", interface=MEDIATION)
         refused = ("org.cageruntime.Error.PolicyRefused",)
-        life.refused(client, *refused, "Decide", work, "files.Send", "", "nobody", "1" * 32, interface=MEDIATION)
+        life.refused(client, *refused, "Decide", work, "files.Send", "", "nobody", "1" * 32, "",
+                     interface=MEDIATION)
         life.refused(client, *refused, "Confirm", *asked, {"size": ("t", (7 << 20) + 1)}, interface=MEDIATION)
-        another = ("org.cageruntime.Error.NotAuthorized", "Decide", work, "log.Write", "", "vault", "1" * 32)
+        another = ("org.cageruntime.Error.NotAuthorized", "Decide", work, "log.Write", "", "vault", "1" * 32, "")
         life.refused(client, *another, interface=MEDIATION)
         for interface, member in methods(MEDIATION):
             with pytest.raises(Refused, match="takes the signature"):
                 client.call_amiss(member, interface=interface, path=PATH)
     with open(os.devnull, "rb") as nothing:
-        given = ([nothing.fileno()], "1" * 32)
-        channel = mediator.call("Deliver", vault, ["report.txt"], *given, interface=MEDIATION)
+        to_vault = ticket(mediator, work, "vault")
+        channel = mediator.call("Deliver", to_vault, ["report.txt"], [nothing.fileno()], interface=MEDIATION)
         assert b"--deliver report.txt" in (mediator.output(channel) or b"")
-        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", "0" * 32, [], *given,
+        foreign.call("Stop", "vault", {})
+        life.refused(mediator, "org.cageruntime.Error.WrongState", "Deliver", to_vault, [], [nothing.fileno()],
                      interface=MEDIATION)
     theirs = methods(MEDIATION)
     assert mediator.refused == methods(MEDIATION)

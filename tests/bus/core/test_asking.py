@@ -39,7 +39,7 @@ class Mediator:
 
     def decide(self, source: str, target: str, request: str = REQUEST) -> str:
         """The action, or the sentence of the refusal."""
-        return self._called("Decide", "sssss", source, "files.Send", "", target, request)
+        return self._called("Decide", "ssssss", source, "files.Send", "", target, request, "")
 
     def confirm(self, source: str, target: str, request: str = REQUEST, **what: Any) -> str:
         return self._called("Confirm", "sssssa{sv}", source, "files.Send", "", target, request, WHAT | what)

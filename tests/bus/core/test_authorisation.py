@@ -248,7 +248,7 @@ def test_a_log_does_not_tell_why_another_persons_cage_was_not_reached(
     with contextlib.closing(core.client_of(core.user.pw_name)) as mediator:
         for number, name in enumerate((HIS, NOBODYS)):
             with pytest.raises(Refusal, match="is refused"):
-                mediator.call("Decide", "sssss", hers, "files.Send", "", name, f"{number:032x}",
+                mediator.call("Decide", "ssssss", hers, "files.Send", "", name, f"{number:032x}", "",
                               interface=f"{CORE}.Mediation")
     lines = [line.partition(" ")[2] for line in alice.call("Logs", "sa{sv}", HERS, {}) if " decision " in line]
     assert lines == [f'decision argument="" decision=deny mediator=files request={number:032x} service=files.Send '

@@ -158,10 +158,10 @@ def test_mediation_is_for_mediators(core: Core, client: Client, member: str) -> 
     """As root, the caller is not the user that mediators run as; as anybody else, it is."""
     asked = ("0" * 32, "files.Send", "", "work", "0" * 32)
     arguments: dict[str, tuple[str, tuple[Any, ...]]] = {
-        "Gateways": ("", ()), "Decide": ("sssss", asked), "Confirm": ("sssssa{sv}", (*asked, {})),
-        "Withdraw": ("s", ("0" * 32,)), "Dispose": ("sss", ("0" * 32, "", "0" * 32)),
+        "Gateways": ("", ()), "Decide": ("ssssss", (*asked, "")), "Confirm": ("sssssa{sv}", (*asked, {})),
+        "Withdraw": ("s", ("0" * 32,)), "Dispose": ("s", ("0" * 32,)),
         "Person": ("s", ("0" * 32,)), "Services": ("s", ("0" * 32,)),
-        "Deliver": ("sasahs", ("0" * 32, [], [os.open(os.devnull, os.O_RDONLY)], "0" * 32)),
+        "Deliver": ("sasah", ("0" * 32, [], [os.open(os.devnull, os.O_RDONLY)])),
         "Record": ("ssssa{ss}", ("", "", "", "", {})), "RecordMalformed": ("ssss", ("", "", "", "")),
     }
     signature, values = arguments[member]

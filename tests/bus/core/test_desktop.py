@@ -56,7 +56,7 @@ def desktop(core: Core, environment: dict[str, str], start: Start) -> Desktop:
 def question(person: DbusNext, mediator: DbusNext, request: str, target: str = "vault", **what: Any) -> tuple[str, ...]:
     """Has the cage work ask; what it has asked."""
     asked = (person.call("Status", "work", {})["uuid"], "files.Send", "", target, request * 32)
-    assert mediator.call("Decide", *asked, interface=MEDIATION)["action"] == "ask"
+    assert mediator.call("Decide", *asked, "", interface=MEDIATION)["action"] == "ask"
     assert confirm(mediator, asked, **what)["action"] == "ask"
     return asked
 

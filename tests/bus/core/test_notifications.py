@@ -45,7 +45,11 @@ class World:
 
     def show(self, cage: str, summary: str = "done", **more: Any) -> int:
         notification = {"summary": ("s", summary), "actions": ("a(ss)", [["open", "Open"]]), **more}
-        return int(self.mediator.call("Show", self.uuids[cage], "1" * 32, notification, interface=MEDIATION))
+        return int(self.mediator.call("Show", self.ticket(cage), notification, interface=MEDIATION))
+
+    def ticket(self, cage: str) -> str:
+        asked = (self.uuids[cage], "notify.Show", "", "@core", "1" * 32)
+        return str(self.mediator.call("Confirm", *asked, {}, interface=MEDIATION)["ticket"])
 
     def told(self) -> dict[str, Any]:
         return dict(plain(self.heard.until("Notified")[-1].body[0]))
@@ -69,7 +73,7 @@ def world(core: Core) -> Iterator[World]:
 
 def test_it_comes_to_the_person_and_a_click_goes_back(world: World) -> None:
     asked = (world.uuids["work"], "notify.Show", "", "@core", "1" * 32)
-    assert world.mediator.call("Decide", *asked, interface=MEDIATION)["action"] == "allow"
+    assert world.mediator.call("Decide", *asked, "", interface=MEDIATION)["action"] == "allow"
     number = world.show("work", "<b>done</b>", body=("s", "1\n2"), urgency=("s", "low"))
     assert world.told() == {
         "kind": "notification", "id": number, "source": "work", "source-level": "internal",

@@ -190,9 +190,9 @@ class StandInCaged:
         return Answer(values=(self.gateways,))
 
     async def _decide(self, call: Call) -> Answer:
-        source, _service, _argument, target, _request = call.arguments
-        self.asked.append(call.arguments)
-        return self._permission(source, target)
+        source, _service, _argument, target, _request, _asker = call.arguments
+        self.asked.append(call.arguments[:5])
+        return self._permission(source, target, "")
 
     async def _confirm(self, call: Call) -> Answer:
         source, service, argument, target, request, what = call.arguments
@@ -200,7 +200,7 @@ class StandInCaged:
         self.asked.append([source, service, argument, target, request])
         self.told.append(told)
         self.before_confirmed()
-        permission = self._permission(source, target)
+        permission = self._permission(source, target, f"{source}:{self.allowed.get((source, target), '')}")
         if told["target-uuid"] != self.allowed[source, target]:
             raise PolicyRefused(f'"{target}" is not the cage that it was')
         if 0 < self.max_size < told["size"]:
@@ -209,7 +209,8 @@ class StandInCaged:
 
     async def _show(self, call: Call) -> Answer:
         """Ids of its own, or the one that is replaced; as caged, whether or not anybody sees it."""
-        source, _request, about = call.arguments
+        ticket, about = call.arguments
+        source = ticket.partition(":")[0]
         told = {key: variant.value for key, variant in about.items()}
         number = told.get("replaces") or 1000 + len(self.notifications)
         self.notifications.append((source, number, told))
@@ -226,12 +227,13 @@ class StandInCaged:
         self.withdrawn.append(call.arguments[0])
         return Answer()
 
-    def _permission(self, source: str, target: str) -> Answer:
+    def _permission(self, source: str, target: str, ticket: str) -> Answer:
+        """Where it is confirmed its ticket says, in the open, between which instances it is."""
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
         words = {"action": "allow", "target": self.led_to or target, "target-uuid": self.allowed[source, target],
                  "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": self.require,
-                 "user": "", "log": self.log}
+                 "user": "", "log": self.log, "ticket": ticket}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
             **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},
@@ -241,7 +243,8 @@ class StandInCaged:
         },))
 
     async def _deliver(self, call: Call) -> Answer:
-        target, arguments, (index,), _request = call.arguments
+        ticket, arguments, (index,) = call.arguments
+        target = ticket.partition(":")[2]
         self.delivering += 1
         if self.keeps is not None:
             self.keeps.append(os.dup(call.descriptors[index]))

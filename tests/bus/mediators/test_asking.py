@@ -18,7 +18,7 @@ from mediators.wire import Caged, What
 
 pytestmark = pytest.mark.usefixtures("system_bus")
 SOURCE = "11111111-work"
-WORDS = ("target", "target-uuid", "source-name", "flow", "transform", "require", "log", "user")
+WORDS = ("target", "target-uuid", "source-name", "flow", "transform", "require", "log", "user", "ticket")
 FLAGS = ("two-way", "one-way", "notify", "autostart")
 
 

@@ -46,8 +46,8 @@ def test_what_is_confirmed_is_what_was_decided_and_what_it_turned_out_to_be(play
         await world.send("work", "vault")
         assert [arguments[:-1] for arguments in world.caged.asked] == [[WORK, "files.Send", "", "vault"]] * 2
         assert world.caged.told == [{
-            "target-uuid": VAULT, "size": len(CONTENT), "files": 1, "types": [], "lines": ["figures.txt"],
-            "sha256": hashlib.sha256(CONTENT).hexdigest()}]
+            "target": "vault", "target-uuid": VAULT, "size": len(CONTENT), "files": 1, "types": [],
+            "lines": ["figures.txt"], "sha256": hashlib.sha256(CONTENT).hexdigest()}]
 
     play(test)
 

@@ -57,6 +57,11 @@ def test_what_is_missing_is_the_least() -> None:
     assert least.services == {"thing.Use": ServiceKind(one_way=False, parameters=frozenset())}
 
 
+def test_a_service_may_look_before_anybody_is_asked() -> None:
+    services = parse(changed("one-way = true", "looks-first = true")).services
+    assert [services[name].looks_first for name in ("thing.Use", "thing.*")] == [True, False]
+
+
 BAD: dict[str, tuple[str, str]] = {
     "nothing": ("", 'thing.toml:1: the key "description" is missing'),
     "no TOML": ("x", "thing.toml:1: not TOML"),
@@ -81,6 +86,9 @@ BAD: dict[str, tuple[str, str]] = {
     "a family below a family": (changed('"thing.*"', '"thing.*.x"'), "not a service of thing"),
     "an escape in a service": (changed('"thing.*"', '"thing.\\u001b"'),
                                'services."thing.\\x1b": not a service of thing'),
+    "nobody who could look first": (
+        changed("one-way = true", "looks-first = true").replace('delivery = "delivery"\n', ""),
+        'services."thing.Use": looks-first: there is no delivery half that could'),
     "an unknown parameter": (changed('"types"', '"declassify"'), 'services."thing.Use": parameters[1]: must be'),
     "a parameter twice": (changed('"types"', '"max-size"'), '"max-size" is there twice'),
     "an empty description": (changed('"things"', '""'), "description: must have at least 1 characters"),

@@ -13,6 +13,7 @@ from collections.abc import Awaitable, Callable
 import pytest
 
 from cage_runtime.errors import RuntimeFailure, TransferFailed
+from mediators import session
 from mediators.session import DIAGNOSTICS_MAX, Ended, Gate, run_to_end
 
 STARTED, EXITED = b'{"event": "started"}', b'{"event": "exit", "status": 3}'
@@ -50,8 +51,9 @@ async def nothing_against_it() -> None:
 
 
 def follow(act: Callable[[Far], None], seconds: float = 5.0,
-           passing: Callable[[], Awaitable[None]] = nothing_against_it) -> Ended:
-    gate = Gate(ready=READY, passing=passing, go=signal.SIGUSR1)
+           passing: Callable[[], Awaitable[None]] = nothing_against_it,
+           leaving: Callable[[], Awaitable[None]] | None = None) -> Ended:
+    gate = Gate(ready=READY, passing=passing, go=signal.SIGUSR1, leaving=leaving)
     before = set(os.listdir("/proc/self/fd"))
     far = Far()
     try:
@@ -188,3 +190,50 @@ def test_one_that_never_ends_is_killed_at_the_deadline() -> None:
     with pytest.raises(TransferFailed, match="had not received it after 0 s"):
         follow(heard_from(Far.start, heard), seconds=0.05)
     assert heard == [b'{"signal": 9}']
+
+
+# --- what waits once more ----------------------------------------------------------------------------------------
+def says_all(far: Far) -> None:
+    far.start()
+    os.write(far.output[1], READY + b"all")
+    far.end_output()
+    far.send(ENDED_WELL)
+
+
+@pytest.fixture
+def told(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
+    """The signals that the program is sent."""
+    sent: list[signal.Signals] = []
+    monkeypatch.setattr(session, "send_signal", lambda _near, number: sent.append(number))
+    return sent
+
+
+def test_what_it_wrote_is_decided_on_before_it_is_told_to_go(told: list[signal.Signals]) -> None:
+    async def leaving() -> None:
+        assert told == [signal.SIGUSR1]
+
+    assert follow(says_all, leaving=leaving).untrusted_output == b"all"
+    assert told == [signal.SIGUSR1, signal.SIGUSR1]
+
+
+def test_what_may_not_leave_is_told_to_end(told: list[signal.Signals]) -> None:
+    async def leaving() -> None:
+        raise TransferFailed("it stays")
+
+    with pytest.raises(TransferFailed, match="it stays"):
+        follow(says_all, leaving=leaving)
+    assert told == [signal.SIGUSR1, signal.SIGTERM]
+
+
+def test_what_it_said_last_counts_also_where_it_has_not_read_all() -> None:
+    """It ends as it is told to go."""
+    far: list[Far] = []
+
+    def act(there: Far) -> None:
+        says_all(there)
+        far.append(there)
+
+    async def leaving() -> None:
+        far[0].close()
+
+    assert follow(act, leaving=leaving) == Ended(status=0, untrusted_output=b"all", untrusted_diagnostics=b"")

@@ -27,6 +27,7 @@ from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.receipts import Receipts
 from cage_runtime.daemon.sessions import Sessions
 from cage_runtime.daemon.state import Record, now
+from cage_runtime.daemon.tickets import Tickets
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, PolicyRefused, RuntimeFailure
 from cage_runtime.model import CageState, Levels, ServiceKind
@@ -35,7 +36,8 @@ from cage_runtime.policy.parser import parse
 from cage_runtime.policy.rule import Rule
 
 LEVELS = Levels(names=("public", "secret"), colours={"public": "#2e7d32", "secret": "#b71c1c"})
-KINDS = {"files.Send": ServiceKind(one_way=True, parameters=frozenset({"max-size", "max-files", "types"}))}
+KINDS = {"files.Send": ServiceKind(one_way=True, parameters=frozenset({"max-size", "max-files", "types"})),
+         "keys.Sign": ServiceKind(one_way=False, parameters=frozenset(), looks_first=True)}
 REQUEST = "0123456789abcdef" * 2
 OWNER = Person(uid=1000, is_root=False)
 STRANGER = Person(uid=1001, is_root=False)
@@ -88,7 +90,8 @@ class World:
             cast(Manager, self), self.agents, cast(Connections, self),
             Grants(self.tmp_path / "grants.json", "this-boot", clock=clock), tell=self._tell, show=Shown(LEVELS),
             clock=clock, later=self.later)
-        self.mediation = Mediation(cast(Manager, self), cast(Sessions, None), Paths(), self.asking, kinds=KINDS,
+        self.mediation = Mediation(cast(Manager, self), cast(Sessions, self), Paths(), self.asking, kinds=KINDS,
+                                   tickets=Tickets(self.tmp_path / "tickets.json", "this-boot", clock=clock),
                                    clock=clock, time_of_day=clock, later=self.later)
         self.mediation.receipts = Receipts(self.tmp_path, self.record)
         self.asking.begin()

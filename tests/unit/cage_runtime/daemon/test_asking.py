@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from cage_runtime.daemon.agents import Person
+from cage_runtime.daemon.mediation import Permission
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NoSuchCage, NoSuchGrant, NoSuchPrompt, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.model import (
@@ -260,6 +261,25 @@ def choosing(start: Callable[..., World]) -> World:
     world = start(CHOICES)
     world.create("third", "public")
     return world
+
+
+def test_what_has_its_target_is_not_chosen_again(choosing: World) -> None:
+    """What comes back comes back from where it was opened: nothing else is offered, or granted."""
+    def back_from(name: str) -> Permission:
+        return choosing.mediation.confirm(asked(""), What(target=name, target_uuid=f"uuid-{name}"), ":files")
+
+    back_from("peer")
+    assert (choosing.prompts[0]["choices"], choosing.prompts[0]["default"]) == ({"peer": "public"}, "")
+    with pytest.raises(UsageError, match="was not offered"):
+        choosing.answer("allow", target="third")
+    choosing.answer("allow", target="peer")
+    assert back_from("peer").target is choosing.known["peer"]
+    with pytest.raises(PolicyRefused, match="is not the cage that it was"):
+        back_from("vault")
+    choosing.confirm("")
+    choosing.answer("allow", target="third", seconds=60)
+    with pytest.raises(PolicyRefused, match="is not the cage that it was"):
+        back_from("peer")
 
 
 def test_a_person_chooses_where_the_cage_has_named_nobody(choosing: World) -> None:

@@ -20,7 +20,7 @@ from cage_runtime.audit.journal import FIELDS, MESSAGES, UNTOLD
 from cage_runtime.cli import cagectl, incage
 from cage_runtime.cli.command import Program
 from cage_runtime.cli.parser import Parser
-from cage_runtime.config import Definition, RuntimeConfig
+from cage_runtime.config import Definition, Paths, RuntimeConfig, load_levels, parse_definition, parse_table
 from cage_runtime.daemon import main as caged
 from cage_runtime.daemon.asking import AnswerOptions
 from cage_runtime.daemon.copies import CopyOptions
@@ -29,6 +29,7 @@ from cage_runtime.daemon.options import NoOptions
 from cage_runtime.daemon.proof_service import DiffOptions
 from cage_runtime.daemon.service import InstallOptions, TailOptions
 from cage_runtime.daemon.sessions import SessionOptions
+from cage_runtime.manifest import service_kinds
 from cage_runtime.model import (
     POLICY_FILES_MAX,
     POLICY_INCLUDE_DEPTH,
@@ -40,14 +41,21 @@ from cage_runtime.model import (
     Logged,
     Parameters,
 )
+from cage_runtime.policy.parser import kind_of, parse
 from cage_runtime.policy.rule import AnyCage, Core, Default, Disposable, Relation, SameOwner
 from tests import pages
 
+TOP = Path(caged.__file__).parents[2]
 PAGES = Path(caged.__file__).parents[1] / "resources/man"
 
 
 def page(name: str) -> str:
     return (PAGES / name).read_text(encoding="utf-8")
+
+
+def example(name: str) -> str:
+    """The last that is set off in a page, as it is read."""
+    return str(re.findall(r"\.Bd -literal -offset indent\n(.*?)\.Ed", page(name), re.DOTALL)[-1])
 
 
 def flags_in(text: str) -> set[str]:
@@ -206,3 +214,13 @@ def test_the_daemons_page_has_the_journals_fields_and_ids() -> None:
     fields = {name for line in re.findall(r"^\.It Li (.*)$", text, re.M) for name in re.findall(r"([A-Z_0-9]+)=", line)}
     others = {"MESSAGE_ID", "SOURCE", "RULE_FILE", "RULE_LINE", "REASON", "AUDIT_SEQUENCE", "AUDIT_HASH"}
     assert fields == set(FIELDS.values()) | others
+
+
+def test_the_examples_are_read_as_they_stand() -> None:
+    shipped = Paths(shipped=str(TOP / "policies"), administrator="/nonexistent", run="/nonexistent")
+    levels, kinds = load_levels(shipped), service_kinds(shipped)
+    rules = parse(example("cage.policy.5").encode(), file="p", levels=levels, kinds=kinds)
+    assert {kind_of(rule.service.name, kinds) is None for rule in rules if rule.service} == {False}
+    definition = parse_definition(example("cage.toml.5"), "d")
+    assert levels.label(definition.level, definition.compartments)
+    assert parse_table(example("caged.conf.5"), RuntimeConfig, "c").paths.cgroup == "other"

@@ -18,7 +18,7 @@ from mediators.wire import Asked, Gateway, Permission
 
 WORK = Gateway(name="work", uuid="11111111-work", address="")
 WORDS = {"action": "allow", "target": "vault", "target-uuid": "2", "source-name": "work", "flow": "up",
-         "transform": "", "require": "", "log": "", "user": ""}
+         "transform": "", "require": "", "log": "", "user": "", "ticket": ""}
 
 
 class Caged:

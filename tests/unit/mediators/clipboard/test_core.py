@@ -16,10 +16,13 @@ import pytest
 
 from cage_runtime.bus import Call, Variant
 from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
-from cage_runtime.model import CLIP_BURST, Action, Flow
-from mediators.clipboard.core import ClipboardCore, MemoryStager
-from mediators.clipboard.protocol import NOTHING
+from cage_runtime.model import CLIP_BURST, IMAGE_BYTES_MAX, Action, Flow
+from mediators.clipboard.core import ClipboardCore, MemoryStager, images
+from mediators.clipboard.image import reencoded
+from mediators.clipboard.protocol import IMAGE, NOTHING, TEXT
+from mediators.stage import Stager
 from mediators.wire import Asked, Caged, Gateway, Permission, What
+from tests.unit.mediators.clipboard.pictures import chunk, png
 
 ALPHA, BETA, GAMMA, OTHER = (Gateway(name=name, uuid=f"uuid-{name}", address="")
                              for name in ("alpha", "beta", "gamma", "other"))
@@ -30,6 +33,7 @@ class FakeCaged:
 
     def __init__(self) -> None:
         self.asked: list[tuple[str, str]] = []
+        self.askers: list[str] = []
         self.told: list[What] = []
         self.records: list[str] = []
         self.gone: set[str] = set()
@@ -41,9 +45,11 @@ class FakeCaged:
             raise NoSuchCage("it does not run")
         return 1001 if uuid == OTHER.uuid else 1000
 
-    async def decide(self, source: str, service: str, argument: str, target: str, request: str) -> Permission:
+    async def decide(self, source: str, service: str, argument: str, target: str, request: str, *,
+                     asker: str) -> Permission:
         assert (service, len(request)) == ("clipboard.Paste", 32)
         self.asked.append((source, target))
+        self.askers.append(asker)
         if source == f"uuid-{target}" or source in self.gone:
             raise PolicyRefused(f"clipboard.Paste to {target} is refused, and that is the source's to hear")
         asked = Asked(source=source, service=service, argument=argument, target=target, request=request)
@@ -70,16 +76,16 @@ class World:
         self.time = 0.0
         self.caged = FakeCaged()
         self.stager = MemoryStager(tmp_path / "unused")
-        self.core = ClipboardCore(self.stager, lambda: self.time)
+        self.core = ClipboardCore(self.stager, images(tmp_path / "unused"), lambda: self.time)
         self.core.handlers(cast(Caged, self.caged))
 
-    async def copy(self, source: Gateway, content: bytes, **options: int) -> None:
+    async def copy(self, source: Gateway, content: bytes, type_: str = TEXT, **options: int) -> None:
         with memory(content) as descriptor:
             given = {name: Variant("u", value) for name, value in options.items()}
-            await self.core.copy(source, call("Copy", "text/plain", 0, given, descriptors=(descriptor,)))
+            await self.core.copy(source, call("Copy", type_, 0, given, descriptors=(descriptor,)))
 
-    async def paste(self, target: Gateway) -> bytes:
-        answer = await self.core.paste(target, call("Paste", "text/plain", {}))
+    async def paste(self, target: Gateway, type_: str = TEXT) -> bytes:
+        answer = await self.core.paste(target, call("Paste", type_, {}))
         (descriptor,) = answer.descriptors
         try:
             seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
@@ -88,9 +94,9 @@ class World:
         finally:
             os.close(descriptor)
 
-    async def refused(self, target: Gateway) -> None:
+    async def refused(self, target: Gateway, type_: str = TEXT) -> None:
         with pytest.raises(PolicyRefused) as refusal:
-            await self.paste(target)
+            await self.paste(target, type_)
         assert refusal.value.sentence == NOTHING
 
 
@@ -133,6 +139,7 @@ def test_what_is_copied_is_pasted_once(run: Run) -> None:
 
     caged = run(test).caged
     assert caged.asked == [("uuid-alpha", "beta"), ("uuid-beta", "beta")]
+    assert caged.askers == ["uuid-beta", "uuid-beta"], "each spends what it may ask itself"
     assert caged.records == ["alpha is offered ", "alpha is pasted uuid-beta"]
     assert (caged.told[0].size, caged.told[0].types, caged.told[0].lines) == (5, ("text/plain",), ("5 bytes of text",))
 
@@ -168,8 +175,8 @@ def test_m46_of_two_copies_the_one_that_was_asked_for_last_counts(run: Run) -> N
     async def test(world: World) -> None:
         read, held, entered = world.core._read, asyncio.Event(), asyncio.Event()
 
-        async def slowly(source: Gateway, descriptor: int) -> bytes:
-            content = await read(source, descriptor)
+        async def slowly(source: Gateway, descriptor: int, stager: Stager, most: int) -> bytes:
+            content = await read(source, descriptor, stager, most)
             if content == b"first":
                 entered.set()
                 await held.wait()
@@ -313,3 +320,71 @@ def test_what_is_no_file_is_refused(run: Run, tmp_path: Path, kind: str) -> None
         assert world.core._offers == {}
 
     run(test)
+
+
+# --- images ----------------------------------------------------------------------------------------------------------
+def test_an_image_is_pasted_as_the_cores(run: Run) -> None:
+    async def test(world: World) -> None:
+        await world.copy(ALPHA, png(31, 17, before=chunk(b"tEXt", b"Comment\0who made it")), IMAGE)
+        assert await world.paste(BETA, IMAGE) == reencoded(png(31, 17))
+        await world.refused(BETA, IMAGE)
+
+    (told,) = run(test).caged.told
+    assert (told.types, told.lines, told.size) == (
+        ("image/png",), ("an image of 31 by 17",), len(reencoded(png(31, 17))))
+
+
+def test_who_wants_another_type_hears_what_he_hears_where_there_is_nothing(run: Run) -> None:
+    """And so is policy asked: an offer of another type is none."""
+    async def test(world: World) -> None:
+        await world.copy(ALPHA, png(2, 2), IMAGE)
+        await world.refused(BETA, TEXT)
+        assert await world.paste(BETA, IMAGE) == reencoded(png(2, 2))
+        await world.copy(ALPHA, b"text")
+        await world.refused(BETA, IMAGE)
+        assert await world.paste(BETA) == b"text"
+
+    assert run(test).caged.asked == [
+        ("uuid-beta", "beta"), ("uuid-alpha", "beta"), ("uuid-beta", "beta"), ("uuid-alpha", "beta")]
+
+
+@pytest.mark.parametrize(("content", "says"), [
+    (b"text", "the clip is no PNG"), (png(2, 2)[:-1], "the clip is a PNG that is cut off"),
+    (bytes(IMAGE_BYTES_MAX + 1), f"the clip has more than {IMAGE_BYTES_MAX} bytes"),
+])
+def test_what_is_no_image_is_not_offered(run: Run, content: bytes, says: str) -> None:
+    async def test(world: World) -> None:
+        with pytest.raises(TransferFailed) as refused:
+            await world.copy(ALPHA, content, IMAGE)
+        assert refused.value.sentence == says
+        await world.refused(BETA, IMAGE)
+
+    run(test)
+
+
+def test_a_cage_has_one_image_compressed_at_a_time_and_holds_up_no_other_for_long(run: Run) -> None:
+    async def test(world: World) -> None:
+        first = asyncio.ensure_future(world.copy(ALPHA, png(512, 512), IMAGE))
+        await asyncio.sleep(0)
+        with pytest.raises(TransferFailed, match="an image is being copied already"):
+            await world.copy(ALPHA, png(2, 2), IMAGE)
+        await world.copy(GAMMA, png(3, 3), IMAGE)
+        await first
+
+    run(test)
+
+
+def test_one_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
+    def endless(_source: int, _target: int, _size: int) -> tuple[int, str]:
+        while True:
+            pass
+
+    async def in_loop() -> None:
+        world = World(tmp_path)
+        world.core._images = MemoryStager(tmp_path / "unused", seconds=0.2, copier=endless)
+        with pytest.raises(TransferFailed, match=r"the clip could not be read within"):
+            await world.copy(ALPHA, png(2, 2), IMAGE)
+        world.core._images = images(tmp_path / "unused")
+        await world.copy(ALPHA, png(2, 2), IMAGE)
+
+    asyncio.run(in_loop())
