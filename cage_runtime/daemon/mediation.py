@@ -351,10 +351,12 @@ class Mediation:
         bucket.refused = 0
 
     def running(self, uuid: str) -> Cage:
-        """The cage, where that instance of it runs; NoSuchCage otherwise."""
+        """The cage, where that instance of it runs; WrongState where it does not, NoSuchCage where it is gone."""
         cage = self._manager.by_uuid(uuid)
-        if cage is None or cage.state is not CageState.RUNNING:
-            raise NoSuchCage("the cage that asks does not run any more")
+        if cage is None:
+            raise NoSuchCage("the cage that asks is gone")
+        if cage.state is not CageState.RUNNING:
+            raise WrongState("the cage that asks does not run any more")
         return cage
 
     # --- what is done by a ticket --------------------------------------------------------------------------------

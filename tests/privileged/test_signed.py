@@ -54,7 +54,7 @@ def test_a_file_goes_down_with_its_signature_or_not_at_all(
     assert press.sh("ls ~/Inbox/review").split() == ["figures.txt"]
     shutil.rmtree(keys)
     recorded = [fields for fields in runtime.events("transfer") if "signed-by" in fields][-1]
-    assert recorded["signed-by"].startswith("editor SHA256:")
+    assert (recorded["require"], recorded["signed-by"][:7]) == ("signed:editor", "SHA256:")
 
 
 def test_what_nobody_can_look_at_is_refused(runtime: Runtime, shared_cage: MakeCage) -> None:
