@@ -19,7 +19,7 @@ from cage_runtime import folders, log, manifest
 from cage_runtime.bus import Answer, Bus, Call, Service
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.confine import confine
-from cage_runtime.errors import AsksTooOften, CageError, PolicyRefused, ProtocolError, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, ProtocolError, RuntimeFailure, TooOften, UsageError
 from cage_runtime.model import CALLS_PER_CAGE
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
@@ -68,12 +68,9 @@ class CoreHalf:
             with self._places.take(gateway.uuid, self._most, lambda: RuntimeFailure(
                     f"{self._most} requests of this cage are under way; wait until one has ended")):
                 return await handler(gateway, call)
-        except RuntimeFailure:
+        except (TooOften, RuntimeFailure):
             pace.refused()
             raise
-        except AsksTooOften as error:
-            pace.refused()
-            raise PolicyRefused(error.sentence) from error
 
     async def _malformed(self, source: Gateway, bus: Bus, pace: Pace, error: UsageError) -> None:
         pace.refused()
@@ -126,10 +123,11 @@ def begin(name: str, config: RuntimeConfig) -> bool:
 
 async def serve_until_bus_ends(name: str, service: str, handlers: Handlers, *, at_once: int = CALLS_PER_CAGE,
                                left: Callable[[str], None] = lambda _uuid: None,
-                               transforms: frozenset[str] = frozenset()) -> None:
+                               transforms: frozenset[str] = frozenset(),
+                               verifiers: frozenset[str] = frozenset()) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
     bus = await Bus.connect()
-    caged = Caged(bus, transforms=transforms)
+    caged = Caged(bus, transforms=transforms, verifiers=verifiers)
     try:
         await CoreHalf(name, service, handlers(caged), bus, caged, at_once=at_once, left=left).run()
     finally:
