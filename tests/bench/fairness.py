@@ -8,6 +8,7 @@ falls on both alike; what is compared is the 99th percentile of the one to that 
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from collections.abc import Callable, Iterator
@@ -23,7 +24,8 @@ FIGURE = "fairness"
 LIMIT = 2.0
 ROUNDS = 100
 """Samples of each operation of which a 99th percentile means something."""
-ALONE, FLOODED = "alone", "flooded"
+ALONE, BUSY, FLOODED = "alone", "busy", "flooded"
+"""What the other cage does: nothing, compute on every processor, ask for all that there is."""
 QUIET, LOUD, FRIEND = "quiet", "loud", "friend"
 """The cage that is measured, the one that floods, and the target of both."""
 RULES = "".join(f"{service} * {cage} {target} allow\n" for cage in (QUIET, LOUD) for service, target in (
@@ -126,17 +128,24 @@ def settle():
             pass
     bus.close()
 
-flooding = 0
+def compute():
+    while True:
+        pass
+
+# A flood is one program; what only computes is as many as a flood has work for.
+WORK = {b"+": [flood], b"=": [compute] * 4, b"-": []}
+going = []
 while word := os.read(0, 1):
-    if flooding:
-        os.kill(flooding, 9)
-        os.waitpid(flooding, 0)
-        flooding = 0
+    for pid in going:
+        os.kill(pid, 9)
+        os.waitpid(pid, 0)
+    if going:
         settle()
-    if word == b"+":
-        flooding = os.fork()
-        if not flooding:
-            flood()
+    going = []
+    for work in WORK[word]:
+        going.append(os.fork())
+        if not going[-1]:
+            work()
     os.write(1, b".")
 """
 
@@ -204,14 +213,14 @@ class Floods:
         self._inside, self._gateway = inside, gateway
         self._half: subprocess.Popen[bytes] | None = None
 
-    def go(self, going: bool) -> None:
-        """Begin, or end, and then nothing of it is left under way."""
+    def go(self, how: str) -> None:
+        """Flood, compute, or neither; nothing of what it did before is under way any more then."""
         self.end_half()
-        if going:
+        if how == FLOODED:
             self._half = _half(self._gateway)
         assert self._inside.stdin is not None
         assert self._inside.stdout is not None
-        self._inside.stdin.write(b"+" if going else b"-")
+        self._inside.stdin.write({FLOODED: b"+", BUSY: b"=", ALONE: b"-"}[how])
         self._inside.stdin.flush()
         if self._inside.stdout.read(1) != b".":
             raise RuntimeError("whoever floods has ended")
@@ -234,16 +243,16 @@ Start = Callable[..., "subprocess.Popen[bytes]"]
 """A command in the cage of that name, with pipes at its standard input and output."""
 
 
-def measured(start: Start, gateway: Path, rounds: int) -> dict[str, dict[str, list[float]]]:
-    """The times of each operation, in ms, alone and flooded, by turns; the first of each is not counted."""
+def measured(start: Start, gateway: Path, rounds: int, *, beside: str = ALONE) -> dict[str, dict[str, list[float]]]:
+    """The times of each operation, in ms, as `beside` says and flooded, by turns; the first of each is not counted."""
     python = ("/usr/bin/python3", "-IS", "-c")
     quiet, flooding = start(QUIET, *python, MEASURED), start(LOUD, *python, FLOOD)
     floods = Floods(flooding, gateway)
-    taken: dict[str, dict[str, list[float]]] = {what: {ALONE: [], FLOODED: []} for what in OPERATIONS}
+    taken: dict[str, dict[str, list[float]]] = {what: {beside: [], FLOODED: []} for what in OPERATIONS}
     try:
         for number in range(rounds + 1):
-            for how in (ALONE, FLOODED):
-                floods.go(how == FLOODED)
+            for how in (beside, FLOODED):
+                floods.go(how)
                 for what, took in zip(OPERATIONS, _round(quiet), strict=True):
                     if number:
                         taken[what][how].append(took)
@@ -315,5 +324,5 @@ BOUNDS = tuple(Bound(figure=FIGURE, ours=named(what, FLOODED), peer=named(what, 
 def shown(taken: dict[str, dict[str, list[float]]]) -> None:
     """One line each on standard error, for whoever waits."""
     for what, by in taken.items():
-        alone, flooded = p99(by[ALONE]), p99(by[FLOODED])
-        sys.stderr.write(f"{what}: p99 {alone:.1f} ms alone, {flooded:.1f} ms flooded, {flooded / alone:.2f}\n")
+        sys.stderr.write(f"{what}: " + ", ".join(
+            f"{how} {statistics.median(samples):.1f} ms, p99 {p99(samples):.1f}" for how, samples in by.items()) + "\n")

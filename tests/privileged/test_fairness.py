@@ -1,8 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """One cage floods every mediator at once, as its user and as a hostile half (M13): another is still served.
 
-What scripts/bench --fairness measures, for a shorter time: of so few rounds the middle is compared, of its hundred the
-99th percentile.
+Law of this room: what is compared is what the flood costs more than a cage that computes, which is a matter of the
+processors' scheduler and of cpu-weight; so this holds on a machine that others use, and where there is no controller.
+What a quiet machine makes of it, and its 99th percentile, is scripts/bench --fairness.
 """
 
 from __future__ import annotations
@@ -31,8 +32,8 @@ def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: Make
         gateway = Path(runtime.run, "gateways", cages[fairness.LOUD].uuid, "bus")
         taken = fairness.measured(
             lambda name, *command: cages[name].popen(*command, stdin=subprocess.PIPE, stdout=subprocess.PIPE),
-            gateway, ROUNDS)
+            gateway, ROUNDS, beside=fairness.BUSY)
     fairness.shown(taken)
-    ratios = {what: statistics.median(by[fairness.FLOODED]) / max(statistics.median(by[fairness.ALONE]), FLOOR_MS)
+    ratios = {what: statistics.median(by[fairness.FLOODED]) / max(statistics.median(by[fairness.BUSY]), FLOOR_MS)
               for what, by in taken.items()}
     assert max(ratios.values()) < fairness.LIMIT, ratios
