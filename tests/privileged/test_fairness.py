@@ -18,8 +18,8 @@ from tests.privileged.rules import policy
 from tests.privileged.runtime import Runtime
 
 ROUNDS = 12
-FLOOR_MS = 30.0
-"""Below that, it is a matter of who else uses the machine."""
+FLOOR_MS = 100.0
+"""Below that, it is a matter of who else uses the machine: some two dozen processes take turns for each answer."""
 
 
 def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: MakeCage) -> None:
