@@ -25,7 +25,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from cage_runtime import encrypted
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.filenames import CHUNK
@@ -227,6 +226,10 @@ class Stager:
         _check_access(descriptor)
         signature = functools.partial(signer.checking, untrusted_signature) if signer else None
         if recipient:
+            # Late, for it takes much memory and two of the three who stage do not encrypt; not too late, because a
+            # worker opens nothing.
+            import cage_runtime.encrypted  # noqa: F401
+
             encrypt = functools.partial(
                 _report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
             return await self._staged(descriptor, owner, encrypt, begun)
@@ -427,6 +430,8 @@ def _report_file(copier: Copy, source: int, policy_max: int, types: Types, signa
 def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, signature: Signature, target: int,
                       far: socket.socket) -> str:
     """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
+    from cage_runtime import encrypted
+
     checking = signature() if signature else None
     before = _marks(os.fstat(source))
     size = measure(source, policy_max)
