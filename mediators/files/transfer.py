@@ -207,6 +207,7 @@ class Transfers:
     async def _again(self, waiting: Kept) -> str:
         """Have one that was accepted decided anew, and delivered, if it has not been; what came of it."""
         record, staged = waiting.record, waiting.staged
+        waiting.lacks = record.source
         permission = await self._caged.decide(record.source, record.service, "", record.asked, record.request)
         transfer = Transfer(
             source=waiting.source, request=record.request, service=record.service,
@@ -224,6 +225,7 @@ class Transfers:
         return await self._hand_over_once(transfer, waiting)
 
     async def _hand_over_once(self, transfer: Transfer, waiting: Kept) -> str:
+        waiting.lacks = waiting.record.target_uuid
         since = self._waiting.since(waiting.record)
         try:
             return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once, since=since))

@@ -57,6 +57,8 @@ class Kept:
     """It is in the chain that it waits."""
     busy: bool = False
     """It is being tried, or ended."""
+    lacks: str = ""
+    """The uuid of the one of its cages that does not run, if it has been found not to."""
     delays: int = 0
     """How often it was put off."""
     expiry: asyncio.TimerHandle | None = None
@@ -190,10 +192,10 @@ class Waiting:
         for kept in list(self._kept.values()):
             self._try(kept)
 
-    def _changed(self, uuid: str) -> None:
+    def _changed(self, uuid: str, runs: bool) -> None:
         """The cage runs, or is gone."""
         for kept in list(self._kept.values()):
-            if uuid in (kept.record.source, kept.record.target_uuid):
+            if uuid == kept.lacks or (not runs and uuid in (kept.record.source, kept.record.target_uuid)):
                 self._try(kept)
 
     def _try(self, kept: Kept) -> None:
