@@ -23,8 +23,8 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from cage_runtime import encrypted
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.filenames import CHUNK
@@ -32,6 +32,9 @@ from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
 from mediators.sniff import SNIFFED_BYTES, Sniffer
+
+if TYPE_CHECKING:  # few stage what is signed, and what looks at signatures takes much memory
+    from mediators.sshsig import Checking, Signer
 
 REPORT_MAX = 8192
 """Bytes of one message of a worker."""
@@ -61,8 +64,12 @@ class Unfit(Misfit):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 
-class TooLarge(Unfit):
-    """It could be sent, were it not for the rule's bound."""
+class Unpermitted(Unfit):
+    """It could be sent, were it not for the rule."""
+
+
+class TooLarge(Unpermitted):
+    """It is more than the rule lets through."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -117,6 +124,8 @@ Begun = Callable[[Staged], object]
 """Given a copy that has been granted its size, and grows from then on."""
 Copy = Callable[[int, int, int], tuple[int, str]]
 """Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
+Signature = Callable[[], "Checking"] | None
+"""Begins to look at the signature that it has to have; runs in the worker."""
 
 
 def measure(source: int, policy_max: int = 0) -> int:
@@ -204,19 +213,27 @@ class Stager:
         return self._sniffer is not None
 
     async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False,
-                    recipient: bytes = b"", begun: Begun = lambda _staged: None) -> Staged:
+                    recipient: bytes = b"", signer: Signer | None = None, untrusted_signature: bytes = b"",
+                    begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
         (0: no such bound); both are worded to follow its name.  Its type is looked for where it is to be `typed`.
-        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.  `begun` is given the
+        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.  With a `signer`,
+        there is none but of what `untrusted_signature` is its signature of, else PolicyRefused.  `begun` is given the
         copy once it may grow.
         """
         _check_access(descriptor)
+        signature = functools.partial(signer.checking, untrusted_signature) if signer else None
         if recipient:
-            encrypt = functools.partial(_report_encrypted, recipient, descriptor, policy_max, self._types(typed))
+            # Late, for it takes much memory and two of the three who stage do not encrypt; not too late, because a
+            # worker opens nothing.
+            import cage_runtime.encrypted  # noqa: F401
+
+            encrypt = functools.partial(
+                _report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
             return await self._staged(descriptor, owner, encrypt, begun)
-        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
+        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed), signature)
         return await self._staged(descriptor, owner, work, begun)
 
     async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0, *,
@@ -357,7 +374,7 @@ def _report(work: Work, target: int, far: socket.socket) -> bytes:
     """What comes of `work`, in the words that `_read` knows."""
     try:
         return b"copied " + work(target, far).encode()
-    except TooLarge as error:
+    except Unpermitted as error:
         return f"refused {error}".encode()[:REPORT_MAX]
     except Misfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]
@@ -393,20 +410,29 @@ class Types:
         return ",".join(sorted(self._found)) or "-"
 
 
-def _report_file(copier: Copy, source: int, policy_max: int, types: Types, target: int, far: socket.socket) -> str:
+def _report_file(copier: Copy, source: int, policy_max: int, types: Types, signature: Signature, target: int,
+                 far: socket.socket) -> str:
     before = _marks(os.fstat(source))
+    checking = signature() if signature else None
     size = measure(source, policy_max)
     _have_granted(far, size)
     copied, sha256 = copier(source, target, size)
     if _marks(os.fstat(source)) != before:
         raise Unfit(_CHANGED)
+    if checking:  # of the copy: what was signed is what arrives
+        for offset in range(0, size, CHUNK):
+            checking.digest.update(_exactly(target, min(CHUNK, size - offset), offset))
+        checking.end()
     types.see(os.pread(target, SNIFFED_BYTES, 0))
     return f"{copied} {copied} 1 {sha256} {types}"
 
 
-def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, target: int,
+def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, signature: Signature, target: int,
                       far: socket.socket) -> str:
     """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
+    from cage_runtime import encrypted
+
+    checking = signature() if signature else None
     before = _marks(os.fstat(source))
     size = measure(source, policy_max)
     length = encrypted.length(size)
@@ -427,7 +453,11 @@ def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Typ
         if not offset:
             types.see(chunk[:SNIFFED_BYTES])
         plain.update(chunk)
+        if checking:
+            checking.digest.update(chunk)
         write(encryption.chunk(chunk, last=offset + len(chunk) == size))
+    if checking:
+        checking.end()
     if _marks(os.fstat(source)) != before:
         raise Unfit(_CHANGED)
     return f"{length} {size} 1 {sealed.hexdigest()} {types} {plain.hexdigest()}"

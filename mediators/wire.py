@@ -217,9 +217,11 @@ class Caged:
     and not started: a cage must not bring back a core that was stopped.
     """
 
-    def __init__(self, bus: Bus, *, transforms: frozenset[str] = frozenset()) -> None:
-        """`transforms`: those of `transform=` that the core half does; what policy wants and nobody does is refused."""
-        self._bus, self._transforms = bus, transforms
+    def __init__(self, bus: Bus, *, transforms: frozenset[str] = frozenset(),
+                 verifiers: frozenset[str] = frozenset()) -> None:
+        """`transforms`: those of `transform=` that the core half does, and `verifiers` those of `require=`; what policy
+        wants and nobody does is refused."""
+        self._bus, self._transforms, self._verifiers = bus, transforms, verifiers
         self.presence = Presence(bus, CORE_BUS_NAME)
         """To be followed before anything is asked."""
         self._waiting: dict[str, asyncio.Event] = {}
@@ -287,7 +289,7 @@ class Caged:
         if permission.transform and permission.transform.partition(":")[0] not in self._transforms:
             raise PolicyRefused(f'the policy wants it changed on its way by "{escape(permission.transform)}", which '
                                 f"{permission.asked.service} does not do")
-        if permission.require:
+        if permission.require and permission.require.partition(":")[0] not in self._verifiers:
             raise PolicyRefused(f'the policy wants it looked at by "{escape(permission.require)}", which '
                                 f"{permission.asked.service} does not do")
         return permission

@@ -26,6 +26,8 @@ if TYPE_CHECKING:
 
     from cage_runtime.cli.client import Peer
 
+SIGNATURE_BYTES_MAX = 8192
+"""As the mediator has it."""
 ATTEMPTS = 3
 """Times that something is sent where the core's side ends before anything can have come of it."""
 INTERRUPTED = 130
@@ -44,6 +46,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--no-progress", action="store_false", dest="progress", help="do not")
     parser.add_argument("--receipt", metavar="RECEIPT",
                         help="the new file for the core's signed receipt of the one FILE")
+    parser.add_argument("--signature", metavar="SIG",
+                        help="the signature of the one FILE, for a policy that wants it signed")
 
 
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
@@ -63,11 +67,12 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
     verbs_incage.require_inside()
-    if args.receipt and len(args.files) > 1:
-        raise UsageError("a receipt is of one file or directory; send the others with others")
+    if (args.receipt or args.signature) and len(args.files) > 1:
+        raise UsageError("a receipt and a signature are of one FILE; send the others by themselves")
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
     options |= {"move": ("b", True)} if move else {}
     options |= {"receipt": ("b", True)} if args.receipt else {}
+    options |= {"signature": _signature(args.signature)} if args.signature else {}
     if args.progress is None:
         args.progress = sys.stderr.isatty() and not args.quiet and not screen.as_json
     sender = _Sender(files, args.to, options, progress=args.progress)
@@ -113,6 +118,14 @@ def _chosen(arrived: str) -> tuple[str, str]:
 
 def _named(target: str) -> str:
     return cell(target) if target else "another cage"
+
+
+def _signature(path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        content = file.read(SIGNATURE_BYTES_MAX + 1)
+    if not 0 < len(content) <= SIGNATURE_BYTES_MAX:
+        raise CageError(f'"{cell(path)}" is not a signature as ssh-keygen -Y sign makes it')
+    return content
 
 
 @contextlib.contextmanager
@@ -220,6 +233,8 @@ class _Sender:
     def _tree(self, top: int, path: str, name: str) -> tuple[str, str]:
         from cage_runtime.cli.tree import Listing, remove, write
 
+        if "signature" in self._options:
+            raise UsageError(f'"{cell(path)}" is a directory, of which there is no signature; send an archive of it')
         listing, pipes = Listing.of(top, path), [-1]
         progress = self._progress(name)
 

@@ -109,6 +109,7 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._recovery.recover()
+        self._mediation.receipts.prepare()
         self._asking.begin()
         self._denials.begin()
         self._autostart.begin()

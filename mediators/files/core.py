@@ -26,6 +26,7 @@ from cage_runtime.text import escape
 from mediators import corehalf, wire
 from mediators.files import protocol
 from mediators.files.progress import Figures
+from mediators.files.signed import SIGNED, check_file, signer_of
 from mediators.files.stream import Stream
 from mediators.files.transfer import Transfer, Transfers, check_move
 from mediators.files.transform import ENCRYPT, recipient
@@ -100,9 +101,11 @@ class FilesCore:
 
     async def _stage(self, transfer: Transfer, descriptor: int, begun: Begun = lambda _staged: None) -> Staged:
         permission = transfer.permission
+        transfer.signer = signer_of(permission.require, self._administrator)
         return await self._stager.stage(
             descriptor, transfer.source.uuid, permission.max_size, typed=self._is_typed(permission),
-            recipient=recipient(permission.transform, self._administrator), begun=begun)
+            recipient=recipient(permission.transform, self._administrator), begun=begun,
+            signer=transfer.signer, untrusted_signature=transfer.options.untrusted_signature)
 
     def _is_typed(self, permission: Permission) -> bool:
         """Whether anybody wants to know what it is: the rule; or a person, who is told where the host can tell."""
@@ -136,6 +139,7 @@ class FilesCore:
         request, service = wire.new_request(), protocol.MOVE_SERVICE if options.move else protocol.SERVICE
         permission = await self._caged.decide(source.uuid, service, "", target, request)
         check_move(options, permission)
+        check_file(name, permission.require, tree=tree)
         details = {"name": f"{name}/" if tree else name, "request": request}
         if permission.transform:
             sent, name = name, _encrypted_name(name, tree=tree)
@@ -190,4 +194,4 @@ async def serve_until_bus_ends(stager: Stager, administrator: Path = Path("/etc/
 
     await corehalf.serve_until_bus_ends(
         "files", protocol.SERVICE, handlers,
-        at_once=CALLS_AT_ONCE, transforms=frozenset({ENCRYPT}))
+        at_once=CALLS_AT_ONCE, transforms=frozenset({ENCRYPT}), verifiers=frozenset({SIGNED}))

@@ -66,6 +66,8 @@ class Record(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=Tr
     tree: bool
     conflict: _Word
     transform: _Word
+    require: _Word = ""
+    """What it was found to be when it was read."""
     log: _Word
     size: Annotated[int, msgspec.Meta(ge=0, le=TRANSFER_BYTES_MAX)] = 0
     content: Annotated[int, msgspec.Meta(ge=0, le=TRANSFER_BYTES_MAX)] = 0

@@ -49,6 +49,8 @@ RENAME, SKIP, REPLACE, FAIL = CONFLICTS = ("rename", "skip", "replace", "fail")
 
 READY, GO = "ready\n", "SIGUSR1"
 """What the delivery half writes first, when the file wants nothing but its name, and the signal that then gives it."""
+SIGNATURE_MAX = 8192
+"""Bytes of a file's signature, as ssh-keygen writes it."""
 OUTPUT_MAX = 16
 """Bytes that the delivery half writes on its standard output at most: READY, a number and a line feed."""
 ONCE_DIGITS = 32
@@ -75,17 +77,20 @@ _RECEIPTS = (SEND_TREE, START_FILE, START_TREE)
 class Options:
     """What a sender may say of a transfer beside what and where to.  Immutable by custom."""
 
-    __slots__ = ("conflict", "move", "receipt")
+    __slots__ = ("conflict", "move", "receipt", "untrusted_signature")
 
-    def __init__(self, *, conflict: str = RENAME, move: bool = False, receipt: bool = False) -> None:
-        """`move`: the source removes it once it has arrived.  `receipt`: it wants one."""
+    def __init__(self, *, conflict: str = RENAME, move: bool = False, receipt: bool = False,
+                 untrusted_signature: bytes = b"") -> None:
+        """`move`: the source removes it once it has arrived.  `receipt`: it wants one.  The signature is that of the
+        file, for a rule that wants one."""
         self.conflict, self.move, self.receipt = conflict, move, receipt
+        self.untrusted_signature = untrusted_signature
 
     @classmethod
     def read(cls, untrusted_options: dict[str, Any], member: str = SEND) -> Options:
         """From D-Bus variants by name, of a call of `member`; UsageError where there is another, or one is of another
         type."""
-        conflict, move, receipt = RENAME, False, member == SEND_RECEIPTED
+        conflict, move, receipt, signature = RENAME, False, member == SEND_RECEIPTED, b""
         for name, variant in untrusted_options.items():
             if name == "conflict" and variant.signature == "s":
                 conflict = check_conflict(variant.value)
@@ -93,9 +98,17 @@ class Options:
                 move = variant.value
             elif name == "receipt" and variant.signature == "b" and member in _RECEIPTS:
                 receipt = variant.value
+            elif name == "signature" and variant.signature == "ay" and member not in (SEND_TREE, START_TREE):
+                signature = _check_signature(variant.value)
             else:
                 raise UsageError(f'there is no option "{escape(name, limit=40)}" of that type')
-        return cls(conflict=conflict, move=move, receipt=receipt)
+        return cls(conflict=conflict, move=move, receipt=receipt, untrusted_signature=signature)
+
+
+def _check_signature(untrusted_signature: bytes) -> bytes:
+    if not 0 < len(untrusted_signature) <= SIGNATURE_MAX:
+        raise UsageError(f"a signature has 1 to {SIGNATURE_MAX} bytes")
+    return bytes(untrusted_signature)
 
 
 class Delivery:

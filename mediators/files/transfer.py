@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
@@ -34,6 +35,9 @@ from mediators.files.stream import Stream
 from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
+
+if TYPE_CHECKING:
+    from mediators.sshsig import Signer
 
 LOG = logging.getLogger(__name__)
 _ELSEWHERE = "it would go to another cage by now than the one that it was accepted for"
@@ -61,6 +65,8 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    signer: Signer | None = None
+    """Whose signature of it was found good."""
     receipt: str = ""
     """Of it, for its source; empty where none is wanted, and where there can be none."""
     stream: Stream | None = None
@@ -79,7 +85,7 @@ class Transfer:
             request=self.request, since=int(time.time()), service=self.service, source=self.source.uuid,
             source_name=self.source.name, asked=permission.asked.target, target=permission.target,
             target_uuid=permission.target_uuid, name=self.name, tree=self.tree, conflict=self.options.conflict,
-            transform=permission.transform, log=permission.log)
+            transform=permission.transform, require=permission.require, log=permission.log)
         return record if staged is None else record.of(staged)
 
     async def told(self, work: asyncio.Task[str]) -> str:
@@ -154,6 +160,8 @@ class Transfers:
             with contextlib.ExitStack() as held:
                 held.callback(staged.discard)
                 transfer.details |= described(transfer.record(staged))
+                if transfer.signer:
+                    transfer.details["signed-by"] = transfer.signer.fingerprint
                 if transfer.options.receipt:
                     transfer.details["files"] = str(staged.files)
                 await self._confirm(transfer, staged)
@@ -183,11 +191,16 @@ class Transfers:
         return transfer.to_tell(arrived)
 
     async def _confirm(self, transfer: Transfer, staged: Staged) -> None:
-        shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
+        shown = [f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name]
+        if transfer.signer:
+            shown.append(f"signed by: {transfer.signer.name}, {transfer.signer.fingerprint}")
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=tuple(shown), receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         check_move(transfer.options, permission)
+        if permission.require != transfer.permission.require:
+            raise PolicyRefused(f'"{escape(transfer.name)}" would have to be signed otherwise for that cage; name it, '
+                                "and send it again")
         if permission.transform != transfer.permission.transform:
             raise PolicyRefused(f'"{escape(transfer.name)}" would have to be changed otherwise for that cage than '
                                 "when it was read; name the cage, and send it again")
@@ -216,6 +229,8 @@ class Transfers:
             accepted=asyncio.get_running_loop().create_future())
         if permission.transform != record.transform:
             raise PolicyRefused("the policy has it changed otherwise by now than it was when it was read")
+        if permission.require != record.require:
+            raise PolicyRefused("the policy wants it looked at otherwise by now than it was when it was read")
         if permission.target_uuid not in ("", record.target_uuid):
             raise PolicyRefused(_ELSEWHERE)
         self._folder.open(record.request, staged)

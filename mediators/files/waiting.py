@@ -272,6 +272,8 @@ def described(record: Record) -> dict[str, str]:
     if record.plain_sha256:
         about |= {"encrypted-size": str(record.size), "encrypted-sha256": record.sha256,
                   "transform": record.transform}
+    if record.require:
+        about["require"] = record.require
     if record.tree:
         about["files"] = str(record.files)
     return about

@@ -49,6 +49,10 @@ def told_later(values: Sequence[tuple[object, set[str]]]) -> list[tuple[object, 
     return [(value, expected if expected is MALFORMED else expected | DONE) for value, expected in values]
 
 
+SIGNATURES = [({"signature": ("ay", b"")}, MALFORMED), ({"signature": ("ay", b"s" * 8192)}, REFUSED),
+              ({"signature": ("ay", b"s" * 8193)}, MALFORMED), ({"signature": ("s", "s")}, MALFORMED)]
+NO_SIGNATURE = ({"signature": ("ay", b"s")}, MALFORMED)
+"""Of a tree there is none."""
 RECEIPT_TOLD_TWICE = ({"receipt": ("b", True)}, MALFORMED)
 """Of a method that gives one anyway."""
 RECEIPTED = [({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED)]
@@ -64,14 +68,16 @@ FIELDS = {
     ("clipboard", "Paste"): (("text/plain", {}), {
         "type": [("", MALFORMED), ("text/plain", REFUSED), ("text/plain;", MALFORMED)], "options": NO_OPTIONS}),
     ("files", "Send"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
     ("files", "SendReceipted"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
-    ("files", "SendTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
+    ("files", "SendTree"): (("a", "x", {}), {
+        "target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED, NO_SIGNATURE]}),
     ("files", "StartFile"): (("a", "x", DESCRIPTOR, {}), {
         "target": told_later(TARGETS), "name": told_later(NAMES), "descriptor": [],
-        "options": told_later([*SENT, *RECEIPTED])}),
-    ("files", "StartTree"): (("a", "x", {}), {"target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED]}),
+        "options": told_later([*SENT, *RECEIPTED, *SIGNATURES])}),
+    ("files", "StartTree"): (("a", "x", {}), {
+        "target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED, NO_SIGNATURE]}),
     ("files", "ListJobs"): ((), {}),
     ("keys", "List"): (("a", {}), {"target": TARGETS, "options": NO_OPTIONS}),
     ("keys", "Sign"): (("a", "work", BLOB, DATA, 0, {}), {

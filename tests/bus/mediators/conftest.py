@@ -137,6 +137,7 @@ class StandInCaged:
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
         self.one_way, self.max_files, self.log = False, 0, ""
+        self.require = ""
         self.signs = True
         """Whether it gives receipts."""
         self.told: list[dict[str, Any]] = []
@@ -251,7 +252,7 @@ class StandInCaged:
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
         words = {"action": action, "target": self.led_to or target, "target-uuid": self.allowed[source, target],
-                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "",
+                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": self.require,
                  "user": "", "log": self.log, "ticket": ticket}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
