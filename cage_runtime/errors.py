@@ -150,7 +150,7 @@ class Refused(CageError):
 
 
 class PolicyRefused(Refused):
-    """The policy refuses; the sentence names the rule."""
+    """The policy refuses; the sentence says why, and the record by which rule."""
 
     bus_name = "PolicyRefused"
 

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cage_runtime.audit.event import Kind
 from cage_runtime.audit.event import Record as Recorded
+from cage_runtime.bucket import Bucket
 from cage_runtime.config import Paths
 from cage_runtime.daemon.asking import Asking, subject_of
 from cage_runtime.daemon.cage import Cage
@@ -23,7 +24,7 @@ from cage_runtime.daemon.disposables import Disposables, template_of
 from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Question, Waiter
-from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
+from cage_runtime.daemon.rate import DECISIONS, Limits, later
 from cage_runtime.daemon.receipts import Expected, Receipts
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.tickets import Flag, Ticket, Tickets
