@@ -32,7 +32,7 @@ from mediators import session
 from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
-from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
+from mediators.files.waiting import Kept, Waiting, described, logged, sentence_of
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
@@ -241,15 +241,14 @@ class Transfers:
 
     async def _hand_over_once(self, transfer: Transfer, waiting: Kept) -> str:
         waiting.lacks = waiting.record.target_uuid
-        since = self._waiting.since(waiting.record)
         try:
-            return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once, since=since))
+            return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once))
         except _GivenBefore:
             return "had arrived already"
 
-    async def _hand_over(self, transfer: Transfer, staged: Staged, *, once: str = "",
-                         since: int = NOTHING_WAITS) -> str:
+    async def _hand_over(self, transfer: Transfer, staged: Staged, *, once: str = "") -> str:
         permission = transfer.permission
+        since = self._waiting.since(transfer.source.uuid, permission.target_uuid)
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
             tree=transfer.tree, conflict=transfer.options.conflict, once=once, since=since,

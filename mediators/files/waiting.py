@@ -110,11 +110,10 @@ class Waiting:
             self._drop(kept)
             raise
 
-    def since(self, record: Record) -> int:
+    def since(self, source: str, target: str) -> int:
         """Whatever of that source still waits for that target was accepted then or later."""
-        pair = record.source, record.target_uuid
-        return min(kept.record.since for kept in self._kept.values()
-                   if (kept.record.source, kept.record.target_uuid) == pair)
+        return min((kept.record.since for kept in self._kept.values()
+                    if (kept.record.source, kept.record.target_uuid) == (source, target)), default=NOTHING_WAITS)
 
     async def attempt(self, kept: Kept, how: Callable[[], Awaitable[str]]) -> None:
         """Try it, once; it waits where that is no end."""
