@@ -148,6 +148,7 @@ class Transfers:
     def __init__(self, caged: Caged, stager: Stager) -> None:
         self._caged, self._folder = caged, Folder(stager.directory)
         self._waiting = Waiting(caged, self._folder, stager, again=self._again)
+        self._recording: set[asyncio.Task[None]] = set()
 
     async def run(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
@@ -289,7 +290,14 @@ class Transfers:
             await self._caged.record(*about, details)
 
     async def _record_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
-        """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
+        """Of what has happened already, and is told whoever asked even if the chain cannot take it; it is recorded
+        also where whoever sent it goes meanwhile."""
+        recording = asyncio.ensure_future(self._note_outcome(transfer, outcome, word))
+        self._recording.add(recording)
+        recording.add_done_callback(self._recording.discard)
+        await asyncio.shield(recording)
+
+    async def _note_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None) -> None:
         try:
             await self._record(transfer, outcome, word)
         except CageError as error:
