@@ -150,9 +150,15 @@ class Refused(CageError):
 
 
 class PolicyRefused(Refused):
-    """The policy refuses; the sentence names the rule."""
+    """The policy refuses; the sentence says why, and the record by which rule."""
 
     bus_name = "PolicyRefused"
+
+
+class TooOften(PolicyRefused):
+    """It would be permitted, were it not for how often it was asked for just now."""
+
+    bus_name = "TooOften"
 
 
 class PolicySyntaxError(PolicyRefused):

@@ -34,6 +34,8 @@ IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64
 """Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
 IMAGE_SECONDS = 20.0
 """Time in which one is compressed again; the core does that for one image after the other."""
+CLIPS_LENT_BYTES = 64 * 1024**2
+"""Bytes of what one cage has pasted within LENT_SECONDS."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
 """How long it can be pasted, where whoever copies says nothing, and at most."""
 CLIP_PASTES_MAX = 100
@@ -49,6 +51,8 @@ EDITS_PER_CAGE = 4
 """Files of one cage that are open elsewhere and may come back, at once."""
 EDITED_BYTES_MAX = 64 * 1024**2
 """Bytes of a file that comes back, whatever the policy says."""
+LENT_SECONDS = 300.0
+"""How long a cage may take to read what the core has handed it and holds for it, in memory or on its disk."""
 EDITED_WAIT_SECONDS = 600.0
 """What one call waits for a file to come back; whoever wants to wait longer calls again."""
 EDITED_KEPT_SECONDS = 300.0

@@ -3,7 +3,7 @@
 
 Law of this room: whoever sent it hears no more of it, so it is delivered, once, or what became of it is in the chain;
 and each time that it is tried, caged decides anew, for the instances that it was accepted for.  It is tried when there
-is reason to: another caged has come, or one of its two cages runs again.
+is reason to: another caged has come, one of its two cages runs again, or it was too often before.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
-from cage_runtime.errors import CageError, RuntimeFailure, TransferFailed, WrongState
+from cage_runtime.errors import CageError, RuntimeFailure, TicketExpired, TooOften, TransferFailed, WrongState
 from cage_runtime.model import KEPT_BYTES_PER_CAGE, KEPT_PER_CAGE, KEPT_SECONDS
 from cage_runtime.text import escape
 from mediators import session
@@ -30,8 +30,14 @@ LOG = logging.getLogger(__name__)
 NOTHING_WAITS = 10**12 - 1
 """A time of day after every other."""
 NOBODY = Gateway(name="", uuid="", address="")
-_COMES_BACK = (WrongState, session.Gone, RuntimeFailure)
-"""What is no answer yet: one of the cages does not run, the target stopped, the core is not all there."""
+_STANDS = (WrongState, session.Gone)
+"""One of the cages does not run, or the target stopped."""
+_LATER = (TooOften, TicketExpired)
+"""It would be permitted at another time."""
+_COMES_BACK = (*_STANDS, *_LATER, RuntimeFailure)
+"""What is no answer yet; the last, because the core is not all there."""
+LATER_SECONDS, LATEST_SECONDS = 30.0, 3600.0
+"""After which it is tried at another time, twice as long each time, and never later than that."""
 _TOO_LONG = f"given up, because it has waited for {KEPT_SECONDS / 3600:.0f} hours"
 
 
@@ -51,6 +57,8 @@ class Kept:
     """It is in the chain that it waits."""
     busy: bool = False
     """It is being tried, or ended."""
+    delays: int = 0
+    """How often it was put off."""
     expiry: asyncio.TimerHandle | None = None
 
     @property
@@ -134,9 +142,12 @@ class Waiting:
         await self._end(kept, outcome)
 
     async def _wait(self, kept: Kept, error: CageError) -> None:
-        """The chain is told once, and of what is no fault of the core."""
-        told = kept.waits or isinstance(error, RuntimeFailure)
-        kept.waits = True
+        """The chain is told once, and of its cages alone."""
+        told, kept.waits = kept.waits or not isinstance(error, _STANDS), True
+        if isinstance(error, _LATER):
+            kept.delays += 1
+            seconds = min(LATER_SECONDS * 2 ** (kept.delays - 1), LATEST_SECONDS)
+            asyncio.get_running_loop().call_later(seconds, self._try, kept)
         if not told:
             gone = isinstance(error, session.Gone)
             await self._record(kept, f"waits, because {'the target ended' if gone else 'one of the two does not run'}")

@@ -19,6 +19,7 @@ from cage_runtime.errors import (
     NoSuchPrompt,
     PolicyRefused,
     RuntimeFailure,
+    TooOften,
     UsageError,
     WrongState,
 )
@@ -763,6 +764,8 @@ def test_a_rules_limit_is_counted_for_each_source_and_service(start: Callable[..
     world.time += 20
     world.decide("vault")
     assert "limit=" in world.refused("vault")
+    with pytest.raises(TooOften):
+        world.decide("vault")
     assert world.refused("nobody") != world.refused("vault")
 
 

@@ -12,7 +12,15 @@ from typing import Any
 import msgspec
 import pytest
 
-from cage_runtime.errors import CutOff, PolicyRefused, RuntimeFailure, TransferFailed, WrongState
+from cage_runtime.errors import (
+    CutOff,
+    PolicyRefused,
+    RuntimeFailure,
+    TicketExpired,
+    TooOften,
+    TransferFailed,
+    WrongState,
+)
 from cage_runtime.model import KEPT_BYTES_PER_CAGE, KEPT_PER_CAGE
 from mediators import session
 from mediators.files import waiting
@@ -245,6 +253,24 @@ def test_those_of_a_pair_go_one_after_the_other_and_no_other_pair_waits_for_them
         answer.set()
         await world.settle()
         assert second.record.request in asked
+
+    run(test)
+
+
+@pytest.mark.parametrize("error", [TooOften("not so often"), TicketExpired("too late")])
+def test_what_would_be_permitted_at_another_time_is_tried_again_by_itself(
+    run: Run, monkeypatch: pytest.MonkeyPatch, error: Exception
+) -> None:
+    monkeypatch.setattr(waiting, "LATER_SECONDS", 0.01)
+
+    async def test(world: World) -> None:
+        kept = await world.waits(error)
+        world.answers = [error, error, "arrived"]
+        async with asyncio.timeout(20):
+            while not world.caged.records:
+                await asyncio.sleep(0)
+        assert world.caged.records == ["arrived"]
+        assert (len(world.tried), kept.delays) == (3, 3)
 
     run(test)
 
