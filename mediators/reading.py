@@ -19,6 +19,7 @@ from cage_runtime.filenames import CHUNK
 from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.model import TRANSFER_BYTES_MAX
 from cage_runtime.packing import FILE, HEADER, PROGRAM
+from mediators import digest
 from mediators.sniff import SNIFFED_BYTES, Sniffer
 
 if TYPE_CHECKING:  # what looks at signatures takes much memory, and few want one
@@ -105,27 +106,14 @@ def _bytes_there(source: int, size: int) -> int:
 def copy(source: int, target: int, size: int) -> tuple[int, str]:
     """Copy a regular file by its offsets (never the shared position, never mapped); Unfit where it has another size."""
     os.posix_fallocate(target, 0, size)
-    digest = hashlib.sha256()
-    offset = 0
-    while chunk := os.pread(source, min(CHUNK, size + 1 - offset), offset):
-        offset += len(chunk)
-        if offset > size:
-            raise Unfit(_CHANGED)
-        digest.update(chunk)
-        _write(target, chunk)
-    if offset != size:
+    copied, sha256 = digest.copy(source, target, size)
+    if copied != size:
         raise Unfit(_CHANGED)
-    return offset, digest.hexdigest()
+    return copied, sha256
 
 
 def _marks(status: os.stat_result) -> tuple[int, int, int]:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _write(descriptor: int, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def report(work: Work, target: int, far: socket.socket) -> bytes:
@@ -203,7 +191,7 @@ def report_encrypted(recipient: bytes, source: int, policy_max: int, types: Type
 
     def write(chunk: bytes) -> None:
         sealed.update(chunk)
-        _write(target, chunk)
+        digest.write_all(target, chunk)
 
     write(encryption.header)
     for offset in range(0, size, encrypted.CHUNK):
@@ -242,11 +230,11 @@ def report_tree(stream: int, max_size: int, max_files: int, types: Types, target
         raise TooLarge(f"has more than the {max_files} files that the policy lets through at once")
     _have_granted(far, announced.length)
     os.posix_fallocate(target, 0, announced.length)
-    _write(target, first)
+    digest.write_all(target, first)
 
     def source(most: int) -> bytes:
         chunk = os.read(stream, min(most, CHUNK))
-        _write(target, chunk)
+        digest.write_all(target, chunk)
         return chunk
 
     tree = Tree(announced, source)

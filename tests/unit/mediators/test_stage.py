@@ -11,7 +11,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -131,15 +131,15 @@ def while_copying(act: Callable[[], object]) -> Copy:
     """A copier before whose second read `act` happens, as another process would do it."""
 
     def copier(source: int, target: int, size: int) -> tuple[int, str]:
-        pread, calls = os.pread, [0]
+        preadv, calls = os.preadv, [0]
 
-        def acting_pread(descriptor: int, size: int, offset: int) -> bytes:
+        def acting_preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
             calls[0] += 1
             if calls[0] == 2:
                 act()
-            return pread(descriptor, size, offset)
+            return preadv(descriptor, buffers, offset)
 
-        os.pread = acting_pread  # in the worker process alone
+        os.preadv = acting_preadv  # type: ignore[assignment]  # in the worker process alone
         return copy(source, target, size)
 
     return copier
