@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from cage_runtime import packing
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
-from mediators import stage
+from mediators import reading, stage
+from mediators.reading import Copy, copy
 from mediators.sniff import Sniffer
-from mediators.stage import Copy, Staged, Stager, copy
+from mediators.stage import Staged, Stager
 from tests.unit.mediators.files.trees import DIGEST, TREE, stream
 
 CONTENT = b"quarterly figures\n" * 100_000
@@ -309,7 +310,7 @@ def test_what_a_file_system_compresses_is_not_sparse(file: Path, monkeypatch: py
     real = os.fstat(descriptor)
     values = {name: getattr(real, name) for name in ("st_mode", "st_size")} | {"st_blocks": 8}
     monkeypatch.setattr(os, "fstat", lambda _descriptor: SimpleNamespace(**values))
-    assert stage.measure(descriptor) == 8 << 20
+    assert reading.measure(descriptor) == 8 << 20
 
 
 @pytest.mark.parametrize("act", [
