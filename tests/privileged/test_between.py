@@ -1,6 +1,6 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """What happens between a question and its answer, for every service: whoever asked dies (M16), a cage is made anew
-under the same name (M17), policy is reloaded (M18).
+under the same name (M17), policy is reloaded (M18), the same is asked for again (M14), a cage answers for itself (M10).
 
 From a hostile half, which goes on where an honest one would have given up, and from a user's program.
 """
@@ -8,6 +8,7 @@ From a hostile half, which goes on where an honest one would have given up, and 
 from __future__ import annotations
 
 import base64
+import subprocess
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -166,3 +167,106 @@ def test_a_target_that_is_made_anew_is_another(runtime: Runtime, asks: Cage, ans
         # A key cage has begun with its part already, which ended with it.
         assert asking.answer()[0] == ("TransferFailed" if service.startswith("keys.") else "PolicyRefused")
         assert answers.sh("cd; ls -A Inbox 2>/dev/null || :") == ""
+
+
+@pytest.mark.usefixtures("answers")
+@pytest.mark.parametrize("service", IN_CAGE)
+def test_a_policy_that_denies_meanwhile_counts_for_a_program_too(runtime: Runtime, asks: Cage, offers: Cage,
+                                                                 service: str) -> None:
+    offer(offers, service)
+    with policy(runtime, ASK):
+        process = asks.popen("/bin/sh", "-c", IN_CAGE[service])
+        question(runtime)
+        with policy(runtime, DENY):
+            assert process.wait(SECONDS) != 0
+            assert not prompts(runtime)
+
+
+@pytest.mark.parametrize("service", [service for service in IN_CAGE if service in TO_A_CAGE])
+def test_a_target_that_is_made_anew_is_another_to_a_program_too(runtime: Runtime, asks: Cage, answers: Cage,
+                                                                service: str) -> None:
+    with policy(runtime, ASK):
+        process = asks.popen("/bin/sh", "-c", IN_CAGE[service])
+        identity = question(runtime)
+        runtime.ok("destroy", "answers", "--yes")
+        runtime.ok("create", "answers", "--level", "internal")
+        runtime.cagectl("prompts", "answer", identity, "allow")
+        assert process.wait(SECONDS) != 0
+        assert answers.sh("cd; ls -A Inbox 2>/dev/null || :") == ""
+
+
+# --- many requests, and an answer of one's own -----------------------------------------------------------------------
+REQUESTS, PENDING = 200, 32
+"""How many are made, and how many of them a bus lets one connection wait for: the others are answered."""
+POSTS = f"""
+import select, sys
+sys.path[:0] = ["/opt/cage-runtime/lib"]
+from cage_runtime.sdbus import Connection
+bus = Connection()
+for _ in range({REQUESTS}):
+    bus.post("org.cageruntime.Notify1", "/org/cageruntime/Notify1", "org.cageruntime.Notify1", "Show", "ssa{{sv}}",
+             ("x", "", {{}}))
+answers = 0
+while answers < {REQUESTS - PENDING}:
+    select.select([bus], [], [], 0.1)
+    while bus.take() is not None:
+        answers += 1
+print(answers, flush=True)
+sys.stdin.read()
+"""
+
+
+def test_200_requests_of_a_program_are_one_question(runtime: Runtime, asks: Cage) -> None:
+    """M14; what waits is one question, and what cannot wait is refused."""
+    with policy(runtime, ASK):
+        process = asks.popen("/usr/bin/python3", "-IS", "-c", POSTS, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        assert process.stdin is not None
+        assert process.stdout is not None
+        assert int(process.stdout.readline()) >= REQUESTS - PENDING
+        question(runtime)
+        process.stdin.close()
+        process.wait(SECONDS)
+        until(lambda: not prompts(runtime), "the end of the question")
+
+
+def test_200_requests_of_a_half_are_one_question(runtime: Runtime, asks: Cage) -> None:
+    """M14."""
+    name, member, signature, values = SERVICES["notify.Show"]
+    address = DBusAddress(f"/org/cageruntime/{name}", f"org.cageruntime.{name}", f"org.cageruntime.{name}")
+    with policy(runtime, ASK):
+        with gateway(runtime, asks) as connection:
+            await_core_half(connection, name)
+            for _ in range(REQUESTS):
+                connection.send(new_method_call(address, member, signature, values))
+            answers = 0
+            while answers < REQUESTS - PENDING:
+                answers += connection.receive(timeout=SECONDS).header.message_type is MessageType.error
+            question(runtime)
+        until(lambda: not prompts(runtime), "the end of the question")
+
+
+def test_nobody_in_a_cage_answers_for_a_person(runtime: Runtime, asks: Cage, answers: Cage) -> None:
+    """M10, by a half on its gateway and by a program on its cage's bus: caged is on neither."""
+    answer = ("org.cageruntime.Core1", "/org/cageruntime/Core1", "org.cageruntime.Core1.Manager", "AnswerPrompt")
+    said = f"""
+import sys
+sys.path[:0] = ["/opt/cage-runtime/lib"]
+from cage_runtime.sdbus import BusError, Connection
+try:
+    Connection().call(*{answer!r}, "ssa{{sv}}", (sys.argv[1], "allow", {{}}), timeout=20)
+except BusError as error:
+    print(error.name)
+"""
+    with policy(runtime, ASK), asked(runtime, asks, answers, "notify.Show"):
+        identity = question(runtime)
+        with gateway(runtime, asks) as half:
+            call = new_method_call(DBusAddress(answer[1], answer[0], answer[2]), answer[3], "ssa{sv}",
+                                   (identity, "allow", {}))
+            reply = half.send_and_get_reply(call, timeout=SECONDS)
+        assert reply.header.message_type is MessageType.error
+        assert reply.header.fields[HeaderFields.error_name] in NOT_THERE
+        assert asks.enter("/usr/bin/python3", "-IS", "-c", said, identity).stdout.decode().strip() in NOT_THERE
+        assert question(runtime) == identity, "it is still open"
+
+
+NOT_THERE = {f"org.freedesktop.DBus.Error.{why}" for why in ("AccessDenied", "ServiceUnknown")}

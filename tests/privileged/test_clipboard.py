@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import random
+import subprocess
 import time
 from collections.abc import Iterator
 
@@ -12,7 +13,7 @@ import pytest
 from cage_runtime.model import CLIP_BYTES_MAX, CLIPS_LENT_BYTES
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy
-from tests.privileged.runtime import Cage, Ended, Runtime
+from tests.privileged.runtime import SECONDS, Cage, Ended, Runtime
 from tests.unit.mediators.clipboard.pictures import SIGNATURE, chunk, chunks, header, png
 
 RULES = """clipboard.Paste * alpha beta allow
@@ -55,6 +56,30 @@ def test_what_is_copied_is_pasted_once(runtime: Runtime, alpha: Cage, beta: Cage
     assert (noted["cage"], noted["target"], noted["outcome"], noted["size"]) == ("alpha", "beta", "is pasted", "12")
     again = paste(beta)
     assert (again.returncode, again.stdout, again.stderr) == (126, b"", NOTHING), "M45: consumed"
+
+
+SLOW = """
+import os, sys
+sys.path[:0] = ["/opt/cage-runtime/lib"]
+from cage_runtime.sdbus import Connection
+name = "org.cageruntime.Clipboard1"
+(clip,) = Connection().call(name, "/org/cageruntime/Clipboard1", name, "Paste", "sa{sv}", ("text/plain", {}),
+                            returns="h", timeout=20)
+print("has it", flush=True)
+sys.stdin.readline()
+print(os.pread(clip, 100, 0).decode(), flush=True)
+"""
+
+
+def test_m41_whoever_reads_slowly_reads_what_was_pasted(alpha: Cage, beta: Cage) -> None:
+    assert copy(alpha, b"the earlier").returncode == 0
+    process = beta.popen("/usr/bin/python3", "-IS", "-c", SLOW, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert process.stdin is not None
+    assert process.stdout is not None
+    assert process.stdout.readline() == b"has it\n"
+    assert copy(alpha, b"the later, which is longer").returncode == 0
+    out, _ = process.communicate(b"go on\n", timeout=SECONDS)
+    assert out == b"the earlier\n"
 
 
 def test_m45_as_often_as_was_said(alpha: Cage, beta: Cage) -> None:

@@ -18,6 +18,7 @@ from tests.privileged.conftest import MakeCage
 from tests.privileged.gateways import ask, gateway
 from tests.privileged.rules import policy, until
 from tests.privileged.runtime import SECONDS, Cage, Runtime, wait_readable
+from tests.privileged.sides import Said, from_half
 
 POLICY = """
 call.Echo   *      hostile  answers  allow
@@ -290,6 +291,7 @@ def test_its_own_traffic_does_not_lengthen_an_answer(runtime: Runtime, hostile: 
     """M74: a person said yes for some seconds; asking on and on does not make them more."""
     assert shared_cage
     rules = POLICY.replace("keys.List   *      hostile  answers  allow", "keys.List   *      hostile  answers  ask")
+    again = Said(name="Keys1", member="List", signature="sa{sv}", values=("answers", {}))
     with policy(runtime, rules):
         process = hostile.popen("incage", "agent", "--to", "answers", "--", "ssh-add", "-l")
         prompts: list[Any] = []
@@ -301,6 +303,7 @@ def test_its_own_traffic_does_not_lengthen_an_answer(runtime: Runtime, hostile: 
         left = grant["seconds"][1]
         for _ in range(5):
             assert hostile.enter("incage", "agent", "--to", "answers", "--", "ssh-add", "-l").returncode == 0
+            assert from_half(runtime, hostile, again)[0] == ""
         (grant,) = runtime.call("ListGrants", "a{sv}", {})[0]
         assert grant["seconds"][1] <= left
         runtime.call("RevokeGrant", "sa{sv}", grant["id"][1], {})

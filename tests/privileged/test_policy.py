@@ -12,6 +12,7 @@ import pytest
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
+from tests.privileged.sides import DESCRIPTOR, Said, from_half
 
 RULES = """
 files.Send  *  asker         box       allow  target=keeper
@@ -89,6 +90,10 @@ def test_sent_on_to_what_is_denied_it_is_denied(
     refused = send(asker, target)
     assert refused.returncode == 126
     assert b"no cage of that name can be reached from here" in refused.stderr
+    assert reason in decided(runtime)["reason"]
+    error, sentence = from_half(runtime, asker, Said(
+        name="Files1", member="Send", signature="ssha{sv}", values=(target, "x", DESCRIPTOR, {}), kind="a file"))
+    assert (error, "no cage of that name can be reached from here" in sentence) == ("PolicyRefused", True)
     assert reason in decided(runtime)["reason"]
     assert inbox(shut) == []
 
