@@ -18,8 +18,9 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime import log
+from cage_runtime.bucket import Bucket, Rate
 from cage_runtime.bus import Answer, Call
-from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
+from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed, WrongState
 from cage_runtime.model import (
     CLIP_BURST,
     CLIP_BYTES_MAX,
@@ -33,11 +34,11 @@ from mediators.clipboard import image, protocol
 from mediators.clipboard.text import clean
 from mediators.lent import Lent
 from mediators.places import Places
-from mediators.share import Share
 from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)
+CLIPS = Rate(burst=CLIP_BURST, per_second=CLIPS_PER_SECOND)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -85,16 +86,16 @@ class Rates:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._shares: dict[str, Share] = {}
+        self._buckets: dict[str, Bucket] = {}
 
     def take(self, uuid: str) -> None:
         """PolicyRefused where it asks too often."""
         now = self._clock()
-        if not self._shares.setdefault(uuid, Share(CLIP_BURST, CLIPS_PER_SECOND, now)).take(1, now):
+        if not self._buckets.setdefault(uuid, Bucket(CLIPS, now)).take(now):
             raise PolicyRefused("this cage asks too often; try again in a moment")
 
     def forget(self, uuid: str) -> None:
-        self._shares.pop(uuid, None)
+        self._buckets.pop(uuid, None)
 
 
 class ClipboardCore:
@@ -188,7 +189,7 @@ class ClipboardCore:
             offer = None
         try:
             await self._decided(offer, target, person)
-        except (PolicyRefused, NoSuchCage) as error:  # the record has why, and no log that a cage could fill
+        except (PolicyRefused, NoSuchCage, WrongState) as error:  # the record has why; no log that a cage could fill
             raise protocol.nothing() from error
         if offer is None:
             raise protocol.nothing()
