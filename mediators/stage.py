@@ -24,7 +24,6 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from cage_runtime import encrypted
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.filenames import CHUNK
@@ -199,6 +198,10 @@ class Stager:
         """
         _check_access(descriptor)
         if recipient:
+            # Late, for it takes much memory and two of the three who stage do not encrypt; not too late, because a
+            # worker opens nothing.
+            import cage_runtime.encrypted  # noqa: F401
+
             encrypt = functools.partial(_report_encrypted, recipient, descriptor, policy_max, self._types(typed))
             return await self._staged(descriptor, owner, encrypt)
         work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
@@ -382,6 +385,8 @@ def _report_file(copier: Copy, source: int, policy_max: int, types: Types, targe
 def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, target: int,
                       far: socket.socket) -> str:
     """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
+    from cage_runtime import encrypted
+
     before = _marks(os.fstat(source))
     size = measure(source, policy_max)
     length = encrypted.length(size)

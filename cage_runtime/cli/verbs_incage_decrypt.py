@@ -65,24 +65,36 @@ def _decrypt(args: argparse.Namespace, screen: Screen) -> int:
     if output == args.file:
         raise UsageError(f'"{cell(args.file)}" does not end in {encrypted.SUFFIX}; say --output')
     private = _private_key(os.path.expanduser(args.key))
-    unnamed = os.open(os.path.dirname(output) or ".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600)
-    with open(unnamed, "wb") as plain, open(args.file, "rb") as file:
+    where = os.path.dirname(output) or "."
+    with (
+        open(_opened(args.file, os.O_RDONLY), "rb") as file,
+        open(_opened(where, os.O_TMPFILE | os.O_RDWR), "wb") as plain,
+    ):
         try:
-            _write(encrypted.Decryption(private, file.read(encrypted.HEADER_BYTES)), file, plain)
+            write(encrypted.Decryption(private, file.read(encrypted.HEADER_BYTES)), file, plain)
         except encrypted.Undecryptable as error:
             raise CageError(f'"{cell(args.file)}" {error.sentence}') from error
         plain.flush()
-        os.fsync(unnamed)
-        directory = os.open(os.path.dirname(output) or ".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        os.fsync(plain.fileno())
+        directory = _opened(where, os.O_RDONLY | os.O_DIRECTORY)
         try:
-            os.link(f"/proc/self/fd/{unnamed}", os.path.basename(output), dst_dir_fd=directory)
+            os.link(f"/proc/self/fd/{plain.fileno()}", os.path.basename(output), dst_dir_fd=directory)
+        except FileExistsError as error:
+            raise CageError(f'"{cell(output)}" is there already; say --output') from error
         finally:
             os.close(directory)
     screen.done(f"{cell(args.file)} -> {cell(output)}")
     return 0
 
 
-def _write(decryption: Decryption, file: BinaryIO, plain: BinaryIO) -> None:
+def _opened(path: str, flags: int) -> int:
+    try:
+        return os.open(path, flags | os.O_CLOEXEC, 0o600)
+    except OSError as error:
+        raise CageError(f'"{cell(path)}": {error.strerror}') from error
+
+
+def write(decryption: Decryption, file: BinaryIO, plain: BinaryIO) -> None:
     from cage_runtime.encrypted import CHUNK, TAG_BYTES
 
     chunk = file.read(CHUNK + TAG_BYTES)

@@ -77,7 +77,9 @@ def _measured(prompt: dict[str, Any]) -> list[str]:
     known = [f"{size} bytes"] if size else []
     known += [f"{files} file{'s' * (files > 1)}"] if files else []
     known += prompt["types"]
-    return known + ([f"sha256 {prompt['sha256']}"] if prompt["sha256"] else [])
+    known += [f"sha256 {prompt['sha256']}"] if prompt["sha256"] else []
+    kind, _, key = prompt["transform"].partition(":")
+    return known + ([f"encrypted on its way for {key}" if kind == "encrypt" else f"changed by {kind}"] if kind else [])
 
 
 def _answer_arguments(parser: argparse.ArgumentParser) -> None:

@@ -94,7 +94,7 @@ class Shown:
             **text({"id": prompt.id, "service": escape(question.service), "argument": escape(question.argument),
                     "asked": escape(question.asked), "default": question.default, "rule": question.rule,
                     "flow": question.flow.value if question.flow else "", "since": prompt.since,
-                    "sha256": escape(what.sha256, limit=64)}),
+                    "sha256": escape(what.sha256, limit=64), "transform": question.transform}),
             **self._end("source", question.source), **self._end("target", chosen),
             "choices": Variant("a{ss}", {choice.name: choice.level for choice in question.choices}),
             "colours": Variant("a{ss}", {choice.level: self._levels.colours[choice.level]

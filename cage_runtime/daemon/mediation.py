@@ -318,7 +318,8 @@ class Mediation:
             choices=tuple(self._choice(source.uuid, name) for name in choices),
             default=decision.default_target if decision.default_target in choices else "",
             flow=decision.flow, rule=decision.rule, rule_text=decision.rule_text,
-            stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what)
+            stands=int(decision.parameters.stands or 0), digest=what.digest(), what=what,
+            transform=decision.parameters.transform)
 
     def _choice(self, source_uuid: str, name: str) -> End:
         found = self._find(source_uuid, name)

@@ -69,6 +69,8 @@ class Question:
     digest: str
     """Of `what`, to the last character."""
     what: What = field(compare=False)
+    transform: str = field(default="", compare=False)
+    """What the rule has done with it on its way; empty for nothing."""
 
     def choice(self, untrusted_name: str) -> End:
         """The target that an answer names, or, where it names none, the only one; UsageError for one that was not

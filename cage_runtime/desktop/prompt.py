@@ -50,6 +50,7 @@ class Prompt(msgspec.Struct, frozen=True, kw_only=True, rename="kebab"):
     types: list[str] = []
     sha256: str = ""
     lines: list[str] = []
+    transform: str = ""
 
     @property
     def chosen(self) -> str:
@@ -135,8 +136,14 @@ def facts(prompt: Prompt) -> list[tuple[str, str]]:
     rows = [("Service", service), ("Direction", _FLOWS.get(prompt.flow, "")),
             ("Asked for", prompt.asked if prompt.asked not in ("", prompt.target) else ""),
             ("Size", _size(prompt)), ("Types", ", ".join(prompt.types)), ("SHA-256", prompt.sha256),
-            ("Rule", prompt.rule), ("Waiting", f"{prompt.waiting} requests" if prompt.waiting > 1 else "")]
+            ("On its way", _changed(prompt)), ("Rule", prompt.rule),
+            ("Waiting", f"{prompt.waiting} requests" if prompt.waiting > 1 else "")]
     return [(name, value) for name, value in rows if value]
+
+
+def _changed(prompt: Prompt) -> str:
+    kind, _, key = prompt.transform.partition(":")
+    return f"encrypted for {key}" if kind == "encrypt" else prompt.transform
 
 
 def _size(prompt: Prompt) -> str:

@@ -21,7 +21,7 @@ import sys
 import tempfile
 import time
 from array import array
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -29,10 +29,12 @@ from typing import Any
 
 from dbus_fast import Message, MessageFlag, MessageType
 
+from cage_runtime import handed
 from cage_runtime.bus import DBUS, PROPERTIES
 from mediators import wire
 from tests.fuzz.inputs import KEPT, read
 from tests.fuzz.values import TYPES, Taken, types
+from tests.privileged import kinds
 
 ERROR = re.compile(rb"org\.[a-z]+\.(?:DBus\.)?Error\.(\w+)\0")
 HERE = Path(__file__).parents[2] / "mediators"
@@ -41,6 +43,7 @@ ACTS, CONNECTION_SECONDS = 60, 2.0
 """Things said on one connection, and how long it lasts, at most; then there is a new one."""
 PACES = (10, 30, 100, 400, 2000)
 """Messages in a second, of which each connection has one: those that are slow get further than those that flood."""
+HELD_MAX = 32
 OFFENCE_SECONDS = 2.0
 """At least between two messages that no honest half sends: each closes a mediator's channel for some seconds, and
 nothing is heard there meanwhile."""
@@ -111,22 +114,24 @@ def end_of(ends: tuple[int, int], which: int) -> int:
     return ends[which]
 
 
-def end_of_sockets() -> int:
-    near, far = socket.socketpair()
-    far.close()
-    return near.detach()
-
-
 KINDS: dict[str, Callable[[], int]] = {
     "a file": lambda: on_disk(b"what is sent\n"), "an empty file": lambda: on_disk(b""),
     "a sparse file": lambda: on_disk(b"x", 1 << 38), "in memory": lambda: memory(b"text \x1b[201~\n" * 50),
-    "in memory, sparse": lambda: memory(b"", 1 << 30), "a directory": lambda: os.open("/", os.O_RDONLY),
-    "O_PATH": lambda: os.open("/etc/passwd", os.O_PATH), "to read a pipe": lambda: end_of(os.pipe(), 0),
-    "to write a pipe": lambda: end_of(os.pipe(), 1), "a socket": end_of_sockets,
-    "zeros": lambda: os.open("/dev/zero", os.O_RDONLY), "a terminal": lambda: end_of(os.openpty(), 0),
-    "own memory": lambda: os.open("/proc/self/mem", os.O_RDONLY), "an event": lambda: os.eventfd(0),
-    "a process": lambda: os.pidfd_open(os.getpid()), "to write only": lambda: os.open("/dev/null", os.O_WRONLY),
+    "in memory, sparse": lambda: memory(b"", 1 << 30), "to write a pipe": lambda: end_of(os.pipe(), 1),
+    "a terminal": lambda: end_of(os.openpty(), 0), "to write only": lambda: os.open("/dev/null", os.O_WRONLY),
 }
+"""Those that more is made of than of the others, which kinds.py has: a socket that lingers is among them."""
+
+
+ALL_KINDS = (*KINDS, *kinds.KINDS)
+
+
+def made(kind: str) -> kinds.Made:
+    """A descriptor of that kind, and what has to stay there for it to be what it is."""
+    if kind in KINDS:
+        return KINDS[kind](), []
+    with tempfile.TemporaryDirectory() as folder:
+        return kinds.KINDS[kind](folder)
 
 
 # --- messages ----------------------------------------------------------------------------------------------------
@@ -139,6 +144,8 @@ class Hostile:
         self._members = members()
         self.did: Counter[str] = Counter()
         self._connection: socket.socket | None = None
+        self._held: deque[object] = deque(maxlen=HELD_MAX)
+        """For the descriptors that were sent last."""
         self._serial = self._left = 0
         self._pace, self._offended = float(PACES[0]), 0.0
 
@@ -160,6 +167,7 @@ class Hostile:
             self._hear(0)
             self._act()
         self._leave()
+        self._held.clear()
 
     def _act(self) -> None:
         if self._connection is None or self._left <= 0:
@@ -223,13 +231,18 @@ class Hostile:
         for at, kind in enumerate(types(member.signature)):
             if kind == "h":
                 values[at] = 0
-                which = self._random.choice((*KINDS, *("a file", "in memory") * 8))
-                descriptors.append(KINDS[which]())
+                descriptors.append(self._made(self._random.choice((*ALL_KINDS, *("a file", "in memory") * 8))))
         if descriptors and self._may_offend() and self._random.random() < 0.1:
             self._offended = time.monotonic()
             values[types(member.signature).index("h")] = self._random.choice((1, 2, 7, 2**32 - 1))
             descriptors += [KINDS["a file"]() for _ in range(self._random.randrange(3))]
         self._send(self._to(member, member.signature, values), descriptors)
+
+    def _made(self, kind: str) -> int:
+        descriptor, held = made(kind)
+        self._held += held
+        self.did[f"sent {kind}"] += 1
+        return descriptor
 
     def _wrong_types(self) -> None:
         self._offended = time.monotonic()
@@ -305,8 +318,7 @@ class Hostile:
             sent = self._connection.sendmsg([raw], ancillary)
             self._connection.sendall(raw[sent:])
         finally:
-            for descriptor in descriptors:
-                os.close(descriptor)
+            handed.close(descriptors)  # where none of them was taken, nobody waits for one that lingers either
 
     def _hear(self, seconds: float) -> None:
         """Take what has come, for at most so long; into what looks like an end of a pipe, something is written."""

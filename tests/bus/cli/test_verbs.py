@@ -677,6 +677,7 @@ PROMPT = {
     "target-compartments": ("as", []), "flow": ("s", "up"), "choices": ("a{ss}", {"vault": "secret"}),
     "default": ("s", ""), "rule": ("s", "/etc/x.policy:3"), "lines": ("as", ["a\\x1bb.txt", "c.txt"]),
     "size": ("t", 17), "files": ("u", 2), "types": ("as", ["text/plain"]), "sha256": ("s", "ab"), "for": ("u", 600),
+    "transform": ("s", ""),
     "waiting": ("u", 3), "since": ("s", "2026-11-26T12:00:00Z"), "seconds": ("u", 170), "owner": ("u", 1000),
 }  # fmt: skip
 CHOICE = PROMPT | {
@@ -688,7 +689,7 @@ CHOICE = PROMPT | {
 
 
 def test_what_cages_ask_for_is_shown_whole_and_harmless(caged: Any, capsys: Captured) -> None:
-    evil = PROMPT | {"lines": ("as", ["\033[2J\u202e"])}
+    evil = PROMPT | {"lines": ("as", ["\033[2J\u202e"]), "transform": ("s", "encrypt:press-key")}
     caged.answers["ListPrompts"] = lambda *_: ("aa{sv}", ([PROMPT, CHOICE, evil],))
     assert cagectl.main(["prompts", "list"]) == 0
     assert capsys.readouterr().out.splitlines() == [
@@ -702,7 +703,7 @@ def test_what_cages_ask_for_is_shown_whole_and_harmless(caged: Any, capsys: Capt
         "    rule /etc/x.policy:3; open for 170s",
         "0a1b2c3d: work (internal+hr) asks for files.Send to vault (secret), up",
         "    | \\x1b[2J\\u202e",
-        "    17 bytes, 2 files, text/plain, sha256 ab",
+        "    17 bytes, 2 files, text/plain, sha256 ab, encrypted on its way for press-key",
         "    rule /etc/x.policy:3; open for 170s; 3 requests wait; allow stands for 10m",
     ]
     assert cagectl.main(["--json=short", "prompts", "list"]) == 0

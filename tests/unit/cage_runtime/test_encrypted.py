@@ -6,6 +6,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import os
+import re
 from pathlib import Path
 
 import pytest
@@ -19,6 +20,7 @@ from cage_runtime.errors import PolicyRefused
 from mediators.files.transform import recipient
 from mediators.stage import Stager
 
+TOP = Path(__file__).parents[3]
 PRIVATE = bytes(range(32))
 SEALED = CHUNK + TAG_BYTES
 PLAIN = bytes(range(256)) * 700
@@ -44,6 +46,19 @@ def test_it_comes_back(some: bytes, more: int) -> None:
     sealed = encrypt(plain)
     assert decrypt(sealed) == plain
     assert len(sealed) == encrypted.length(len(plain))
+
+
+def test_the_format_is_what_it_was_and_what_the_page_has() -> None:
+    """A fixed vector: whoever writes another reader of these files can hold it against that."""
+    page = (TOP / "cage_runtime/resources/man/cage-encrypted.5").read_text()
+    (block,) = re.findall(r"^\.Bd -literal\n(.*?)\n\.Ed$", page, re.M | re.S)
+    sealed = bytes.fromhex(block)
+    assert encrypt(b"the figures\n") == sealed
+    assert decrypt(sealed) == b"the figures\n"
+    assert hashlib.sha256(sealed).hexdigest() == "fed5dbd32e2d5f62fd98a39a5c6bba31b3da78bc9bd2b20ba45dc68b4bdb8bb7"
+    assert f"\n{HEADER_BYTES} bytes:\n" in page
+    assert f"{len(sealed)} bytes in all" in page
+    assert f".Li {encrypted.write_public(encrypted.public_key(PRIVATE)).strip()} .\n" in page
 
 
 WHOLE = encrypt(PLAIN)
@@ -140,4 +155,14 @@ def test_incage_makes_a_key_and_reads_with_it(tmp_path: Path, capsys: pytest.Cap
     file.write_bytes(whole)
     assert incage.main(["decrypt", str(file), "--key", str(key)]) == 0
     assert (tmp_path / "figures").read_bytes() == b"figures"
+    capsys.readouterr()
+    (tmp_path / "figures").write_text("mine")
+    assert incage.main(["decrypt", str(file), "--key", str(key)]) == 1
+    assert capsys.readouterr().err == f'incage: "{tmp_path}/figures" is there already; say --output\n'
+    assert (tmp_path / "figures").read_text() == "mine"
+    assert sorted(os.listdir(tmp_path)) == ["figures", "figures.cage", "key"]
+    assert incage.main(["decrypt", str(file), "--key", str(key), "--output", str(tmp_path / "no/x")]) == 1
+    assert capsys.readouterr().err == f'incage: "{tmp_path}/no": No such file or directory\n'
+    assert incage.main(["decrypt", str(tmp_path / "x.cage"), "--key", str(key)]) == 1
+    assert capsys.readouterr().err == f'incage: "{tmp_path}/x.cage": No such file or directory\n'
     assert incage.main(["keygen", str(key)]) == 1

@@ -10,7 +10,8 @@ from pathlib import Path
 
 import pytest
 
-from tests.fuzz.hostile import KINDS, NAMES, Hostile, members
+from cage_runtime import handed
+from tests.fuzz.hostile import ALL_KINDS, NAMES, Hostile, made, members
 
 
 def test_every_mediator_is_spoken_to() -> None:
@@ -18,9 +19,18 @@ def test_every_mediator_is_spoken_to() -> None:
     assert {"call", "clipboard", "files", "keys", "log", "notify", "open"} <= set(NAMES)
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@pytest.mark.parametrize("kind", ALL_KINDS)
 def test_each_kind_of_descriptor_can_be_made(kind: str) -> None:
-    os.close(KINDS[kind]())
+    before = len(os.listdir("/proc/self/fd"))
+    descriptor, held = made(kind)
+    assert os.path.exists(f"/proc/self/fd/{descriptor}")
+    handed.close([descriptor])
+    del held
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_one_that_is_sent_lingers() -> None:
+    assert "a socket that lingers" in ALL_KINDS
 
 
 def test_it_says_all_that_it_can_and_leaves_nothing_open(tmp_path: Path) -> None:

@@ -110,6 +110,8 @@ def test_what_others_read_is_complete(staged: Staged) -> None:
     assert staged.names(f"{staged.layout.bus}/system.d") == sources("policies/dbus/*.conf")
     pages = {page for section in (1, 5, 8) for page in staged.names(f"{share}/man/man{section}")}
     assert pages == sources("cage_runtime/resources/man/*")
+    keys = staged.at("/etc/cage-runtime/keys")
+    assert (keys.is_dir(), list(keys.iterdir()), keys.stat().st_mode & 0o777) == (True, [], 0o755)
     assert staged.names("/etc/xdg/autostart") == {"cage-desktop.desktop"}
     assert {"cagectl.1", "incage.1", "cage.policy.5", "cage.toml.5", "caged.conf.5", "org.cageruntime.Core1.5",
             "caged.8"} <= pages  # fmt: skip

@@ -75,8 +75,8 @@ def test_a_question_says_from_where_to_where_what_and_by_which_rule(world: World
         "target-level": "secret", "target-colour": "#b71c1c", "target-compartments": [], "flow": "up",
         "choices": {"vault": "secret"}, "colours": {"secret": "#b71c1c"},
         "default": "", "rule": "test:1", "lines": ["figures.txt"], "size": 17,
-        "files": 1, "types": ["text/plain"], "sha256": "ab" * 32, "for": 0, "waiting": 1, "since": shown["since"],
-        "seconds": int(PROMPT_SECONDS), "owner": OWNER.uid}
+        "files": 1, "types": ["text/plain"], "sha256": "ab" * 32, "transform": "", "for": 0, "waiting": 1,
+        "since": shown["since"], "seconds": int(PROMPT_SECONDS), "owner": OWNER.uid}
     assert len(shown["id"]) == 8
     assert world.recorded[-1] == ("prompt-opened", {
         "cage": "work", "uuid": "uuid-work", "mediator": "files", "service": "files.Send", "argument": "",

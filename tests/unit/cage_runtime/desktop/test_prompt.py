@@ -63,9 +63,10 @@ def test_a_wish_is_said_in_words(service: str, said: str) -> None:
 def test_facts_are_those_there_are() -> None:
     assert words.facts(prompt()) == [("Service", "files.Send"), ("Rule", "a:1")]
     assert words.facts(prompt(argument="x", asked="@default", flow="down", size=1536, files=2, types=["a/b", "c/d"],
-                              sha256="ab", waiting=3)) == [
+                              sha256="ab", waiting=3, transform="encrypt:press-key")) == [
         ("Service", "files.Send +x"), ("Direction", words._FLOWS["down"]), ("Asked for", "@default"),
-        ("Size", "2 files, 1.5 KiB (1 536 bytes)"), ("Types", "a/b, c/d"), ("SHA-256", "ab"), ("Rule", "a:1"),
+        ("Size", "2 files, 1.5 KiB (1 536 bytes)"), ("Types", "a/b, c/d"), ("SHA-256", "ab"),
+        ("On its way", "encrypted for press-key"), ("Rule", "a:1"),
         ("Waiting", "3 requests")]
 
 
