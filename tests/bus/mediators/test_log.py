@@ -59,6 +59,18 @@ class World:
         """Of all entries that are there by now."""
         return [self._entries.get_nowait()["MESSAGE"] for _ in range(self._entries.qsize())]
 
+    def asks_for_ever(self) -> asyncio.Event:
+        """From now on nobody answers; set once somebody is asked."""
+        asked = asyncio.Event()
+
+        async def never(_call: Any) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+        self.caged._confirm = never
+        self.caged._serve()
+        return asked
+
     async def refused(self, cage: str, *lines: str, **options: str) -> CageError:
         with pytest.raises(CageError) as refused:
             await self.write(cage, *lines, **options)
@@ -322,14 +334,7 @@ def test_a_closed_channel_gives_up_what_is_under_way_in_it(play: Play, monkeypat
     monkeypatch.setattr(gateways, "SHUT_OUT_SECONDS", 0.0)
 
     async def test(world: World) -> None:
-        asked = asyncio.Event()
-
-        async def never(_call: Any) -> Any:
-            asked.set()
-            await asyncio.Event().wait()
-
-        world.caged._confirm = never
-        world.caged._serve()
+        asked = world.asks_for_ever()
         waiting = asyncio.ensure_future(world.write("work", "x"))
         await asyncio.wait_for(asked.wait(), 20)
         with pytest.raises(RuntimeFailure, match="takes the signature"):
@@ -404,14 +409,7 @@ def test_more_calls_than_the_core_half_takes_wait_in_the_cage(play: Play, start_
 
 def test_what_a_caller_asked_for_who_has_gone_is_given_up(play: Play, start_bus: Callable[..., Any]) -> None:
     async def test(world: World) -> None:
-        asked = asyncio.Event()
-
-        async def never(_call: Any) -> Any:
-            asked.set()
-            await asyncio.Event().wait()
-
-        world.caged._confirm = never
-        world.caged._serve()
+        asked = world.asks_for_ever()
         cage = start_bus("cage").address
         async with cage_half(world, cage) as (_application, _running):
             gone = await Bus.connect(cage)
