@@ -57,9 +57,9 @@ class MediationService:
     def down(self, uuid: str) -> None:
         self._tell("GatewayDown", "s", (uuid,))
 
-    def changed(self, uuid: str) -> None:
+    def changed(self, uuid: str, *, runs: bool) -> None:
         """The cage runs, or is gone: what waits for it may be looked at again."""
-        self._tell("CageChanged", "s", (uuid,))
+        self._tell("CageChanged", "sb", (uuid, runs))
 
     def answered(self, waiter: Waiter) -> None:
         """Have whoever waits confirm again."""
@@ -69,7 +69,7 @@ class MediationService:
         """Tell whoever showed the notification what a person did with it."""
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action), to=sender)
 
-    def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
+    def _tell(self, member: str, signature: str, arguments: tuple[str | bool, ...]) -> None:
         for connection in self._parts.halves.connections():
             self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
 

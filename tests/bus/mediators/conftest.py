@@ -199,7 +199,7 @@ class StandInCaged:
     def runs(self, uuid: str) -> None:
         """The cage begins to run."""
         self.down.discard(uuid)
-        self.bus.emit(CORE_PATH, wire.MEDIATION, "CageChanged", "s", (uuid,), to=self.latest)
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "CageChanged", "sb", (uuid, True), to=self.latest)
 
     async def _gateways(self, call: Call) -> Answer:
         self.latest = call.sender
