@@ -151,6 +151,11 @@ TRANSFERS_PER_CAGE = 8
 CALLS_PER_CAGE = TRANSFERS_PER_CAGE
 """Calls of one cage that a mediator's core half answers at once, unless it says otherwise (M13).  Each has a connection
 to the gateway, whose bus has a bound for them (generate.CONNECTIONS_EACH)."""
+HEARD_BURST, HEARD_PER_SECOND = 1000, 200.0
+"""Messages of one cage that a mediator's core half hears at once, and each second after that; others wait (M13).  Of a
+call come three: it, and that its connection has come, and gone."""
+REFUSED_COUNTS = 20
+"""Messages for which a call counts that is one too many, or is malformed."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 KEPT_PER_CAGE = 32

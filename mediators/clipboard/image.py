@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cage_runtime.model import IMAGE_BYTES_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX, IMAGE_SIDE_MAX
-from mediators.stage import Unfit
+from mediators.reading import Unfit
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")

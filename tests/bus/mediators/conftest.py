@@ -27,8 +27,9 @@ from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
+from mediators.reading import Copy, copy
 from mediators.sniff import sniffer
-from mediators.stage import Copy, Stager, copy
+from mediators.stage import Stager
 
 TOP = Path(__file__).parents[3]
 MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))

@@ -237,6 +237,7 @@ def test_the_receipt_of_a_question_is_the_same_question() -> None:
 
 def service_of(world: World) -> Any:
     """The bus view's handler, for the mediator files."""
+    from contextlib import nullcontext
     from types import SimpleNamespace
 
     from cage_runtime.daemon.mediation_service import MediationService
@@ -255,7 +256,9 @@ def service_of(world: World) -> Any:
             world.recorded.append(("refused", {"method": call.member}))
 
     wire = Wire()
-    parts: Any = SimpleNamespace(bus=wire, authorization=wire, access=wire, mediation=world.mediation)
+    chain = SimpleNamespace(count=0, deferring=nullcontext)
+    parts: Any = SimpleNamespace(bus=wire, authorization=wire, access=wire, mediation=world.mediation,
+                                 manager=SimpleNamespace(chain=chain))
     MediationService(parts, list)
     return wire.handlers["Receipt"]
 

@@ -20,7 +20,8 @@ from cage_runtime.errors import TransferFailed
 from cage_runtime.model import KEPT_RECORD_BYTES
 from mediators.files import kept
 from mediators.files.kept import Folder, Record
-from mediators.stage import TYPES_MAX, Staged
+from mediators.reading import TYPES_MAX
+from mediators.stage import Staged
 
 CONTENT = b"quarterly figures\n"
 REQUEST = "0123456789abcdef" * 2
