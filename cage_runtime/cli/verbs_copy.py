@@ -53,8 +53,8 @@ def _copy(args: argparse.Namespace, screen: Screen) -> int:
         raise UsageError("cp: one of SRC and DST has to be NAME:PATH, and the other a path of this host")
     if screen.as_json:
         screen.document({"source": args.source, "destination": args.destination, "arrived": name})
-    shown = cell(name) if name else "skipped, because the name is taken"
-    screen.done(f"{cell(args.source)} -> {cell(args.destination)}: {shown}")
+    shown = f"as {cell(name)}" if name else "skipped, because the name is taken"
+    screen.done(f"{cell(args.source)} -> {cell(args.destination)} {shown}")
     return 0
 
 

@@ -76,6 +76,10 @@ class _GivenUp(TransferFailed):
     """Whoever asked for it has gone."""
 
 
+class _Unnamed(TransferFailed):
+    """In the words of whoever was to give it its name, and has not."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Begun:
     """A copy that is under way; the descriptors are the person's program's, and not ours any more."""
@@ -141,7 +145,7 @@ class Copies:
 
     def into(self, cage: Cage, path: str, name: str, options: CopyOptions, person: int) -> Begun:
         """Begin to copy what will be called `name`, unless `path` says otherwise, to `path` in the home of the cage."""
-        details = {"direction": INTO, "path": path, "name": name}
+        details = {"direction": INTO, "path": path or ".", "name": name}
         return self._begin(cage, [INTO, path, name, options.conflict], details, person)
 
     def out_of(self, cage: Cage, path: str, person: int) -> Begun:
@@ -173,7 +177,7 @@ class Copies:
             self._record(copy, "begun")
             name = await self._done(copy)
         except CageError as error:
-            self._record_outcome(copy, error.sentence + copy.so_far())
+            self._record_outcome(copy, error.sentence + ("" if isinstance(error, _Unnamed) else copy.so_far()))
             raise
         except asyncio.CancelledError:
             self._record_outcome(copy, "cancelled" + copy.so_far())
@@ -197,14 +201,14 @@ class Copies:
         ended = await self._followed(copy, started.channel, whole)
         if ended.status:
             words = ended.untrusted_diagnostics.decode(errors="replace").strip().removeprefix("cage-mediator: ")
-            raise TransferFailed(escape(words, limit=300) or "the half in the cage failed")
+            raise _Unnamed(escape(words, limit=300) or "the half in the cage failed")
         if copy.direction == INTO:
             return _parse_arrived(ended.untrusted_output)
         with contextlib.suppress(BrokenPipeError):  # then there is nothing more to hear, either
             os.write(copy.go, b"\n")
         named = await _said(copy.report, _NAMED, DELIVERY_SECONDS)
         if named.fault:
-            raise TransferFailed(escape(named.fault, limit=300))
+            raise _Unnamed(escape(named.fault, limit=300))
         return named.name
 
     async def _followed(self, copy: _Copy, channel: int, whole: Whole) -> session.Ended:

@@ -91,6 +91,27 @@ def test_what_is_to_be_done_where_the_name_is_taken(runtime: Runtime, cage: Cage
     assert os.listdir(tmp_path / "tree") == ["old"]
 
 
+def test_what_grows_while_it_is_read_is_not_copied(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
+    """It is read as it was when it was looked at first, or not at all; the other way round as well."""
+    cage.sh("truncate -s 128M growing")
+    with stopped_half(runtime, cage, "copied:growing", f"{tmp_path}/got") as (copying, pid):
+        cage.sh("echo more >> growing")
+        os.kill(pid, signal.SIGCONT)
+        said = copying.communicate(timeout=30)[1]
+        assert (copying.returncode, b"changed while it was read" in said) == (1, True), said
+    assert os.listdir(tmp_path) == []
+    growing = tmp_path / "growing"
+    with open(growing, "wb") as file:
+        file.truncate(128 * 1024**2)
+    with stopped_half(runtime, cage, str(growing), "copied:got") as (copying, pid):
+        with open(growing, "ab") as file:
+            file.write(b"more")
+        os.kill(pid, signal.SIGCONT)
+        said = copying.communicate(timeout=30)[1]
+        assert (copying.returncode, b"changed while it was read" in said) == (1, True), said
+    until(lambda: cage.sh("ls -A | grep -e got -e incoming || true") == "", "half of it is left")
+
+
 HOSTILE = (
     ("ln -s /etc/passwd odd/x", b"symbolic link"), ("mkfifo odd/x", b"neither a file nor a directory"),
     ("LC_ALL=C.UTF-8; touch $'odd/a\\e[2J'", b"cannot be seen"), ("echo 1 > odd/-rf", b"read as an option"),

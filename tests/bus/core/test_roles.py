@@ -159,15 +159,16 @@ def test_nobody_enters_a_private_cage_or_reads_its_log(core: Core, polkit: FakeP
     core.spawner.requests.clear()
     before = records(client)
     for caller in (bob, alice, client):
-        for member in ("Enter", "Logs"):
+        for member in ("Enter", "CopyIn", "CopyOut", "Logs"):
             assert called(caller, member, HIS) == closed(member)
     assert called(alice, "Run", HIS) == called(client, "Run", HIS) == (
         "PrivateCage", f"Run is not authorised: {HIS} is private; its owner alone runs its applications")
     assert core.spawner.requests == []
-    assert records(client) == before + 8
+    assert records(client) == before + 14
     # Whoever may not even know of it learns nothing.
     polkit.says = lambda _asked: NO
-    assert [called(alice, "Enter", name) for name in (HIS, NOBODYS)] == [none(HIS), none(NOBODYS)]
+    for member in ("Enter", "CopyIn", "CopyOut"):
+        assert [called(alice, member, name) for name in (HIS, NOBODYS)] == [none(HIS), none(NOBODYS)]
 
 
 @pytest.mark.usefixtures("private", "apps")

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cage_runtime.bucket import Rate
 from cage_runtime.bus import Bus, Variant
 from cage_runtime.errors import CageError, CutOff, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.journald import Journald
@@ -204,8 +205,7 @@ def test_what_cannot_be_recorded_is_not_written(play: Play) -> None:
 
 def test_what_is_beyond_a_cage_s_share_is_left_out_and_counted(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """M82: the flood ends where the share does, the journal says what is missing, and another cage has its own."""
-    monkeypatch.setattr(core, "LOG_LINES_BURST", 40)
-    monkeypatch.setattr(core, "LOG_LINES_PER_SECOND", 0.001)
+    monkeypatch.setattr(core, "LINES", Rate(burst=40, per_second=0.001))
     monkeypatch.setattr(core, "LOG_GAP_SECONDS", 0.0)
 
     async def test(world: World) -> None:
@@ -224,8 +224,7 @@ def test_what_is_beyond_a_cage_s_share_is_left_out_and_counted(play: Play, monke
 
 
 def test_the_gap_of_a_cage_that_ends_is_told_at_its_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "LOG_LINES_BURST", 1)
-    monkeypatch.setattr(core, "LOG_LINES_PER_SECOND", 0.001)
+    monkeypatch.setattr(core, "LINES", Rate(burst=1, per_second=0.001))
 
     async def test(world: World) -> None:
         await world.write("work", "x", "y", "z")
@@ -263,8 +262,7 @@ def test_a_journal_that_takes_nothing_is_told_later_what_it_missed(monkeypatch: 
 
 def test_calls_of_a_cage_wait_for_their_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not use up what caged decides for the cage in a second."""
-    monkeypatch.setattr(core, "LOG_CALLS_BURST", 2)
-    monkeypatch.setattr(core, "LOG_CALLS_PER_SECOND", 10.0)
+    monkeypatch.setattr(core, "CALLS", Rate(burst=2, per_second=10.0))
 
     async def test(world: World) -> None:
         loop = asyncio.get_running_loop()

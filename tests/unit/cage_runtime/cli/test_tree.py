@@ -3,6 +3,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 import socket
 from pathlib import Path
@@ -11,8 +12,8 @@ import pytest
 
 from cage_runtime import packing
 from cage_runtime.cli.tree import Listing, remove, write
-from cage_runtime.cli.verbs_incage_files import _Progress
-from cage_runtime.errors import CageError
+from cage_runtime.errors import CageError, InvalidName
+from cage_runtime.intree import Manifest, Tree, read_header
 from tests.unit.mediators.files.trees import TREE, stream
 
 
@@ -130,13 +131,38 @@ def test_a_directory_that_became_a_link_is_not_followed(top: Path, tmp_path: Pat
     assert sorted(os.listdir(tmp_path / "elsewhere")) == ["deep", "none", "run"]
 
 
-def test_progress_is_a_line_that_goes_away(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cage_runtime.cli.verbs_incage_files.PROGRESS_SECONDS", 0.0)
-    progress = _Progress("papers -> vault", 200, silent=False)
-    progress.show(100)
-    progress.clear()
-    assert capsys.readouterr().err == "\r\x1b[Kpapers -> vault: 50 %\r\x1b[K"
-    silent = _Progress("papers -> vault", 200, silent=True)
-    silent.show(100)
-    silent.clear()
-    assert capsys.readouterr().err == ""
+# --- what both sides of a copy say of it ---------------------------------------------------------------------------
+@pytest.mark.parametrize("name", ["papers", "papers/z", "papers/sub/none", "papers/sub"])
+def test_who_writes_and_who_reads_come_to_the_same_digest(top: Path, tmp_path: Path, name: str) -> None:
+    (top / "sub/cafe\u0301").write_bytes(b"in two characters")  # which arrives in one
+    above = os.open((tmp_path / name).parent, os.O_RDONLY | os.O_DIRECTORY)
+    listing, manifest = Listing.of_entry(above, Path(name).name, name), Manifest()
+    into = os.open(tmp_path / "out", os.O_RDWR | os.O_CREAT)
+    write(into, above, listing, manifest=manifest)
+    os.close(above)
+    with open(into, "rb") as out:
+        out.seek(0)
+        tree = Tree(read_header(out.read(packing.HEADER.size)), out.read)
+        for kind, _ in tree.steps():
+            if kind in (packing.FILE, packing.PROGRAM):
+                list(tree.content())
+    assert (manifest.digest, manifest.content) == (tree.manifest.digest, tree.manifest.content)
+    assert (tree.digest, manifest.entries) == (manifest.digest, listing.entries)
+    if (tmp_path / name).is_file():
+        assert manifest.content == hashlib.sha256((tmp_path / name).read_bytes()).hexdigest()
+
+
+def test_a_name_that_cannot_be_received_is_not_begun_with_where_it_is_to_be_the_same(top: Path, tmp_path: Path) -> None:
+    (top / "sub/x\x1b").touch()
+    descriptor, listing = listed(top)
+    into = os.open(tmp_path / "out", os.O_WRONLY | os.O_CREAT)
+    with pytest.raises(InvalidName, match="cannot be seen"):
+        write(into, descriptor, listing, manifest=Manifest())
+    os.close(into)
+    os.close(descriptor)
+
+
+def test_a_directory_of_a_million_files_is_not_looked_through(top: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(packing, "ENTRIES_MAX", 3)
+    with pytest.raises(CageError, match='"papers" has more than 3 files and directories; send it in parts'):
+        listed(top)

@@ -152,7 +152,7 @@ def test_what_got_no_name_here_is_recorded_as_that() -> None:
     half = Half(READY)
     with pytest.raises(TransferFailed, match="is there"):
         told(half, WHOLE + b'{"fault": "is there\\u001b"}\n', out=True)
-    assert outcomes(half)[1:] == ["is given its name", "is there\\x1b; it may have its name"]
+    assert outcomes(half)[1:] == ["is given its name", "is there\\x1b"]
 
 
 HOSTILE: dict[str, tuple[bytes, dict[str, Any]]] = {
@@ -250,6 +250,17 @@ def test_cancelled_it_is_withdrawn() -> None:
     with pytest.raises(asyncio.CancelledError):
         told(half, WHOLE, then=cancel)
     assert outcomes(half) == ["begun", "cancelled"]
+
+
+def test_where_nobody_tells_whether_it_got_its_name_the_record_says_so() -> None:
+    half = Half(READY)
+    with pytest.raises(TransferFailed, match="makes no sense"):
+        told(half, WHOLE + b"{]\n", out=True)
+    assert outcomes(half)[-1].endswith("makes no sense; it may have its name")
+    half = Half(READY + b"x")
+    with pytest.raises(TransferFailed, match="did not say how it arrived"):
+        told(half, WHOLE)
+    assert outcomes(half)[-1].endswith("arrived; it may have its name")
 
 
 @pytest.mark.parametrize("state", [CageState.STOPPED, CageState.PAUSED])
