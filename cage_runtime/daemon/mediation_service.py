@@ -37,7 +37,21 @@ class MediationService:
             "Record": self._record, "Receipt": self._receipt,
             "RecordMalformed": self._record_malformed,
         }
-        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
+        noted = {member: self._noted(handler) for member, handler in handlers.items() if member != "Gateways"}
+        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers | noted))
+
+    def _noted(self, handler: Handler) -> Handler:
+        """`handler`, whose refusals are recorded: a core half asks for what it may not where somebody has got hold of
+        it, and only there."""
+
+        async def handled(call: Call) -> Answer:
+            try:
+                return await handler(call)
+            except NotAuthorized as refusal:
+                await self._parts.access.note_refused(call, refusal)
+                raise
+
+        return handled
 
     def up(self, name: str, uuid: str, address: str) -> None:
         self._tell("GatewayUp", "sss", (name, uuid, address))

@@ -252,9 +252,12 @@ def service_of(world: World) -> Any:
         async def mediator(self, _sender: str) -> str:
             return "files"
 
+        async def note_refused(self, call: Any, _refusal: Exception) -> None:
+            world.recorded.append(("refused", {"method": call.member}))
+
     wire = Wire()
     chain = SimpleNamespace(count=0, deferring=nullcontext)
-    parts: Any = SimpleNamespace(bus=wire, authorization=wire, mediation=world.mediation,
+    parts: Any = SimpleNamespace(bus=wire, authorization=wire, access=wire, mediation=world.mediation,
                                  manager=SimpleNamespace(chain=chain))
     MediationService(parts, list)
     return wire.handlers["Receipt"]
@@ -276,4 +279,5 @@ def test_a_mediator_has_receipts_of_its_own_services_alone(world: World) -> None
 
     with pytest.raises(NotAuthorized):
         call("keys.Sign")
+    assert world.recorded[-1] == ("refused", {"method": "Receipt"})
     assert told(world, *call("files.Send")).outcome == "handed-over"
