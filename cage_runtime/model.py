@@ -158,6 +158,8 @@ REFUSED_COUNTS = 20
 """Messages for which a call counts that is one too many, or is malformed."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
+START_PATIENCE_SECONDS = 1.0
+"""How long one of them waits until the one before it is ready in the target, which has to start a program for each."""
 KEPT_PER_CAGE = 32
 """Transfers of one source cage that were accepted and have not arrived yet; one more is not accepted."""
 KEPT_BYTES_PER_CAGE = 8 * 1024**3

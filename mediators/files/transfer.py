@@ -23,6 +23,7 @@ from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
     DELIVERY_FILES_PER_SECOND,
     DELIVERY_SECONDS,
+    START_PATIENCE_SECONDS,
     TRANSFER_SECONDS,
     Flow,
     ReceiptOutcome,
@@ -33,6 +34,7 @@ from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
 from mediators.files.waiting import Kept, Waiting, described, logged, sentence_of
+from mediators.places import Turns
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
@@ -149,6 +151,7 @@ class Transfers:
         self._caged, self._folder = caged, Folder(stager.directory)
         self._waiting = Waiting(caged, self._folder, stager, again=self._again)
         self._recording: set[asyncio.Task[None]] = set()
+        self._turns = Turns(START_PATIENCE_SECONDS)
 
     async def run(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
@@ -254,11 +257,15 @@ class Transfers:
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
             tree=transfer.tree, conflict=transfer.options.conflict, once=once, since=since,
         )
-        passing = functools.partial(self._passing, transfer)
-        gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
-        channel = await self._caged.deliver(permission, delivery.arguments(), (staged.descriptor,), DELIVERY_SECONDS)
-        ended = await session.run_to_end(
-            channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
+        async with contextlib.AsyncExitStack() as turn:
+            # To start a program costs more than to ask for it: between two cages, one is ready before the next begins.
+            await turn.enter_async_context(self._turns.take((transfer.source.uuid, permission.target_uuid)))
+            passing = functools.partial(self._passing, transfer, turn)
+            gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
+            channel = await self._caged.deliver(permission, delivery.arguments(), (staged.descriptor,),
+                                                DELIVERY_SECONDS)
+            ended = await session.run_to_end(
+                channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
         if ended.status == protocol.GIVEN and once:
             raise _GivenBefore
         if ended.status:
@@ -272,8 +279,9 @@ class Transfers:
                                  "taken")
         return _inbox_path(permission, name) if name else ""
 
-    async def _passing(self, transfer: Transfer) -> None:
+    async def _passing(self, transfer: Transfer, turn: contextlib.AsyncExitStack) -> None:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
+        await turn.aclose()
         await self._record(transfer, "is given its name in the inbox")
         self._folder.pass_(transfer.request)
         transfer.commit()
