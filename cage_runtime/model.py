@@ -34,6 +34,9 @@ IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64
 """Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
 IMAGE_SECONDS = 20.0
 """Time in which one is compressed again; the core does that for one image after the other."""
+IMAGE_BURST, IMAGES_PER_SECOND = 5, 0.2
+"""Images of one cage that are, however fast they come, and those that are after that: each takes up to a second of a
+processor."""
 CLIPS_LENT_BYTES = 64 * 1024**2
 """Bytes of what one cage has pasted within LENT_SECONDS."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
