@@ -23,6 +23,7 @@ import msgspec
 
 from cage_runtime.decoding import decode
 from cage_runtime.errors import CageError, TransferFailed
+from cage_runtime.pipes import readable as readable
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
 DIAGNOSTICS_MAX = 1024
@@ -195,19 +196,3 @@ async def read(pipe: int, limit: int, *, enough: bool = False, sink: Sink | None
         else:
             kept += chunk[: limit - len(kept)]
     return bytes(kept)
-
-
-async def readable(descriptor: int) -> None:
-    """Returns once there is something to read from `descriptor`, or its end."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _set, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
-
-
-def _set(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)
