@@ -136,6 +136,12 @@ class TransferFailed(CageError):
     bus_name = "TransferFailed"
 
 
+class Cancelled(CageError):
+    """It was given up because whoever may have it so asked for that; nothing has come of it."""
+
+    bus_name = "Cancelled"
+
+
 class Refused(CageError):
     """Base of every refusal by policy or authorisation (exit status 126).  Fail closed: catch-alls raise this."""
 
@@ -144,9 +150,15 @@ class Refused(CageError):
 
 
 class PolicyRefused(Refused):
-    """The policy refuses; the sentence names the rule."""
+    """The policy refuses; the sentence says why, and the record by which rule."""
 
     bus_name = "PolicyRefused"
+
+
+class TooOften(PolicyRefused):
+    """It would be permitted, were it not for how often it was asked for just now."""
+
+    bus_name = "TooOften"
 
 
 class PolicySyntaxError(PolicyRefused):
@@ -194,6 +206,12 @@ class Unanswered(CutOff):
     """Whoever was asked is there, and has not answered in time."""
 
     bus_name = "Unanswered"
+
+
+class NothingDone(RuntimeFailure):
+    """Whoever was asked ended before anything could come of it: it can be asked again."""
+
+    bus_name = "NothingDone"
 
 
 class NobodyAnswers(RuntimeFailure):

@@ -23,6 +23,8 @@ EXTENSION_BYTES = 32
 """A longer suffix is part of the name, when a number has to go before it."""
 HIDDEN = ".incoming-"
 """Begins the names of what is on its way in an inbox; nothing else can be called so."""
+MARK = ".given"
+"""Ends the name of the mark that what is hidden is given its name next."""
 
 _HIDDEN = frozenset({"Cc", "Cf", "Cs", "Co", "Cn", "Zl", "Zp"})
 """Unicode categories that cannot be seen, reorder what is seen, or cannot be encoded."""

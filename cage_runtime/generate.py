@@ -20,7 +20,7 @@ CAGES_MEDIATOR = "990"
 CONNECTIONS, CONNECTIONS_EACH = 14, 10
 """On a gateway's bus, in all and beside that for each mediator: its core half's, its cage half's and one for each of 8
 calls that are under way; those of cage halves that are ending are among the first."""
-_OF_A_CAGE_HALF = ("RequestName", "ReleaseName")
+_OF_A_CAGE_HALF = ("RequestName", "ReleaseName", "GetConnectionUnixUser")
 """What the half that serves may ask of its bus, beside what all may; a core half may nothing beside this."""
 _OF_A_CORE_HALF = ("Hello", "AddMatch", "GetNameOwner", "NameHasOwner", "RequestName")
 
@@ -42,8 +42,9 @@ def gateway_bus(template: str, mediators: Sequence[Mediator], user_of: Callable[
 def cage_bus(template: str, mediators: Sequence[Mediator]) -> str:
     """The configuration of a cage's own bus, where all cage halves have one user."""
     return _filled(template, {
-        "CALL": [rule for mediator in mediators for rule in _calls(mediator)],
-        "SERVE": [rule for mediator in mediators for rule in _serving(mediator, CAGES_MEDIATOR, _OF_A_CAGE_HALF)],
+        "CALL": [rule for mediator in mediators for rule in (*_calls(mediator), *_calls_of_jobs(mediator))],
+        "SERVE": [rule for mediator in mediators for rule in
+                  _serving(mediator, CAGES_MEDIATOR, _OF_A_CAGE_HALF, also=_of_jobs(mediator))],
         "DESCRIPTORS": [_descriptors(mediators)],
     })
 
@@ -86,13 +87,33 @@ def _calls(mediator: Mediator) -> list[str]:
             f'       send_interface="{mediator.bus_name}" send_member="{method}"/>' for method in mediator.methods]
 
 
-def _serving(mediator: Mediator, user: str, of_the_bus: Iterable[str], *first: str) -> list[str]:
-    """What the half that serves may on its bus, which is to have the name and answer."""
+def _of_jobs(mediator: Mediator) -> list[str]:
+    """The interfaces of the objects that a cage half has beside the one that every half has."""
+    return [f"{mediator.bus_name}.Job", "org.freedesktop.DBus.Properties"] if mediator.jobs else []
+
+
+def _calls_of_jobs(mediator: Mediator) -> list[str]:
+    """Whose objects have no path that is known before; the cage half says whose each is."""
+    if not mediator.jobs:
+        return []
+    of_jobs, of_properties = _of_jobs(mediator)
+    each = ((of_jobs, "Cancel"), (of_properties, "Get"), (of_properties, "GetAll"))
+    return [f'<allow send_destination="{mediator.bus_name}" send_path="{mediator.path}"\n'
+            f'       send_interface="{mediator.bus_name}" send_member="ListJobs"/>',
+            *(f'<allow send_destination="{mediator.bus_name}"\n'
+              f'       send_interface="{interface}" send_member="{member}"/>' for interface, member in each)]
+
+
+def _serving(mediator: Mediator, user: str, of_the_bus: Iterable[str], *first: str,
+             also: Iterable[str] = ()) -> list[str]:
+    """What the half that serves may on its bus, which is to have the name and answer calls of its interface, and of
+    those that it has `also`."""
     rules = [*first, f'<allow own="{mediator.bus_name}"/>']
     rules += [f'<allow send_destination="org.freedesktop.DBus" send_path="/org/freedesktop/DBus"\n'
               f'       send_interface="org.freedesktop.DBus" send_member="{member}"/>' for member in of_the_bus]
-    rules += [f'<allow receive_type="method_call" receive_interface="{mediator.bus_name}"/>',
-              '<allow send_requested_reply="true" send_type="method_return"/>',
+    rules += [f'<allow receive_type="method_call" receive_interface="{interface}"/>'
+              for interface in (mediator.bus_name, *also)]
+    rules += ['<allow send_requested_reply="true" send_type="method_return"/>',
               '<allow send_requested_reply="true" send_type="error"/>']
     return [f'<policy user="{user}">', *("  " + rule.replace("\n", "\n  ") for rule in rules), "</policy>"]
 

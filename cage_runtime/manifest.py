@@ -68,6 +68,7 @@ class _Manifest(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields
     descriptors: Annotated[int, msgspec.Meta(ge=0, le=MEDIATOR_DESCRIPTORS_MAX)] = 0
     delivery: Literal["delivery", "session", "service", "none"] = "none"
     folder: _Folder | None = None
+    jobs: bool = False
 
 
 @dataclass(frozen=True, kw_only=True, slots=True)
@@ -84,6 +85,8 @@ class Mediator:
     delivery: Delivery
     folder: str | None
     """The one below STATE that its core half writes, and that is its user's alone; None where it writes nothing."""
+    jobs: bool
+    """Its cage half has an object for each thing that is under way, which it lists (ListJobs) and cancels."""
     services: Mapping[str, ServiceKind]
     """By what policy calls them; one that ends in FAMILY stands for all that begin so."""
 
@@ -136,7 +139,7 @@ def parse(text: str, name: str, file: str) -> Mediator:
             raise DefinitionError(f'{place}: services."{escape(service, limit=80)}": {error.sentence}') from error
     return Mediator(
         name=name, description=table.description, methods=tuple(table.methods), descriptors=table.descriptors,
-        delivery=delivery, folder=table.folder, services=services)
+        delivery=delivery, folder=table.folder, jobs=table.jobs, services=services)
 
 
 def _kind(name: str, service: str, untrusted_keys: dict[str, object], delivery: Delivery) -> ServiceKind:

@@ -34,6 +34,8 @@ IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64
 """Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
 IMAGE_SECONDS = 20.0
 """Time in which one is compressed again; the core does that for one image after the other."""
+CLIPS_LENT_BYTES = 64 * 1024**2
+"""Bytes of what one cage has pasted within LENT_SECONDS."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
 """How long it can be pasted, where whoever copies says nothing, and at most."""
 CLIP_PASTES_MAX = 100
@@ -49,6 +51,8 @@ EDITS_PER_CAGE = 4
 """Files of one cage that are open elsewhere and may come back, at once."""
 EDITED_BYTES_MAX = 64 * 1024**2
 """Bytes of a file that comes back, whatever the policy says."""
+LENT_SECONDS = 300.0
+"""How long a cage may take to read what the core has handed it and holds for it, in memory or on its disk."""
 EDITED_WAIT_SECONDS = 600.0
 """What one call waits for a file to come back; whoever wants to wait longer calls again."""
 EDITED_KEPT_SECONDS = 300.0
@@ -146,8 +150,26 @@ CALLS_PER_CAGE = TRANSFERS_PER_CAGE
 to the gateway, whose bus has a bound for them (generate.CONNECTIONS_EACH)."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
+KEPT_PER_CAGE = 32
+"""Transfers of one source cage that were accepted and have not arrived yet; one more is not accepted."""
+KEPT_BYTES_PER_CAGE = 8 * 1024**3
+"""Bytes of those of them that wait for their targets; where that would be more, nothing is accepted but a first one."""
+KEPT_SECONDS = 24 * 3600.0
+"""How long one waits, at most, before it is given up."""
+KEPT_RECORD_BYTES = 16384
+"""Bytes of the core's own record of a transfer."""
+KEPT_ASIDE = 32
+"""Files that were of no use and are kept for whoever looks into that; beyond, the next ones are deleted."""
 TRANSFER_SECONDS = 900.0
 """Deadline of one transfer's copy; the worker is killed at it.  No delivery has longer, either."""
+TRANSFER_JOBS_MAX = 200
+"""Transfers of one cage that are under way or wait for their place in its own half; one more is refused there."""
+TRANSFER_JOBS_LISTED = 64
+"""Those of one user that are listed at once, the oldest ones: a message of a cage's bus has 32 KiB at most."""
+PROGRESS_SECONDS = 0.25
+"""Between two figures of how far a transfer is."""
+PROGRESS_UNREAD_MAX = 1024
+"""Bytes of them that nobody has read yet, beyond which further ones are left out."""
 REPORT_BYTES_MAX = 4096
 """Bytes that whoever copies into a cage, or out of it, says of one copy."""
 DELIVERY_SECONDS = 30.0

@@ -17,7 +17,7 @@ import stat
 
 from cage_runtime import packing
 from cage_runtime.errors import CageError, NameTaken, TransferFailed
-from cage_runtime.filenames import CHUNK, HIDDEN, RENAMES_MAX, candidate, check_file_name
+from cage_runtime.filenames import CHUNK, HIDDEN, MARK, RENAMES_MAX, candidate, check_file_name
 from cage_runtime.intree import Misfit, Source, Tree, read_header
 
 TYPE_CHECKING = False
@@ -182,6 +182,8 @@ def _clear(directory: int) -> None:
                 status = os.fstat(there)
                 if status.st_uid == os.geteuid() and (stat.S_ISDIR(status.st_mode) or stat.S_ISREG(status.st_mode)):
                     fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                    with contextlib.suppress(FileNotFoundError):
+                        os.unlink(name + MARK, dir_fd=directory)
                     _remove(directory, name, 0)
             finally:
                 os.close(there)

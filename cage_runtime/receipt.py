@@ -12,7 +12,6 @@ import binascii
 import dataclasses
 import hashlib
 import json
-import os
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
@@ -81,15 +80,12 @@ class Receipt:
 def recorded(time: str, digest: str, fields: Mapping[str, str]) -> dict[str, str]:
     """What a receipt has of the record of that time and hash: of these `fields`."""
     name = fields.get("sent-name", fields.get("name", ""))
-    of_fields = {key: fields.get(key, "") for key in ("request", "service", "size", "files", "sha256")}
-    return {"time": time, "record": digest, "source": fields.get("cage", ""), "name": name, **of_fields}
+    of_fields = {key: fields.get(key, "") for key in ("host", "request", "service", "size", "files", "sha256")}
+    return {"time": time, "record": digest, "source": fields.get("cage", ""), "name": name,
+            "outcome": fields.get("receipt", ""), **of_fields}
 
 
 # --- keys ----------------------------------------------------------------------------------------------------------
-def new_private_key() -> bytes:
-    return os.urandom(KEY_BYTES)
-
-
 def public_key(private: bytes) -> bytes:
     return Ed25519PrivateKey.from_private_bytes(private).public_key().public_bytes(Encoding.Raw, PublicFormat.Raw)
 

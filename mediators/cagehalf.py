@@ -11,13 +11,12 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import functools
 import logging
 import sys
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
+from cage_runtime.bus import DBUS, Answer, Bus, Call, Handler, Service, Value
 from cage_runtime.errors import NoSystemBus, RuntimeFailure, UsageError
 from cage_runtime.model import CALLS_PER_CAGE
 from mediators import wire
@@ -36,34 +35,39 @@ Check = Callable[[Call], None]
 """Raises for a call that the core half would refuse anyway: what is no error of the cage half's would count as one."""
 Place = Callable[[Call], AbstractAsyncContextManager[None]]
 """Entered while a call is under way, where the core half takes fewer of its kind than calls in all."""
+Own = Callable[["CageHalf", Bus], Mapping[str, Handler]]
+"""Handlers, by the method's name, for what is not just passed on; the bus is the cage's own."""
 
 
 class CageHalf:
     """Serves the interface of the mediator `name` in one cage."""
 
     def __init__(self, name: str, gateway: Bus, address: str, *, checks: Mapping[str, Check] | None = None,
-                 place: Place | None = None, at_once: int = CALLS_PER_CAGE, answer_seconds: float = ANSWER_SECONDS,
-                 idle_seconds: float = IDLE_SECONDS, core_seconds: float = CORE_SECONDS) -> None:
+                 place: Place | None = None, own: Own | None = None, at_once: int = CALLS_PER_CAGE,
+                 answer_seconds: float = ANSWER_SECONDS, idle_seconds: float = IDLE_SECONDS,
+                 core_seconds: float = CORE_SECONDS) -> None:
         """`gateway` is a connection to the bus at `address`, where each call has one more.
 
         `checks` are by the method's name; `at_once` calls at most are passed on at the same time, others wait.
         """
         self.name = name
         self._gateway, self._address = gateway, address
-        self._checks, self._place = checks or {}, place
+        self._checks, self._place, self._own = checks or {}, place, own
         self._at_once = asyncio.Semaphore(at_once)
         self._answer_seconds, self._idle_seconds, self._core_seconds = answer_seconds, idle_seconds, core_seconds
         self._core = wire.Presence(gateway, wire.bus_name(name))
+        self._service = Service(interface=wire.interface(name))
         self._under_way = 0
         self._changed = asyncio.Event()
 
     async def run(self, bus: Bus) -> None:
         """Serve on the cage's `bus`; returns once it has been idle, raises RuntimeFailure when a bus ends."""
         await self._core.follow()
-        interface = wire.interface(self.name)
-        service = Service(interface=interface)
+        interface = self._service.interface
         members = [method.attrib["name"] for method in interface.findall("method")]
-        handlers = {member: functools.partial(self._call, service) for member in members}
+        handlers: dict[str, Handler] = dict.fromkeys(members, self._call)
+        if self._own is not None:
+            handlers |= self._own(self, bus)
         bus.serve(wire.path(self.name), Service(interface=interface, handlers=handlers))
         await bus.follow_callers()
         await bus.own(wire.bus_name(self.name))
@@ -94,7 +98,8 @@ class CageHalf:
         await bus.call(*DBUS, "NameHasOwner", "s", (wire.bus_name(self.name),))  # in order: the answers have gone out
 
     @contextlib.contextmanager
-    def _work(self) -> Iterator[None]:
+    def work(self) -> Iterator[None]:
+        """In the block, it is not idle."""
         self._under_way += 1
         self._changed.set()
         try:
@@ -103,36 +108,56 @@ class CageHalf:
             self._under_way -= 1
             self._changed.set()
 
-    async def _call(self, service: Service, call: Call) -> Answer:
-        with self._work():
-            if check := self._checks.get(call.member):
-                check(call)
+    async def _call(self, call: Call) -> Answer:
+        self.check(call)
+        async with self.reached(call) as gateway:
+            return await self.ask(gateway, call.member, tuple(call.arguments), call.descriptors)
+
+    @contextlib.asynccontextmanager
+    async def reached(self, call: Call) -> AsyncIterator[Bus]:
+        """In the block, a connection to the gateway for `call` alone, which has its place among those under way;
+        RuntimeFailure where there is no core half."""
+        with self.work():
             if not await self._core.wait(self._core_seconds):
                 raise RuntimeFailure(f"the core's {self.name} mediator is not running")
             async with contextlib.AsyncExitStack() as places:
                 if self._place is not None:
                     await places.enter_async_context(self._place(call))
                 await places.enter_async_context(self._at_once)
-                return await self._pass_on(service, call)
+                gateway = await Bus.connect(self._address, anonymous=True)
+                places.callback(gateway.disconnect)
+                yield gateway
 
-    async def _pass_on(self, service: Service, call: Call) -> Answer:
-        gateway = await Bus.connect(self._address, anonymous=True)
-        try:
-            return await gateway.call(
-                wire.bus_name(self.name), wire.path(self.name), wire.bus_name(self.name), call.member,
-                service.signature(call.member, "in"), tuple(call.arguments), call.descriptors,
-                seconds=self._answer_seconds)
-        finally:
-            gateway.disconnect()
+    @property
+    def core(self) -> str:
+        """Who the core half is on the gateway; empty where there is none."""
+        return self._core.owner
+
+    async def another_core(self, but: str) -> bool:
+        """Whether there is another core half than `but`, which is waited for a while."""
+        return await self._core.wait(self._core_seconds, but=but)
+
+    def check(self, call: Call) -> None:
+        """Raises for what the core half would refuse anyway."""
+        if check := self._checks.get(call.member):
+            check(call)
+
+    async def ask(self, gateway: Bus, member: str, arguments: tuple[Value, ...],
+                  descriptors: tuple[int, ...] = ()) -> Answer:
+        """Call the method `member` of the core half by way of `gateway`."""
+        return await gateway.call(
+            wire.bus_name(self.name), wire.path(self.name), wire.bus_name(self.name), member,
+            self._service.signature(member, "in"), arguments, descriptors, seconds=self._answer_seconds)
 
 
 def run(name: str, arguments: list[str], *, checks: Mapping[str, Check] | None = None, place: Place | None = None,
-        at_once: int = CALLS_PER_CAGE) -> int:
+        own: Own | None = None, at_once: int = CALLS_PER_CAGE) -> int:
     """`cage-mediator NAME --cage`."""
     if arguments:
         raise UsageError("the cage half takes no argument")
     logging.basicConfig(stream=sys.stderr, level=logging.INFO, format="%(name)s: %(message)s")
-    asyncio.run(_serve(lambda gateway: CageHalf(name, gateway, GATEWAY, checks=checks, place=place, at_once=at_once)))
+    asyncio.run(_serve(lambda gateway: CageHalf(
+        name, gateway, GATEWAY, checks=checks, place=place, own=own, at_once=at_once)))
     return 0
 
 

@@ -115,10 +115,11 @@ def begin(name: str, config: RuntimeConfig) -> bool:
 
 async def serve_until_bus_ends(name: str, service: str, handlers: Handlers, *, at_once: int = CALLS_PER_CAGE,
                                left: Callable[[str], None] = lambda _uuid: None,
-                               transforms: frozenset[str] = frozenset()) -> None:
+                               transforms: frozenset[str] = frozenset(),
+                               verifiers: frozenset[str] = frozenset()) -> None:
     """Serve every gateway; raises RuntimeFailure when the system bus has ended."""
     bus = await Bus.connect()
-    caged = Caged(bus, transforms=transforms)
+    caged = Caged(bus, transforms=transforms, verifiers=verifiers)
     try:
         await CoreHalf(name, service, handlers(caged), bus, caged, at_once=at_once, left=left).run()
     finally:

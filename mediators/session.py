@@ -35,6 +35,10 @@ CHUNK = 65536
 Sink = Callable[[bytes], None]
 
 
+class Gone(TransferFailed):
+    """The target ended, and the program in it without a word."""
+
+
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Ended:
     """How a program ended: its status as a shell has it, and what it wrote, untrusted."""
@@ -158,7 +162,7 @@ async def next_event(near: socket.socket, held: contextlib.ExitStack) -> tuple[E
     for descriptor in descriptors:
         held.callback(os.close, descriptor)
     if not untrusted:
-        raise TransferFailed("the target ended before it had received it")
+        raise Gone("the target ended before it had received it")
     if flags & (socket.MSG_TRUNC | socket.MSG_CTRUNC):
         raise TransferFailed("the target did not answer as it should")
     try:

@@ -23,6 +23,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
@@ -31,6 +32,9 @@ from cage_runtime.intree import Misfit, Tree, read_header
 from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
 from cage_runtime.packing import FILE, HEADER, PROGRAM
 from mediators.sniff import SNIFFED_BYTES, Sniffer
+
+if TYPE_CHECKING:  # few stage what is signed, and what looks at signatures takes much memory
+    from mediators.sshsig import Checking, Signer
 
 REPORT_MAX = 8192
 """Bytes of one message of a worker."""
@@ -60,8 +64,12 @@ class Unfit(Misfit):
     """What was handed over cannot be sent; the text goes after the file's name."""
 
 
-class TooLarge(Unfit):
-    """It could be sent, were it not for the rule's bound."""
+class Unpermitted(Unfit):
+    """It could be sent, were it not for the rule."""
+
+
+class TooLarge(Unpermitted):
+    """It is more than the rule lets through."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -69,7 +77,7 @@ class Staged:
     """A whole copy, in a file without a name: `descriptor` cannot be written through, and is for the target."""
 
     owner: str
-    writable: int
+    writable: int = -1
     descriptor: int = -1
     size: int = 0
     """Bytes of the copy, which for a tree is the whole stream."""
@@ -83,17 +91,27 @@ class Staged:
     """Of the file as it was sent, where its copy is encrypted."""
     types: tuple[str, ...] = ()
     """MIME types of all that is there, where they were to be looked for."""
-    release: Callable[[Staged], None]
+    release: Callable[[Staged], None] = lambda _staged: None
 
     def discard(self) -> None:
         """Give the space back, also where somebody keeps a descriptor of the copy, and close ours."""
         try:
-            os.ftruncate(self.writable, 0)
+            if self.writable >= 0:
+                os.ftruncate(self.writable, 0)
         finally:
-            os.close(self.writable)
-            if self.descriptor >= 0:
-                os.close(self.descriptor)
+            self.rest()
             self.release(self)
+
+    def copied(self) -> int:
+        """Bytes of the copy that are there: how far the worker has written in the open file that is ours too."""
+        return os.lseek(self.writable, 0, os.SEEK_CUR)
+
+    def rest(self) -> None:
+        """Close our descriptors; the space stays its owner's, for a copy that has a name."""
+        for descriptor in (self.writable, self.descriptor):
+            if descriptor >= 0:
+                os.close(descriptor)
+        self.writable = self.descriptor = -1
 
     def missing(self) -> int:
         """Bytes that were granted and that the file system has not set apart yet."""
@@ -102,8 +120,12 @@ class Staged:
 
 Work = Callable[[int, socket.socket], str]
 """Fills the staging file that the first is, having had its size granted over the second; what to report of it."""
+Begun = Callable[[Staged], object]
+"""Given a copy that has been granted its size, and grows from then on."""
 Copy = Callable[[int, int, int], tuple[int, str]]
 """Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
+Signature = Callable[[], "Checking"] | None
+"""Begins to look at the signature that it has to have; runs in the worker."""
 
 
 def measure(source: int, policy_max: int = 0) -> int:
@@ -175,8 +197,10 @@ class Stager:
     """Stages into `directory`, which it makes for its own user alone where it is missing."""
 
     def __init__(self, directory: Path, *, seconds: float = TRANSFER_SECONDS, copier: Copy = copy,
-                 sniffer: Sniffer | None = None) -> None:
-        self._directory, self._seconds, self._copier, self._sniffer = directory, seconds, copier, sniffer
+                 sniffer: Sniffer | None = None, nameable: bool = False) -> None:
+        """`nameable`: a copy may be given a name, in `directory`, for the next core half to find."""
+        self.directory, self._seconds, self._copier, self._sniffer = directory, seconds, copier, sniffer
+        self._unnamed_flags = os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC | (0 if nameable else os.O_EXCL)
         self._under_way: set[Staged] = set()
         try:
             directory.mkdir(mode=0o700, exist_ok=True)
@@ -189,29 +213,39 @@ class Stager:
         return self._sniffer is not None
 
     async def stage(self, descriptor: int, owner: str, policy_max: int = 0, *, typed: bool = False,
-                    recipient: bytes = b"") -> Staged:
+                    recipient: bytes = b"", signer: Signer | None = None, untrusted_signature: bytes = b"",
+                    begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the file open as `descriptor`, which stays the caller's, for the instance `owner`.
 
         TransferFailed with what is wrong with the file, or PolicyRefused where it has more than `policy_max` bytes
         (0: no such bound); both are worded to follow its name.  Its type is looked for where it is to be `typed`.
-        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.
+        With a `recipient`, a public key, there is never a copy but one that is encrypted for it.  With a `signer`,
+        there is none but of what `untrusted_signature` is its signature of, else PolicyRefused.  `begun` is given the
+        copy once it may grow.
         """
         _check_access(descriptor)
+        signature = functools.partial(signer.checking, untrusted_signature) if signer else None
         if recipient:
             # Late, for it takes much memory and two of the three who stage do not encrypt; not too late, because a
             # worker opens nothing.
             import cage_runtime.encrypted  # noqa: F401
 
-            encrypt = functools.partial(_report_encrypted, recipient, descriptor, policy_max, self._types(typed))
-            return await self._staged(descriptor, owner, encrypt)
-        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed))
-        return await self._staged(descriptor, owner, work)
+            encrypt = functools.partial(
+                _report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
+            return await self._staged(descriptor, owner, encrypt, begun)
+        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed), signature)
+        return await self._staged(descriptor, owner, work, begun)
 
     async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0, *,
-                         typed: bool = False) -> Staged:
+                         typed: bool = False, begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the tree that comes through the pipe `stream`; as `stage`, of which it differs in nothing else."""
         work = functools.partial(_report_tree, stream, max_size, max_files, self._types(typed))
-        return await self._staged(stream, owner, work)
+        return await self._staged(stream, owner, work, begun)
+
+    def adopt(self, staged: Staged) -> None:
+        """Count the space of a copy that an earlier core half has named as its owner's."""
+        staged.release = self._under_way.discard
+        self._under_way.add(staged)
 
     def _types(self, typed: bool) -> Types:
         if typed and self._sniffer is None:
@@ -219,36 +253,36 @@ class Stager:
                                  "libmagic")
         return Types(self._sniffer if typed else None)
 
-    async def _staged(self, source: int, owner: str, work: Work) -> Staged:
+    async def _staged(self, source: int, owner: str, work: Work, begun: Begun) -> Staged:
         with contextlib.ExitStack() as on_failure:
             staged = Staged(owner=owner, writable=self._unnamed(), release=self._under_way.discard)
             on_failure.callback(staged.discard)
             self._under_way.add(staged)
-            await self._copied(source, staged, work)
+            await self._copied(source, staged, work, begun)
             # another open file, read-only: what the target is given cannot be written through
             staged.descriptor = os.open(f"/proc/self/fd/{staged.writable}", os.O_RDONLY | os.O_CLOEXEC)
             on_failure.pop_all()
         return staged
 
     def _unnamed(self) -> int:
-        flags = os.O_TMPFILE | os.O_EXCL | os.O_RDWR | os.O_CLOEXEC
         try:
-            return os.open(self._directory, flags, 0o600)
+            return os.open(self.directory, self._unnamed_flags, 0o600)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
                 raise TransferFailed(_NO_SPACE) from error
-            raise RuntimeFailure(f"{self._directory}: cannot be staged in: {error.strerror}") from error
+            raise RuntimeFailure(f"{self.directory}: cannot be staged in: {error.strerror}") from error
 
-    async def _copied(self, source: int, staged: Staged, work: Work) -> None:
+    async def _copied(self, source: int, staged: Staged, work: Work, begun: Begun) -> None:
         near, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         with near:
             with far:
                 worker = self._fork(source, staged.writable, far, work)
             try:
                 async with asyncio.timeout(self._seconds):
-                    self._grant(staged, _read_size(await _message(near)))
+                    self._grant(staged, _read_size(await message(near)))
+                    begun(staged)
                     near.send(_GO)
-                    report = await _message(near)
+                    report = await message(near)
                     await worker.ended()
                     _read_report(report, staged)
             except TimeoutError as error:
@@ -262,7 +296,7 @@ class Stager:
         if of_owner + size > STAGED_BYTES_PER_CAGE:
             raise TransferFailed(f"cannot be sent while others are: at once, a cage can send "
                                  f"{STAGED_BYTES_PER_CAGE >> 30}G; wait until one has ended")
-        room = os.statvfs(self._directory)
+        room = os.statvfs(self.directory)
         free = int(room.f_bavail - RESERVE * room.f_blocks) * room.f_frsize
         if size > free - sum(other.missing() for other in self._under_way):
             raise TransferFailed(_NO_SPACE)
@@ -280,7 +314,7 @@ class Stager:
             os._exit(0)
 
 
-async def _message(near: socket.socket) -> bytes:
+async def message(near: socket.socket) -> bytes:
     """The worker's next message, empty where it has ended."""
     near.setblocking(False)
     return await asyncio.get_running_loop().sock_recv(near, REPORT_MAX)
@@ -318,7 +352,13 @@ def _check_access(descriptor: int) -> None:
 
 
 def _seclude(parent: int, keep: set[int]) -> None:
-    """In the worker: go when the core half goes, and hold no other cage's descriptors."""
+    """In the worker: be alone, and open nothing any more."""
+    be_alone(parent, keep)
+    seal()
+
+
+def be_alone(parent: int, keep: set[int]) -> None:
+    """In a child of the core half: go when that goes, and hold no other cage's descriptors."""
     _LIBC.prctl(PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
     if os.getppid() != parent:
         os._exit(0)
@@ -328,14 +368,13 @@ def _seclude(parent: int, keep: set[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-    seal()
 
 
 def _report(work: Work, target: int, far: socket.socket) -> bytes:
     """What comes of `work`, in the words that `_read` knows."""
     try:
         return b"copied " + work(target, far).encode()
-    except TooLarge as error:
+    except Unpermitted as error:
         return f"refused {error}".encode()[:REPORT_MAX]
     except Misfit as error:
         return f"unfit {error}".encode()[:REPORT_MAX]
@@ -371,22 +410,29 @@ class Types:
         return ",".join(sorted(self._found)) or "-"
 
 
-def _report_file(copier: Copy, source: int, policy_max: int, types: Types, target: int, far: socket.socket) -> str:
+def _report_file(copier: Copy, source: int, policy_max: int, types: Types, signature: Signature, target: int,
+                 far: socket.socket) -> str:
     before = _marks(os.fstat(source))
+    checking = signature() if signature else None
     size = measure(source, policy_max)
     _have_granted(far, size)
     copied, sha256 = copier(source, target, size)
     if _marks(os.fstat(source)) != before:
         raise Unfit(_CHANGED)
+    if checking:  # of the copy: what was signed is what arrives
+        for offset in range(0, size, CHUNK):
+            checking.digest.update(_exactly(target, min(CHUNK, size - offset), offset))
+        checking.end()
     types.see(os.pread(target, SNIFFED_BYTES, 0))
     return f"{copied} {copied} 1 {sha256} {types}"
 
 
-def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, target: int,
+def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, signature: Signature, target: int,
                       far: socket.socket) -> str:
     """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
     from cage_runtime import encrypted
 
+    checking = signature() if signature else None
     before = _marks(os.fstat(source))
     size = measure(source, policy_max)
     length = encrypted.length(size)
@@ -407,7 +453,11 @@ def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Typ
         if not offset:
             types.see(chunk[:SNIFFED_BYTES])
         plain.update(chunk)
+        if checking:
+            checking.digest.update(chunk)
         write(encryption.chunk(chunk, last=offset + len(chunk) == size))
+    if checking:
+        checking.end()
     if _marks(os.fstat(source)) != before:
         raise Unfit(_CHANGED)
     return f"{length} {size} 1 {sealed.hexdigest()} {types} {plain.hexdigest()}"

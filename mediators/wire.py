@@ -217,9 +217,11 @@ class Caged:
     and not started: a cage must not bring back a core that was stopped.
     """
 
-    def __init__(self, bus: Bus, *, transforms: frozenset[str] = frozenset()) -> None:
-        """`transforms`: those of `transform=` that the core half does; what policy wants and nobody does is refused."""
-        self._bus, self._transforms = bus, transforms
+    def __init__(self, bus: Bus, *, transforms: frozenset[str] = frozenset(),
+                 verifiers: frozenset[str] = frozenset()) -> None:
+        """`transforms`: those of `transform=` that the core half does, and `verifiers` those of `require=`; what policy
+        wants and nobody does is refused."""
+        self._bus, self._transforms, self._verifiers = bus, transforms, verifiers
         self.presence = Presence(bus, CORE_BUS_NAME)
         """To be followed before anything is asked."""
         self._waiting: dict[str, asyncio.Event] = {}
@@ -229,12 +231,18 @@ class Caged:
         self._quick = asyncio.Semaphore(CORE_CALLS_AT_ONCE)
         self._slow = asyncio.Semaphore(CORE_STARTS_AT_ONCE)
         self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
+        self._on_cage: Callable[[str], None] = lambda _uuid: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
 
     def on_acted(self, what: Callable[[int, str], None]) -> None:
         """Have `what` called with a notification's id and what a person clicked of it, "" where it was closed."""
         self._on_acted = what
+
+    def on_cage(self, what: Callable[[str], None]) -> None:
+        """Have `what` called with the uuid of each cage that has begun to run, or again, or is gone, from when
+        `gateways` has been called of the caged that there is."""
+        self._on_cage = what
 
     async def gateways(self) -> list[Gateway]:
         (rows,) = (await self._ask("Gateways")).values
@@ -281,7 +289,7 @@ class Caged:
         if permission.transform and permission.transform.partition(":")[0] not in self._transforms:
             raise PolicyRefused(f'the policy wants it changed on its way by "{escape(permission.transform)}", which '
                                 f"{permission.asked.service} does not do")
-        if permission.require:
+        if permission.require and permission.require.partition(":")[0] not in self._verifiers:
             raise PolicyRefused(f'the policy wants it looked at by "{escape(permission.require)}", which '
                                 f"{permission.asked.service} does not do")
         return permission
@@ -304,6 +312,8 @@ class Caged:
             return
         if message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
             self._waiting[message.body[0]].set()
+        elif message.member == "CageChanged" and message.signature == "s":
+            self._on_cage(message.body[0])
         elif message.member == "Acted" and message.signature == "us":
             self._on_acted(*message.body)
 

@@ -96,7 +96,7 @@ MESSAGES: Mapping[Kind, Message] = {
     Kind.POLICY_REFUSED: Message(id="ca60c436a3c34391bd06009f63fac6e3", priority=Priority.ERROR,
                             text="The policy on disk cannot be used"),
     Kind.RECEIPT_KEY_MADE: Message(id="4b752b18f64d4b7091c0bf22d155c9ba",
-                            text="The core signs receipts from now on, with the key {key}"),
+                            text="The core has made a key, with which it signs receipts"),
 }
 REFUSED = Priority.NOTICE
 """The priority of a decision that is not to allow."""

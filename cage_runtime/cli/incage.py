@@ -12,9 +12,11 @@ PROGRAM = Program(
     verbs={
         "agent": ("verbs_incage_agent", "an SSH agent whose keys are in another cage"),
         "call": ("verbs_incage_call", "call a service of another cage"),
+        "cancel": ("verbs_incage_jobs", "cancel what is being sent"),
         "copy": ("verbs_incage_clipboard", "offer standard input to another cage, once"),
         "decrypt": ("verbs_incage_decrypt", "read a file that was encrypted on its way here"),
         "keygen": ("verbs_incage_decrypt", "make the private key for that, and print the public one"),
+        "jobs": ("verbs_incage_jobs", "what is being sent, and how far it is"),
         "open": ("verbs_incage_open", "open a link or a file in another cage"),
         "paste": ("verbs_incage_clipboard", "print what another cage offers"),
         "send": ("verbs_incage_files", "send files and trees to another cage, into its ~/Inbox/"),

@@ -65,12 +65,14 @@ def _paste(args: argparse.Namespace, screen: Screen) -> int:
         raise CageError("an image is nothing for a terminal; redirect standard output to a file")
     clipboard = mediator("clipboard", "so nothing can be pasted")
     descriptor = clipboard.call("Paste", "sa{sv}", args.type, {}, returns="h", timeout=None)
-    offset = 0
+    offset, size = 0, os.fstat(descriptor).st_size
     with open(descriptor, "rb", buffering=0):
         while chunk := os.pread(descriptor, 65536, offset):
             offset += len(chunk)
             sys.stdout.buffer.write(chunk)
     sys.stdout.buffer.flush()
+    if offset != size or not size:
+        raise CageError("the core took the clip back before all of it was read; only the beginning of it is there")
     return 0
 
 

@@ -11,33 +11,43 @@ import contextlib
 import os
 import stat
 import sys
-import time
 
 from cage_runtime.cli import verbs_incage
 from cage_runtime.cli.beneath import Marks, is_as_read, open_source
+from cage_runtime.cli.followed import Followed, Progress, unknown
 from cage_runtime.cli.output import Screen, cell, say
-from cage_runtime.errors import CageError, CutOff, UsageError
+from cage_runtime.errors import CageError, CutOff, NothingDone, UsageError
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
     import argparse
-    from collections.abc import Iterator
+    from collections.abc import Callable, Iterator
     from typing import Any
 
     from cage_runtime.cli.client import Peer
 
-PROGRESS_SECONDS = 0.3
-"""Between two looks at how far it is."""
+SIGNATURE_BYTES_MAX = 8192
+"""As the mediator has it."""
+ATTEMPTS = 3
+"""Times that something is sent where the core's side ends before anything can have come of it."""
+INTERRUPTED = 130
+"""The exit status after Ctrl-C."""
 CONFLICTS = ("rename", "skip", "replace", "fail")
 
 
 def _arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("files", metavar="FILE", nargs="+", help="a file or directory in your home directory")
-    parser.add_argument("--to", metavar="CAGE", required=True, help="the cage that shall get it, in ~/Inbox/")
+    parser.add_argument("--to", metavar="CAGE", default="",
+                        help="the cage that shall get it, in ~/Inbox/; what policy says where it is left out")
     parser.add_argument("--conflict", choices=CONFLICTS, default="rename",
                         help="what to do where the name is taken (default: %(default)s)")
+    parser.add_argument("--progress", action="store_true", default=None,
+                        help="show how far it is (default: on a terminal)")
+    parser.add_argument("--no-progress", action="store_false", dest="progress", help="do not")
     parser.add_argument("--receipt", metavar="RECEIPT",
                         help="the new file for the core's signed receipt of the one FILE")
+    parser.add_argument("--signature", metavar="SIG",
+                        help="the signature of the one FILE, for a policy that wants it signed")
 
 
 def _send_arguments(parser: argparse.ArgumentParser) -> None:
@@ -57,11 +67,15 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
     from cage_runtime.cli.client import NotRunning, files
 
     verbs_incage.require_inside()
-    if args.receipt and len(args.files) > 1:
-        raise UsageError("a receipt is of one file or directory; send the others with others")
+    if (args.receipt or args.signature) and len(args.files) > 1:
+        raise UsageError("a receipt and a signature are of one FILE; send the others by themselves")
     options: dict[str, object] = {"conflict": ("s", args.conflict)} if args.conflict != "rename" else {}
-    sender = _Sender(files, args.to, options | ({"move": ("b", True)} if move else {}),
-                     silent=args.quiet or screen.as_json or not sys.stderr.isatty(), receipted=bool(args.receipt))
+    options |= {"move": ("b", True)} if move else {}
+    options |= {"receipt": ("b", True)} if args.receipt else {}
+    options |= {"signature": _signature(args.signature)} if args.signature else {}
+    if args.progress is None:
+        args.progress = sys.stderr.isatty() and not args.quiet and not screen.as_json
+    sender = _Sender(files, args.to, options, progress=args.progress)
     worst = 0
     arrived = []
     for path in args.files:
@@ -75,19 +89,43 @@ def _sent_all(args: argparse.Namespace, screen: Screen, *, move: bool) -> int:
         except CageError as error:
             say(args.program, error.sentence)
             worst = max(worst, error.exit_status)
+            if sender.interrupted:
+                break
             continue
-        arrived.append({"file": path, "target": args.to, "arrived": name})
+        target, name = (args.to, name) if args.to else _chosen(name)
+        arrived.append({"file": path, "target": target, "arrived": name})
         shown = cell(name) if name else "skipped, because the name is taken"
-        screen.done(f"{cell(os.path.basename(path) or path)} -> {cell(args.to)}: {shown}")
+        screen.done(f"{cell(os.path.basename(path) or path)} -> {_named(target)}: {shown}")
         if args.receipt and not sender.receipt:
             say(args.program, f'"{cell(path)}": the core can give no receipt of it; its log says why')
             worst = max(worst, 1)
         if kept:
             say(args.program, f'"{cell(path)}": kept here, because it has changed since it was read: {cell(kept)}')
             worst = max(worst, 1)
+        if sender.interrupted:
+            say(args.program, f'"{cell(path)}" had arrived before it could be cancelled')
+            break
     if screen.as_json:
         screen.document(arrived)
-    return worst
+    return INTERRUPTED if sender.interrupted else worst
+
+
+def _chosen(arrived: str) -> tuple[str, str]:
+    """The target that policy or a person has chosen, empty where we may not hear of it, and where it is there."""
+    target, colon, path = arrived.partition(":")
+    return (target, path) if colon else ("", arrived)
+
+
+def _named(target: str) -> str:
+    return cell(target) if target else "another cage"
+
+
+def _signature(path: str) -> bytes:
+    with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
+        content = file.read(SIGNATURE_BYTES_MAX + 1)
+    if not 0 < len(content) <= SIGNATURE_BYTES_MAX:
+        raise CageError(f'"{cell(path)}" is not a signature as ssh-keygen -Y sign makes it')
+    return content
 
 
 @contextlib.contextmanager
@@ -122,12 +160,13 @@ def _write(descriptor: int, receipt: str, of_path: str) -> None:
 class _Sender:
     """Sends to one cage, with the same options; the mediator is reached when there is something to send."""
 
-    def __init__(self, reach: Any, target: str, options: dict[str, object], *, silent: bool,
-                 receipted: bool = False) -> None:
-        self._reach, self._target, self._options, self._silent = reach, target, options, silent
-        self._receipted, self.receipt = receipted, ""
+    def __init__(self, reach: Any, target: str, options: dict[str, object], *, progress: bool) -> None:
+        self._reach, self._target, self._options, self._shown = reach, target, options, progress
+        self.receipt = ""
         """That of what was sent last; empty where none was wanted, or there is none."""
         self._peer: Peer | None = None
+        self.interrupted = False
+        """Ctrl-C has come: nothing more is to be sent."""
 
     @property
     def _mediator(self) -> Peer:
@@ -149,15 +188,39 @@ class _Sender:
         return arrived, self._removed(path, Marks(status))
 
     def _file(self, descriptor: int, name: str) -> str:
+        def begun() -> Followed:
+            status, control = self._asked(name, "StartFile", "ssha{sv}", self._target, name, descriptor, self._options,
+                                          returns="hh")
+            return Followed(name, status, control, self._progress(name))
+
+        return self._again(name, begun, lambda _followed: None)
+
+    def _again(self, name: str, begun: Callable[[], Followed], feed: Callable[[Followed], object]) -> str:
+        """Where it arrived.  It is sent again where the core's side has ended and nothing can have come of it."""
+        for attempt in range(1, ATTEMPTS + 1):
+            with begun() as followed:
+                try:
+                    feed(followed)
+                    return followed.arrived()
+                except NothingDone:
+                    if followed.interrupted or attempt == ATTEMPTS:
+                        raise
+                finally:
+                    self.interrupted, self.receipt = followed.interrupted, followed.receipt
+        raise unknown(name)
+
+    def _asked(self, name: str, member: str, signature: str, *values: object, returns: str) -> Any:
         try:
-            # As long as it takes: the core's side has the deadline, and Ctrl-C ends the wait.
-            arguments = "ssha{sv}", self._target, name, descriptor, self._options
-            if not self._receipted:
-                return str(self._mediator.call("Send", *arguments, returns="s", timeout=None))
-            arrived, self.receipt = self._mediator.call("SendReceipted", *arguments, returns="ss", timeout=None)
-            return str(arrived)
+            # As long as it takes: the core's side has the deadline.
+            return self._mediator.call(member, signature, *values, returns=returns, timeout=None)
         except CutOff as error:
-            raise _unknown(name) from error
+            raise unknown(name) from error
+        except KeyboardInterrupt:
+            self.interrupted = True
+            raise CageError(f'"{cell(name)}" was interrupted as it began, and is given up') from None
+
+    def _progress(self, name: str) -> Progress:
+        return Progress(f"{cell(name)} -> {_named(self._target)}", shown=self._shown)
 
     def _removed(self, path: str, marks: Marks) -> str:
         if "move" not in self._options:
@@ -170,67 +233,30 @@ class _Sender:
     def _tree(self, top: int, path: str, name: str) -> tuple[str, str]:
         from cage_runtime.cli.tree import Listing, remove, write
 
-        listing = Listing.of(top, path)
-        progress = _Progress(f"{cell(name)} -> {cell(self._target)}", listing.length, silent=self._silent)
-        options = self._options | ({"receipt": ("b", True)} if self._receipted else {})
-        tree, status = self._mediator.call("SendTree", "ssa{sv}", self._target, name, options, returns="hh")
-        try:
+        if "signature" in self._options:
+            raise UsageError(f'"{cell(path)}" is a directory, of which there is no signature; send an archive of it')
+        listing, pipes = Listing.of(top, path), [-1]
+        progress = self._progress(name)
+
+        def begun() -> Followed:
+            pipes[0], status, control = self._asked(name, "StartTree", "ssa{sv}", self._target, name, self._options,
+                                                    returns="hhh")
+            return Followed(name, status, control, progress)
+
+        def feed(_followed: Followed) -> None:
             try:
-                write(tree, top, listing, progress.show)
+                write(pipes[0], top, listing, lambda done: progress.show(done, listing.length))
             except BrokenPipeError:  # it is being said why
-                pass
+                return
             finally:
-                os.close(tree)
-            arrived, self.receipt = _told(status, name)
-        finally:
-            progress.clear()
-            os.close(status)
+                os.close(pipes[0])
+
+        arrived = self._again(name, begun, feed)
         kept = remove(top, listing) if "move" in self._options else ""
         if "move" in self._options and not kept:
             with contextlib.suppress(OSError):  # something has come into it meanwhile
                 os.rmdir(path)
         return arrived, kept
-
-
-class _Progress:
-    """How far something is, on one line of a terminal, which is empty again in the end."""
-
-    def __init__(self, what: str, whole: int, *, silent: bool) -> None:
-        self._what, self._whole, self._silent = what, whole, silent
-        self._due, self._shown = time.monotonic() + PROGRESS_SECONDS, False
-
-    def show(self, done: int) -> None:
-        if not self._silent and time.monotonic() >= self._due:
-            self._due, self._shown = time.monotonic() + PROGRESS_SECONDS, True
-            sys.stderr.write(f"\r\x1b[K{self._what}: {100 * done // self._whole} %")
-            sys.stderr.flush()
-
-    def clear(self) -> None:
-        if self._shown:
-            sys.stderr.write("\r\x1b[K")
-            sys.stderr.flush()
-
-
-def _told(status: int, name: str) -> tuple[str, str]:
-    """Where the tree arrived, and the receipt where one was wanted, as the core's side tells it when it is done."""
-    import json
-
-    from cage_runtime.errors import from_bus
-
-    said = b""
-    while chunk := os.read(status, 4096):
-        said += chunk
-    if not said.endswith(b"\n"):
-        raise _unknown(name)
-    told = json.loads(said.splitlines()[-1])
-    if "error" in told:
-        raise from_bus(told["error"], told["sentence"])
-    return str(told["arrived"]), str(told.get("receipt", ""))
-
-
-def _unknown(name: str) -> CageError:
-    return CageError(f'"{cell(name)}": the core ended meanwhile, so it is not known whether it arrived; '
-                     "look in the target before sending it again")
 
 
 VERBS = {"send": (_send_arguments, _send), "move": (_arguments, _move)}

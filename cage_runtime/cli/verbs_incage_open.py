@@ -92,7 +92,10 @@ class _Original:
         directory = os.open(os.path.dirname(os.path.abspath(self._path)), os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             unnamed = os.open(".", os.O_TMPFILE | os.O_RDWR | os.O_CLOEXEC, 0o600, dir_fd=directory)
+            size = os.fstat(edited).st_size
             _copy(edited, unnamed)
+            if os.fstat(unnamed).st_size != size:
+                raise CageError(f'the core took what was edited back before all of it was here; "{self._path}" is kept')
             os.fchmod(unnamed, os.fstat(self._descriptor).st_mode & 0o777)
             os.fsync(unnamed)
             name = self._named(unnamed, directory)

@@ -52,7 +52,7 @@ from cage_runtime.daemon.spawner import SpawnerClient
 from cage_runtime.daemon.state import Registry
 from cage_runtime.daemon.tickets import Tickets
 from cage_runtime.errors import CageError, CutOff, HostUnsupported, RuntimeFailure
-from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS
+from cage_runtime.model import CORE_BUS_NAME, ENDING_SECONDS, GIVING_UP_SECONDS, CageState
 from cage_runtime.notify import notify
 from cage_runtime.spawner import spec
 
@@ -109,6 +109,7 @@ class Daemon:
     async def start(self) -> None:
         await self._spawner.start()
         await self._recovery.recover()
+        self._mediation.receipts.prepare()
         self._asking.begin()
         self._denials.begin()
         self._autostart.begin()
@@ -174,6 +175,8 @@ class Daemon:
             self._core.changed(cage, present)
             self._mediation.cage_changed(cage, present)
             self._notifications.cage_changed(cage, present)
+        if self._mediators is not None and (cage.state is CageState.RUNNING or not present):
+            self._mediators.changed(cage.uuid)
         if not present:
             self._exports.forget(cage.record)
         self._applications.see_persons()

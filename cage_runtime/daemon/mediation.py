@@ -16,6 +16,7 @@ from pathlib import Path
 
 from cage_runtime.audit.event import Kind
 from cage_runtime.audit.event import Record as Recorded
+from cage_runtime.bucket import Bucket
 from cage_runtime.config import Paths
 from cage_runtime.daemon.asking import Asking, subject_of
 from cage_runtime.daemon.cage import Cage
@@ -23,7 +24,7 @@ from cage_runtime.daemon.disposables import Disposables, template_of
 from cage_runtime.daemon.grants import Subject
 from cage_runtime.daemon.manager import Manager
 from cage_runtime.daemon.prompts import End, Question, Waiter
-from cage_runtime.daemon.rate import DECISIONS, Bucket, Limits, later
+from cage_runtime.daemon.rate import DECISIONS, Limits, later
 from cage_runtime.daemon.receipts import Expected, Receipts
 from cage_runtime.daemon.sessions import Sessions, Started
 from cage_runtime.daemon.tickets import Flag, Ticket, Tickets
@@ -36,6 +37,7 @@ from cage_runtime.errors import (
     PolicyRefused,
     PolicySyntaxError,
     RuntimeFailure,
+    TooOften,
     UsageError,
     WrongState,
 )
@@ -167,7 +169,7 @@ class Mediation:
         source = self._source(asked)
         asker = self.running(asked.asker) if asked.asker else source
         if not self._take(self._bucket(asker.uuid), asker.name, asker.uuid):
-            raise PolicyRefused(ASKS_TOO_OFTEN)
+            raise TooOften(ASKS_TOO_OFTEN)
         request = _request(asked, source)
         permission = self._permission(source, self._evaluate(request))
         decision, why = permission.decision, ""
@@ -215,7 +217,7 @@ class Mediation:
         """What the instance may ask for at all, as service and action; PolicyRefused where it asks too often."""
         source = self.running(source_uuid)
         if not self._take(self._bucket(source.uuid), source.name, source.uuid):
-            raise PolicyRefused(ASKS_TOO_OFTEN)
+            raise TooOften(ASKS_TOO_OFTEN)
         instance, now = source.instance(), self._time()
         known = self._told.get(instance)
         if known is None or now >= known.until:
@@ -302,7 +304,8 @@ class Mediation:
                 "kind": "decision", "action": fields["decision"], "service": asked.service, "argument": asked.argument,
                 "target": decision.target or asked.target, "rule": decision.rule})
         if why:
-            raise PolicyRefused(refusal_sentence(request, replace(decision, reason=why, rule="")))
+            kind = TooOften if why == TOO_OFTEN else PolicyRefused
+            raise kind(refusal_sentence(request, replace(decision, reason=why, rule="")))
         if refused:
             raise PolicyRefused(refusal_sentence(request, self.policy.public_refusal(request, self._time())))
 
@@ -352,10 +355,12 @@ class Mediation:
         bucket.refused = 0
 
     def running(self, uuid: str) -> Cage:
-        """The cage, where that instance of it runs; NoSuchCage otherwise."""
+        """The cage, where that instance of it runs; WrongState where it does not, NoSuchCage where it is gone."""
         cage = self._manager.by_uuid(uuid)
-        if cage is None or cage.state is not CageState.RUNNING:
-            raise NoSuchCage("the cage that asks does not run any more")
+        if cage is None:
+            raise NoSuchCage("the cage that asks is gone")
+        if cage.state is not CageState.RUNNING:
+            raise WrongState("the cage that asks does not run any more")
         return cage
 
     # --- what is done by a ticket --------------------------------------------------------------------------------

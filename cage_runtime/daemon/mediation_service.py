@@ -43,6 +43,10 @@ class MediationService:
     def down(self, uuid: str) -> None:
         self._tell("GatewayDown", "s", (uuid,))
 
+    def changed(self, uuid: str) -> None:
+        """The cage runs, or is gone: what waits for it may be looked at again."""
+        self._tell("CageChanged", "s", (uuid,))
+
     def answered(self, waiter: Waiter) -> None:
         """Have whoever waits confirm again."""
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Answered", "s", (waiter.request,), to=waiter.sender)

@@ -1,12 +1,12 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""How often somebody may ask: a bucket of tokens, one for each request, that fills again with time."""
+"""How often cages and persons may ask: whose tokens there are, and of how many that is kept."""
 
 from __future__ import annotations
 
 import asyncio
 from collections.abc import Callable
-from dataclasses import dataclass
 
+from cage_runtime.bucket import Bucket, Rate
 from cage_runtime.model import (
     DECISIONS_BURST,
     DECISIONS_PER_SECOND,
@@ -19,65 +19,9 @@ from cage_runtime.model import (
     Limit,
 )
 
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Rate:
-    """How many requests may come at once, and how many a second after that."""
-
-    burst: int
-    per_second: float
-
-    @property
-    def full_seconds(self) -> float:
-        """Time in which an empty bucket is full again."""
-        return self.burst / self.per_second
-
-
 DECISIONS = Rate(burst=DECISIONS_BURST, per_second=DECISIONS_PER_SECOND)
 RECORDED = Rate(burst=RECORDED_BURST, per_second=RECORDED_PER_SECOND)
 REFUSALS = Rate(burst=REFUSALS_BURST, per_second=REFUSALS_PER_SECOND)
-
-
-class Bucket:
-    """The tokens of one cage or person; times are in seconds of any one clock."""
-
-    def __init__(self, rate: Rate, now: float) -> None:
-        self._rate = rate
-        self._tokens, self._since = float(rate.burst), now
-        self.refused = 0
-        """Requests without a token that are still to be recorded."""
-
-    def _fill(self, now: float) -> None:
-        self._tokens = min(self._rate.burst, self._tokens + (now - self._since) * self._rate.per_second)
-        self._since = now
-
-    def take(self, now: float) -> bool:
-        """Take a token, or count the request as one that had none."""
-        self._fill(now)
-        if self._tokens < 1:
-            self.refused += 1
-            return False
-        self._tokens -= 1
-        return True
-
-    def reserve(self, now: float, longest: float) -> float | None:
-        """Take the next token that nobody has reserved, and say in how many seconds it is there; None, and nothing
-        taken, where that is later than in `longest` seconds."""
-        self._fill(now)
-        wait = max(0.0, (1 - self._tokens) / self._rate.per_second)
-        if wait > longest:
-            return None
-        self._tokens -= 1
-        return wait
-
-    def give_back(self) -> None:
-        """The request was one that costs whoever makes it more than whoever decides."""
-        self._tokens = min(self._rate.burst, self._tokens + 1)
-
-    def is_as_new(self, now: float) -> bool:
-        """Whether nothing is lost with it."""
-        self._fill(now)
-        return self._tokens == self._rate.burst and not self.refused
 
 
 class Persons:

@@ -16,7 +16,6 @@ from collections import OrderedDict
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from cage_runtime.audit.event import Kind, Record
 from cage_runtime.errors import RuntimeFailure
@@ -26,6 +25,8 @@ from cage_runtime.text import escape
 LOG = logging.getLogger(__name__)
 KEY = "receipt-key"
 """The private key's file beside the chain; what is written of the next one has its name with .new."""
+KEY_BYTES = 32
+"""Any so many are a private key of Ed25519."""
 _SALT_BYTES = 16
 _READ = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -80,23 +81,20 @@ class Receipts:
             LOG.warning("no receipt of %s for %s: it is not known here", escape(request, limit=40), mediator)
             return {}
         try:
-            self._key()
+            host = self._host()
         except RuntimeFailure as error:  # of which what is to be recorded does not depend
             LOG.error("no receipt of %s: %s", request, error.sentence)
             return {}
-        return {"request": request, "receipt": outcome.value, "salt": os.urandom(_SALT_BYTES).hex()}
+        return {"request": request, "receipt": outcome.value, "host": host, "salt": os.urandom(_SALT_BYTES).hex()}
 
     def make(self, source: str, request: str, record: Record) -> str:
         """The receipt of the request, of which `record` with all of `about` was written; there is no second one."""
         from cage_runtime import receipt  # takes its time, and few ever need it
 
         expected = self._expected[source].pop(request)
-        private = self._key()
-        fields = record.event.fields
-        made = receipt.Receipt(
-            host=receipt.host_of(receipt.public_key(private)), target=expected.target, outcome=fields["receipt"],
-            **receipt.recorded(record.event.time, record.hash, fields))
-        return receipt.sign(made, private).decode()
+        made = receipt.Receipt(target=expected.target, **receipt.recorded(
+            record.event.time, record.hash, record.event.fields))
+        return receipt.sign(made, self._key()).decode()
 
     def public(self) -> str:
         """The public key, as a file of it has it."""
@@ -104,46 +102,54 @@ class Receipts:
 
         return receipt.write_public(receipt.public_key(self._key()))
 
-    # --- the key -----------------------------------------------------------------------------------------------
-    def _key(self) -> bytes:
-        """The private key, which is made where there is none; RuntimeFailure where what is there is none."""
-        if self._private:
-            return self._private
+    def _host(self) -> str:
         from cage_runtime import receipt
 
+        return receipt.host_of(receipt.public_key(self._key()))
+
+    # --- the key -----------------------------------------------------------------------------------------------
+    def prepare(self) -> None:
+        """Make the key where there is none, before anybody asks for it; what hinders that hinders nothing else."""
         try:
-            private = self._read(receipt) if os.path.lexists(self._directory / KEY) else self._make(receipt)
-        except OSError as error:
-            raise RuntimeFailure(f"{self._directory / KEY}: {error.strerror}") from error
-        self._private = private
-        return private
+            self._key()
+        except RuntimeFailure as error:
+            LOG.error("receipts cannot be signed: %s", error.sentence)
 
-    def _read(self, receipt: Any) -> bytes:
-        descriptor = os.open(self._directory / KEY, _READ)
-        with open(descriptor, "rb") as file:
-            status = os.fstat(descriptor)
-            alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
-            private = file.read(receipt.KEY_BYTES + 1)
-        if not (stat.S_ISREG(status.st_mode) and alone and len(private) == receipt.KEY_BYTES):
-            raise RuntimeFailure(f"{self._directory / KEY} is not a key that the core alone can read; put back what "
-                                 "was there, or remove it, and a new one is made")
-        return private
+    def _key(self) -> bytes:
+        """The private key, which is made where there is none; RuntimeFailure where what is there is none."""
+        if not self._private:
+            path = self._directory / KEY
+            try:
+                self._private = _read(path) if os.path.lexists(path) else self._make(path)
+            except OSError as error:
+                raise RuntimeFailure(f"{path}: {error.strerror}") from error
+        return self._private
 
-    def _make(self, receipt: Any) -> bytes:
+    def _make(self, path: Path) -> bytes:
         """A new key, whole or not at all, and in the record before it has signed anything."""
-        private, new = receipt.new_private_key(), self._directory / f"{KEY}.new"
+        private, new = os.urandom(KEY_BYTES), path.with_name(f"{KEY}.new")
         new.unlink(missing_ok=True)
         with open(os.open(new, _NEW, 0o600), "wb") as file:
             file.write(private)
             file.flush()
             os.fsync(file.fileno())
-        public = receipt.public_key(private)
-        self._record(Kind.RECEIPT_KEY_MADE, None, {
-            "host": receipt.host_of(public), "key": receipt.write_public(public)})
-        os.rename(new, self._directory / KEY)
-        directory = os.open(self._directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        self._record(Kind.RECEIPT_KEY_MADE, None, {})
+        os.rename(new, path)
+        directory = os.open(path.parent, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             os.fsync(directory)
         finally:
             os.close(directory)
-        return bytes(private)
+        return private
+
+
+def _read(path: Path) -> bytes:
+    descriptor = os.open(path, _READ)
+    with open(descriptor, "rb") as file:
+        status = os.fstat(descriptor)
+        alone = status.st_uid == os.geteuid() and not status.st_mode & (stat.S_IRWXG | stat.S_IRWXO)
+        private = file.read(KEY_BYTES + 1)
+    if not (stat.S_ISREG(status.st_mode) and alone and len(private) == KEY_BYTES):
+        raise RuntimeFailure(f"{path} is not a key that the core alone can read; put back what was there, or remove "
+                             "it, and the core makes a new one when it is started again")
+    return private

@@ -14,10 +14,11 @@ from contextlib import contextmanager
 from contextvars import Context
 
 from cage_runtime.audit.event import Kind
+from cage_runtime.bucket import Bucket
 from cage_runtime.daemon.authorization import Caller
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.manager import Manager
-from cage_runtime.daemon.rate import REFUSALS, Bucket, Persons
+from cage_runtime.daemon.rate import REFUSALS, Persons
 from cage_runtime.errors import AuthenticationNeeded, NotAuthorized, RuntimeFailure
 
 LOG = logging.getLogger(__name__)

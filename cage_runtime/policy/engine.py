@@ -274,10 +274,14 @@ class Policy:
 
 
 def refusal_sentence(request: Request, decision: Decision) -> str:
-    """One sentence for a person: what was refused, why, and by which rule."""
+    """One sentence for whoever is in the source cage: what was refused, why, and what tells by which rule.
+
+    The place of the rule is the administrator's to know: its number would tell of a name whether the policy has it.
+    """
     service = escape(request.service + (f"+{request.argument}" if request.argument else ""), limit=130)
-    rule = f" (rule {decision.rule})" if decision.rule else ""
-    return f'{service} to "{escape(request.target_name, limit=40)}" is refused: {decision.reason}{rule}'
+    target = f' to "{escape(request.target_name, limit=40)}"' if request.target_name else ""
+    rule = " (cagectl policy explain says which rule)" if decision.rule else ""
+    return f"{service}{target} is refused: {decision.reason}{rule}"
 
 
 def _deny(place: str, reason: str, flow: Flow | None, parameters: Parameters = NO_PARAMETERS) -> Decision:

@@ -16,6 +16,7 @@ from dataclasses import dataclass, replace
 
 from cage_runtime.model import CORE_TARGET, Action, Decision, Instance, Label
 from cage_runtime.policy.cells import Cell, Engine, Host, Services, answers, cells, decided
+from cage_runtime.policy.match import is_disposable
 from cage_runtime.policy.rule import Rule
 from cage_runtime.policy.witness import DEFAULT, Case, Words, cage_like, witnesses
 
@@ -89,7 +90,7 @@ def prove(engine: Engine, world: Mapping[str, Instance], host: Host) -> Proof:
     could_be = list(_witnessed(engine, host, words))
     there = list(_between(engine, world, host, words))
     chains = _chains(sorted(there, key=lambda step: step.declassify))
-    opened = [chain for chain in chains if any(step.declassify for step in chain)]
+    opened = [chain for chain in chains if any(step.declassify for step in chain) and not _only_by_the_way(chain)]
     shown = {step.rule for chain in opened for step in chain if step.declassify}
     for step in could_be:
         if step.declassify and step.rule not in shown and _may_be(step.source, world) and _may_be(step.target, world):
@@ -98,6 +99,13 @@ def prove(engine: Engine, world: Mapping[str, Instance], host: Host) -> Proof:
     leaks = _unlike((*_chains([step for step in there if not step.declassify]),
                      *((step,) for step in could_be if step.leaks)))
     return Proof(leaks=tuple(leaks), opened=tuple(sorted(opened, key=len)))
+
+
+def _only_by_the_way(chain: Chain) -> bool:
+    """Whether it begins or ends in a cage that is made for a request: what that has its caller had, and what it gets
+    goes no further than the cage before it, to which the way is told of its own."""
+    ends = chain[0].source.name, chain[-1].target.name
+    return len(chain) > 1 and any(is_disposable(name) for name in ends)
 
 
 def _may_be(node: Node, world: Mapping[str, Instance]) -> bool:

@@ -2,14 +2,13 @@
 """The core half: holds what one cage of a person has offered, in memory, until another has pasted it.
 
 Law of this room: there is one offer a person, that of the last copy, by when it was asked for; what a person was asked
-about or policy has decided on is that offer and no later one.  What is pasted is a copy of its own, sealed.  A cage
-that may not paste learns nothing, not even whether there is an offer.
+about or policy has decided on is that offer and no later one.  What is pasted is a copy of its own, which nobody can
+change and the core takes back.  A cage that may not paste learns nothing, not even whether there is an offer.
 """
 
 from __future__ import annotations
 
 import asyncio
-import fcntl
 import hashlib
 import itertools
 import logging
@@ -19,18 +18,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from cage_runtime import log
+from cage_runtime.bucket import Bucket, Rate
 from cage_runtime.bus import Answer, Call
-from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed
-from cage_runtime.model import CLIP_BURST, CLIP_BYTES_MAX, CLIPS_PER_SECOND, IMAGE_BYTES_MAX, IMAGE_SECONDS
+from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, TransferFailed, WrongState
+from cage_runtime.model import (
+    CLIP_BURST,
+    CLIP_BYTES_MAX,
+    CLIPS_LENT_BYTES,
+    CLIPS_PER_SECOND,
+    IMAGE_BYTES_MAX,
+    IMAGE_SECONDS,
+)
 from mediators import corehalf, wire
 from mediators.clipboard import image, protocol
 from mediators.clipboard.text import clean
+from mediators.lent import Lent
 from mediators.places import Places
-from mediators.share import Share
 from mediators.stage import Stager
 from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)
+CLIPS = Rate(burst=CLIP_BURST, per_second=CLIPS_PER_SECOND)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -78,16 +86,16 @@ class Rates:
 
     def __init__(self, clock: Callable[[], float]) -> None:
         self._clock = clock
-        self._shares: dict[str, Share] = {}
+        self._buckets: dict[str, Bucket] = {}
 
     def take(self, uuid: str) -> None:
         """PolicyRefused where it asks too often."""
         now = self._clock()
-        if not self._shares.setdefault(uuid, Share(CLIP_BURST, CLIPS_PER_SECOND, now)).take(1, now):
+        if not self._buckets.setdefault(uuid, Bucket(CLIPS, now)).take(now):
             raise PolicyRefused("this cage asks too often; try again in a moment")
 
     def forget(self, uuid: str) -> None:
-        self._shares.pop(uuid, None)
+        self._buckets.pop(uuid, None)
 
 
 class ClipboardCore:
@@ -95,6 +103,7 @@ class ClipboardCore:
         """What is copied is staged by one of the two, of which that for `images` compresses them again."""
         self._texts, self._images = texts, images
         self._image_places, self._image_turn = Places(), asyncio.Lock()
+        self._lent = Lent(CLIPS_LENT_BYTES)
         self._offers: dict[int, Offer] = {}
         """By the uid of the person."""
         self._numbers = itertools.count()
@@ -164,6 +173,7 @@ class ClipboardCore:
         for person, offer in list(self._offers.items()):
             if offer.source.uuid == uuid:
                 self._end(person, offer)
+        self._lent.left(uuid)
         self._copies.forget(uuid)
         self._pastes.forget(uuid)
 
@@ -179,11 +189,11 @@ class ClipboardCore:
             offer = None
         try:
             await self._decided(offer, target, person)
-        except (PolicyRefused, NoSuchCage) as error:  # the record has why, and no log that a cage could fill
+        except (PolicyRefused, NoSuchCage, WrongState) as error:  # the record has why; no log that a cage could fill
             raise protocol.nothing() from error
         if offer is None:
             raise protocol.nothing()
-        return self._given(person, offer)
+        return self._given(target, person, offer)
 
     async def _decided(self, offer: Offer | None, target: Gateway, person: int) -> None:
         """PolicyRefused where there is no offer that policy lets the target have.
@@ -200,6 +210,7 @@ class ClipboardCore:
         self._check_current(person, offer)
         if confirmed.target_uuid != target.uuid:
             raise protocol.nothing()
+        self._lent.check(target.uuid, len(offer.content))
         await self._record(offer, target.uuid, "is pasted", request)  # what cannot be recorded is not done
         self._check_current(person, offer)
 
@@ -208,8 +219,8 @@ class ClipboardCore:
         if self._offers.get(person) is not offer or offer.pastes < 1:
             raise protocol.nothing()
 
-    def _given(self, person: int, offer: Offer) -> Answer:
-        descriptor = _sealed(offer.content)
+    def _given(self, target: Gateway, person: int, offer: Offer) -> Answer:
+        descriptor = self._lent.lend(target.uuid, _copied(offer.content))
         offer.pastes -= 1
         if offer.pastes < 1:
             self._end(person, offer)
@@ -221,15 +232,13 @@ class ClipboardCore:
             "outcome": outcome, "size": str(len(offer.content)), "sha256": offer.sha256, **about})
 
 
-def _sealed(content: bytes | bytearray) -> int:
-    """A descriptor of a file in memory that nobody can change any more, the caller's."""
-    descriptor = os.memfd_create("clip", os.MFD_CLOEXEC | os.MFD_ALLOW_SEALING)
+def _copied(content: bytes | bytearray) -> int:
+    """A descriptor of a file in memory with a copy of it, the caller's."""
+    descriptor = os.memfd_create("clip", os.MFD_CLOEXEC)
     rest = memoryview(content)
     while rest:
         rest = rest[os.write(descriptor, rest):]
     rest.release()
-    fcntl.fcntl(descriptor, fcntl.F_ADD_SEALS,
-                fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL)
     return descriptor
 
 

@@ -17,14 +17,14 @@ import sys
 from collections.abc import Callable
 
 from cage_runtime.errors import TransferFailed
-from mediators.files import protocol
+from mediators.files import hidden, protocol
 from mediators.files.protocol import (
     CHUNK,
     CROWDED,
     DAMAGED,
     FAIL,
     FULL,
-    HIDDEN,
+    GIVEN,
     INBOX,
     RENAME,
     REPLACE,
@@ -56,8 +56,8 @@ class Undelivered(TransferFailed):
 
 
 def run(arguments: list[str]) -> int:
-    """`cage-mediator files --deliver file|tree CONFLICT SOURCE NAME SIZE SHA256`; prints protocol.READY, waits for
-    protocol.GO, and prints which of protocol.candidate's names it took, or protocol.SKIPPED.
+    """`cage-mediator files --deliver file|tree CONFLICT SOURCE NAME SIZE SHA256 ONCE|- SINCE`; prints protocol.READY,
+    waits for protocol.GO, and prints which of protocol.candidate's names it took, or protocol.SKIPPED.
     """
     delivery = protocol.parse_delivery(arguments)
     os.umask(0o022)
@@ -100,6 +100,9 @@ def deliver(staged: int, home: str, delivery: Delivery, wait_for_go: Callable[[]
             _Subdirectory(root, "Inbox") as inbox,
             _Subdirectory(inbox, delivery.source) as directory,
         ):
+            hidden.clear(directory, delivery.since)
+            if delivery.once and hidden.is_given(directory, delivery.once):
+                raise Undelivered(GIVEN)
             if delivery.conflict in (SKIP, FAIL) and _is_taken(directory, delivery.name):
                 if delivery.conflict == FAIL:
                     raise Undelivered(TAKEN)
@@ -165,9 +168,36 @@ def _publish(staged: int, directory: int, delivery: Delivery, wait_for_go: Calla
         _copy(staged, unnamed, delivery)
         os.fchmod(unnamed, 0o644)
         os.fsync(unnamed)
-        wait_for_go()
-        ordinal = _link(unnamed, directory, delivery)
+        if delivery.once:
+            ordinal = _publish_once(unnamed, directory, delivery, wait_for_go)
+        else:
+            wait_for_go()
+            ordinal = _link(unnamed, directory, delivery)
     os.fsync(directory)
+    return ordinal
+
+
+def _publish_once(unnamed: int, directory: int, delivery: Delivery, wait_for_go: Callable[[], None]) -> int:
+    """As `_link`, so that another delivery of the same finds out whether it has its name."""
+    name = hidden.hidden_name(delivery.once)
+
+    def link(name: str) -> int:
+        os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=directory)
+        return unnamed
+
+    fcntl.flock(unnamed, fcntl.LOCK_EX)
+    hidden.begin(directory, lambda: link(name))
+    given = False
+    try:
+        wait_for_go()
+        hidden.mark(directory, name)
+        ordinal = _replace(name, directory, delivery) if delivery.conflict == REPLACE else first_free(delivery, link)
+        given = True
+    finally:
+        if not given:
+            hidden.discard(directory, name)
+    if delivery.conflict != REPLACE:
+        hidden.drop(directory, name)
     return ordinal
 
 
@@ -209,7 +239,7 @@ def _is_taken(directory: int, name: str) -> bool:
     return True
 
 
-def first_free(delivery: Delivery, take: Callable[[str], None]) -> int:
+def first_free(delivery: Delivery, take: Callable[[str], object]) -> int:
     """The ordinal of the first name that `take`, which raises FileExistsError where it is taken, could give it."""
     for ordinal in range(1, protocol.RENAMES_MAX + 1 if delivery.conflict == RENAME else 2):
         try:
@@ -223,23 +253,29 @@ def first_free(delivery: Delivery, take: Callable[[str], None]) -> int:
 
 
 def _link(unnamed: int, directory: int, delivery: Delivery) -> int:
-    def link(name: str) -> None:
+    def link(name: str) -> int:
         os.link(f"/proc/self/fd/{unnamed}", name, dst_dir_fd=directory)
+        return unnamed
 
     if delivery.conflict != REPLACE:
         return first_free(delivery, link)
-    hidden = hidden_name()
-    link(hidden)
+    name = hidden.hidden_name()
+
+    fcntl.flock(unnamed, fcntl.LOCK_EX)
+    hidden.begin(directory, lambda: link(name))
     try:
-        os.rename(hidden, delivery.name, src_dir_fd=directory, dst_dir_fd=directory)
+        return _replace(name, directory, delivery)
+    except (OSError, Undelivered):
+        hidden.drop(directory, name)
+        raise
+
+
+def _replace(name: str, directory: int, delivery: Delivery) -> int:
+    """Put what is hidden as `name` in the place of what has the delivery's name."""
+    try:
+        os.rename(name, delivery.name, src_dir_fd=directory, dst_dir_fd=directory)
     except OSError as error:
-        os.unlink(hidden, dir_fd=directory)
         if error.errno in (errno.EISDIR, errno.ENOTEMPTY, errno.EEXIST):
             raise Undelivered(TAKEN) from error
         raise
     return 1
-
-
-def hidden_name() -> str:
-    """For something on its way, until it has its name."""
-    return HIDDEN + os.urandom(8).hex()

@@ -13,10 +13,11 @@ import contextlib
 import functools
 import logging
 import signal
+import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
 
-from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
+from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
     DELIVERY_FILES_PER_SECOND,
@@ -28,10 +29,15 @@ from cage_runtime.model import (
 from cage_runtime.text import escape
 from mediators import session
 from mediators.files import protocol
-from mediators.stage import Staged
+from mediators.files.kept import Folder, Record
+from mediators.files.stream import Stream
+from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
+from mediators.sshsig import Signer
+from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
 LOG = logging.getLogger(__name__)
+_ELSEWHERE = "it would go to another cage by now than the one that it was accepted for"
 
 
 @dataclass(kw_only=True, slots=True)
@@ -56,12 +62,34 @@ class Transfer:
     """The target has a part in it from now on."""
     may_be_there: bool = False
     """The target has been told to give it its name."""
+    signer: Signer | None = None
+    """Whose signature of it was found good."""
     receipt: str = ""
     """Of it, for its source; empty where none is wanted, and where there can be none."""
+    stream: Stream | None = None
+    """Through which whoever follows it is told."""
+    committed: bool = False
+    """It may arrive, whatever ends meanwhile."""
+    cancelled: bool = False
+    """Whoever follows it wants it given up, and it is."""
+    given_up: bool = False
+    """It is being given up, for whatever reason."""
+
+    def record(self, staged: Staged | None = None) -> Record:
+        """What is written down of it, for the core half after this one."""
+        permission = self.permission
+        record = Record(
+            request=self.request, since=int(time.time()), service=self.service, source=self.source.uuid,
+            source_name=self.source.name, asked=permission.asked.target, target=permission.target,
+            target_uuid=permission.target_uuid, name=self.name, tree=self.tree, conflict=self.options.conflict,
+            transform=permission.transform, require=permission.require, log=permission.log)
+        return record if staged is None else record.of(staged)
 
     async def told(self, work: asyncio.Task[str]) -> str:
         """What the source is to hear of `work`; CageError likewise."""
         await asyncio.wait({work, self.accepted}, return_when=asyncio.FIRST_COMPLETED)
+        if self.cancelled and work.cancelled():
+            raise Cancelled(f'"{escape(self.name)}" was cancelled; nothing arrived')
         return self.accepted.result() if self.accepted.done() else work.result()
 
     def to_tell(self, arrived: str) -> str:
@@ -70,9 +98,25 @@ class Transfer:
             return _inbox_path(self.permission, "")
         return arrived if self.permission.asked.target else f"{self.permission.target}:{arrived}"
 
+    def commit(self) -> None:
+        """From now on it may arrive, whatever ends meanwhile: whoever follows it is told before that, and does not send
+        it again without a look.  TransferFailed where that cannot be told."""
+        if self.committed:
+            return
+        if self.stream is not None and not self.stream.say(state=protocol.COMMITTED):
+            raise TransferFailed(f'"{escape(self.name)}" is given up: whoever sent it does not read what becomes of it')
+        self.committed = True
+
+    def cancel(self, work: asyncio.Task[str]) -> None:
+        """As whoever follows it wants; what may be there already goes on, and so does what was accepted."""
+        if not (self.committed or self.given_up or self.accepted.done()):
+            self.cancelled = self.given_up = True
+            work.cancel()
+
     def give_up(self, work: asyncio.Task[str]) -> None:
-        """Because whoever sent it has gone; what was accepted goes on."""
-        if not self.accepted.done():
+        """Because whoever sent it has gone; what was accepted goes on.  Once: again would cut its record off."""
+        if not (self.given_up or self.accepted.done()):
+            self.given_up = True
             work.cancel()
 
 
@@ -96,29 +140,35 @@ async def _staged(transfer: Transfer, stage: Awaitable[Staged]) -> Staged:
 
 
 class Transfers:
-    """Does them, as caged permits."""
+    """Does them, as caged permits; those that were accepted are in `Waiting` until they have arrived."""
 
-    def __init__(self, caged: Caged) -> None:
-        self._caged = caged
+    def __init__(self, caged: Caged, stager: Stager) -> None:
+        self._caged, self._folder = caged, Folder(stager.directory)
+        self._waiting = Waiting(caged, self._folder, stager, again=self._again)
 
     async def run(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
         not hear which name the target gave it, that of the directory.  Empty where nothing was delivered because the
         name is taken, as asked for."""
+        waiting = None
         try:
+            self._folder.begin(transfer.record())
             staged = await _staged(transfer, stage)
-            transfer.details |= {"size": str(staged.content), "sha256": staged.plain_sha256 or staged.sha256}
-            if staged.plain_sha256:
-                transfer.details |= {"encrypted-size": str(staged.size), "encrypted-sha256": staged.sha256,
-                                     "transform": transfer.permission.transform}
-            if transfer.tree or transfer.options.receipt:
-                transfer.details["files"] = str(staged.files)
-            try:
-                arrived = await self._deliver(transfer, staged)
-            finally:
-                staged.discard()
+            with contextlib.ExitStack() as held:
+                held.callback(staged.discard)
+                transfer.details |= described(transfer.record(staged))
+                if transfer.signer:
+                    transfer.details["signed-by"] = transfer.signer.fingerprint
+                if transfer.options.receipt:
+                    transfer.details["files"] = str(staged.files)
+                await self._confirm(transfer, staged)
+                if transfer.permission.one_way:
+                    waiting = await self._accept(transfer, staged)
+                    held.pop_all()
+                else:
+                    arrived = await self._hand_over(transfer, staged)
         except (CageError, OSError) as error:
-            await self._record_outcome(transfer, error.sentence if isinstance(error, CageError) else str(error))
+            await self._record_outcome(transfer, sentence_of(error))
             if not transfer.in_target or transfer.permission.flow is Flow.LEVEL:
                 raise
             target = transfer.permission.asked.target or "the cage that policy names"
@@ -127,54 +177,107 @@ class Transfers:
         except asyncio.CancelledError:
             so_far = "it may have arrived" if transfer.may_be_there else "nothing arrived"
             transfer.places.close()  # whoever waits for one in the source does not wait for the record
-            await self._record_outcome(transfer, f"given up, because whoever sent it has gone; {so_far}")
+            why = "cancelled" if transfer.cancelled else "given up, because whoever sent it has gone"
+            await self._record_outcome(transfer, f"{why}; {so_far}")
             raise
-        outcome = f"arrived as {arrived}" if arrived else "skipped: the name is taken"
-        await self._record_outcome(transfer, outcome, ReceiptOutcome.ARRIVED if arrived else ReceiptOutcome.SKIPPED)
+        if waiting is not None:
+            await self._waiting.attempt(waiting, functools.partial(self._hand_over_once, transfer, waiting))
+            return ""
+        word = ReceiptOutcome.ARRIVED if arrived else ReceiptOutcome.SKIPPED
+        await self._record_outcome(transfer, _outcome(arrived), word)
         return transfer.to_tell(arrived)
 
-    async def _deliver(self, transfer: Transfer, staged: Staged) -> str:
-        shown = (f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name,)
+    async def _confirm(self, transfer: Transfer, staged: Staged) -> None:
+        shown = [f"{transfer.name}/ with {staged.files} files and directories" if transfer.tree else transfer.name]
+        if transfer.signer:
+            shown.append(f"signed by: {transfer.signer.name}, {transfer.signer.fingerprint}")
         what = What(size=staged.content, files=staged.files, types=staged.types,
-                    sha256=staged.plain_sha256 or staged.sha256, lines=shown, receipt=transfer.options.receipt)
+                    sha256=staged.plain_sha256 or staged.sha256, lines=tuple(shown), receipt=transfer.options.receipt)
         permission = await self._caged.confirm(transfer.permission, what)
         check_move(transfer.options, permission)
+        if permission.require != transfer.permission.require:
+            raise PolicyRefused(f'"{escape(transfer.name)}" would have to be signed otherwise for that cage; name it, '
+                                "and send it again")
         if permission.transform != transfer.permission.transform:
             raise PolicyRefused(f'"{escape(transfer.name)}" would have to be changed otherwise for that cage than '
                                 "when it was read; name the cage, and send it again")
-        target = permission.target
-        transfer.permission, transfer.target_name, transfer.in_target = permission, target, True
-        if permission.one_way:
+        transfer.permission, transfer.target_name, transfer.in_target = permission, permission.target, True
+
+    async def _accept(self, transfer: Transfer, staged: Staged) -> Kept:
+        """Have the core keep it, whatever becomes of the core, and tell the source all that it ever hears."""
+        waiting = Kept(record=transfer.record(staged), staged=staged, details=transfer.details)
+        transfer.commit()
+        with self._waiting.admitted(waiting):
+            await self._folder.keep(waiting.record, staged)
             if transfer.options.receipt:
                 await self._record(transfer, "accepted", ReceiptOutcome.ACCEPTED)
-            transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
+        transfer.accepted.set_result(_inbox_path(transfer.permission, ""))
+        return waiting
+
+    async def _again(self, waiting: Kept) -> str:
+        """Have one that was accepted decided anew, and delivered, if it has not been; what came of it."""
+        record, staged = waiting.record, waiting.staged
+        permission = await self._caged.decide(record.source, record.service, "", record.asked, record.request)
+        transfer = Transfer(
+            source=waiting.source, request=record.request, service=record.service,
+            options=protocol.Options(conflict=record.conflict), tree=record.tree, target_name=record.asked,
+            name=record.name, permission=permission, details=waiting.details, places=contextlib.ExitStack(),
+            accepted=asyncio.get_running_loop().create_future())
+        if permission.transform != record.transform:
+            raise PolicyRefused("the policy has it changed otherwise by now than it was when it was read")
+        if permission.require != record.require:
+            raise PolicyRefused("the policy wants it looked at otherwise by now than it was when it was read")
+        if permission.target_uuid not in ("", record.target_uuid):
+            raise PolicyRefused(_ELSEWHERE)
+        self._folder.open(record.request, staged)
+        await self._confirm(transfer, staged)
+        if transfer.permission.target_uuid != record.target_uuid:
+            raise PolicyRefused(_ELSEWHERE)
+        return await self._hand_over_once(transfer, waiting)
+
+    async def _hand_over_once(self, transfer: Transfer, waiting: Kept) -> str:
+        since = self._waiting.since(waiting.record)
+        try:
+            return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once, since=since))
+        except _GivenBefore:
+            return "had arrived already"
+
+    async def _hand_over(self, transfer: Transfer, staged: Staged, *, once: str = "",
+                         since: int = NOTHING_WAITS) -> str:
+        permission = transfer.permission
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
-            tree=transfer.tree, conflict=transfer.options.conflict,
+            tree=transfer.tree, conflict=transfer.options.conflict, once=once, since=since,
         )
         passing = functools.partial(self._passing, transfer)
         gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
         channel = await self._caged.deliver(permission, delivery.arguments(), (staged.descriptor,), DELIVERY_SECONDS)
         ended = await session.run_to_end(
             channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
+        if ended.status == protocol.GIVEN and once:
+            raise _GivenBefore
         if ended.status:
             transfer.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}: {why}')
+            kind = session.Gone if ended.status == protocol.WITHDRAWN else TransferFailed
+            raise kind(f'"{escape(transfer.name)}" did not arrive in {permission.target}: {why}')
         name = protocol.parse_arrived(ended.untrusted_output, delivery)
         if not name and transfer.options.move:
-            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {target}, where the name is taken')
+            raise TransferFailed(f'"{escape(transfer.name)}" did not arrive in {permission.target}, where the name is '
+                                 "taken")
         return _inbox_path(permission, name) if name else ""
 
     async def _passing(self, transfer: Transfer) -> None:
         """What cannot be recorded is not done: the file gets its name in the inbox after this is in the chain."""
         await self._record(transfer, "is given its name in the inbox")
+        self._folder.pass_(transfer.request)
+        transfer.commit()
         transfer.may_be_there = True
 
     async def _record(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
         """Record it, with the receipt of it where one is wanted, and its source may hear what is called by a `word`."""
         about = transfer.source, transfer.permission.target_uuid, transfer.service
-        details = _logged(transfer) | {"outcome": outcome}
+        details = logged(transfer.details, transfer.permission.log) | {"outcome": outcome}
         one_way = transfer.permission.one_way
         if word is not None and transfer.options.receipt and one_way == (word is ReceiptOutcome.ACCEPTED):
             transfer.receipt = await self._caged.receipt(*about, details, word)
@@ -188,15 +291,15 @@ class Transfers:
         except CageError as error:
             LOG.error("not recorded: %s: %s: %s", escape(str(transfer.details)), escape(outcome),
                       escape(error.sentence))
+        self._folder.forget(transfer.request)
 
 
-def _logged(transfer: Transfer) -> dict[str, str]:
-    """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
-    what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sent-name", "sha256"),
-              "no": ("name", "sent-name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
-    left_out = wanted.get(transfer.permission.log, wanted["no"])
-    return {key: value for key, value in transfer.details.items() if key not in left_out}
+class _GivenBefore(TransferFailed):
+    """An earlier delivery of it has given it its name."""
+
+
+def _outcome(arrived: str) -> str:
+    return f"arrived as {arrived}" if arrived else "skipped: the name is taken"
 
 
 def _inbox_path(permission: Permission, name: str) -> str:

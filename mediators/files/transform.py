@@ -20,7 +20,7 @@ LOG = logging.getLogger(__name__)
 ENCRYPT = "encrypt"
 DIRECTORY = "keys"
 """Below the administrator's folder; in it, NAME.pub."""
-_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
+NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,63}\Z")
 _FLAGS = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
 _O_PATH = 0o10000000
 _FOLDER = _O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
@@ -34,10 +34,11 @@ def recipient(transform: str, administrator: Path, owner: int = 0) -> bytes:
     if not transform:
         return b""
     kind, _, name = transform.partition(":")
-    if kind != ENCRYPT or not _NAME.match(name):
+    if kind != ENCRYPT or not NAME.match(name):
         raise PolicyRefused("cannot be sent: the policy wants it changed in a way that files cannot")
     try:
-        public = encrypted.read_public(_read(administrator / DIRECTORY, f"{name}.pub", owner))
+        content = read_key(administrator / DIRECTORY, f"{name}.pub", encrypted.KEY_FILE_BYTES_MAX, owner)
+        public = encrypted.read_public(content)
         encrypted.Encryption(public)  # whether it can be used
     except (OSError, ValueError) as error:
         LOG.warning("nothing is encrypted for %s: %s", name, error)
@@ -46,8 +47,9 @@ def recipient(transform: str, administrator: Path, owner: int = 0) -> bytes:
     return public
 
 
-def _read(directory: Path, name: str, owner: int) -> bytes:
-    """The content of a small file that is the owner's alone to write; OSError and ValueError say what it is not."""
+def read_key(directory: Path, name: str, most: int, owner: int) -> bytes:
+    """The content of a file, of at most `most` bytes, that is the owner's alone to write; OSError and ValueError say
+    what it is not."""
     top = os.open(directory, _FOLDER)
     try:
         _check(os.fstat(top), owner)
@@ -57,9 +59,9 @@ def _read(directory: Path, name: str, owner: int) -> bytes:
     try:
         status = os.fstat(descriptor)
         _check(status, owner)
-        if not stat.S_ISREG(status.st_mode) or status.st_size > encrypted.KEY_FILE_BYTES_MAX:
+        if not stat.S_ISREG(status.st_mode) or status.st_size > most:
             raise ValueError("no file of a key")
-        return os.read(descriptor, encrypted.KEY_FILE_BYTES_MAX)
+        return os.read(descriptor, most)
     finally:
         os.close(descriptor)
 

@@ -2,29 +2,24 @@
 """The delivery half's part for trees: unpacked into a hidden directory of the inbox, which then gets its name at once.
 
 Law of this room: as for a file, nothing has the name before all of it is there, checked and on disk, and the core half
-has said so.  There is no directory without a name, so what was cut off stays hidden, and the next tree clears it away:
-it is known by that nobody holds its lock.
+has said so.  There is no directory without a name, so what was cut off stays hidden, for the next delivery to clear.
 """
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
-import errno
-import fcntl
 import os
 import signal
 from collections.abc import Callable
 
 from cage_runtime import packing
 from cage_runtime.intree import Misfit, Tree, read_header
-from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, hidden_name, write_all
-from mediators.files.protocol import CHUNK, DAMAGED, HIDDEN, REPLACE, SKIPPED, Delivery
+from mediators.files import hidden
+from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, write_all
+from mediators.files.protocol import CHUNK, DAMAGED, REPLACE, SKIPPED, Delivery
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_DEEPEST = 200
-"""Directories in one another that are cleared away; deeper, somebody else has put them there."""
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
@@ -33,25 +28,29 @@ def publish_tree(staged: int, directory: int, delivery: Delivery, wait_for_go: C
 
     Returns the ordinal of the name that it has, or SKIPPED.
     """
-    _clear(directory)
-    hidden = hidden_name()
-    os.mkdir(hidden, 0o700, dir_fd=directory)
+    name = hidden.hidden_name(delivery.once)
+
+    def make() -> int:
+        os.mkdir(name, 0o700, dir_fd=directory)
+        return os.open(name, DIRECTORY, dir_fd=directory)
+
     published = False
     try:
-        with Held(os.open(hidden, DIRECTORY, dir_fd=directory)) as top:
-            fcntl.flock(top, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        with Held(hidden.begin(directory, make)) as top:
             _unpack(staged, top, delivery)
             os.fchmod(top, 0o755)
             _synchronise(top)
             wait_for_go()
-            ordinal = _give_name(directory, hidden, delivery)
+            if delivery.once:
+                hidden.mark(directory, name)
+            ordinal = _give_name(directory, name, delivery)
         published = True
     finally:
         if not published:
-            _clear_away(directory, hidden)
+            _clear_away(directory, name)
     os.fsync(directory)
     if delivery.conflict == REPLACE or ordinal == SKIPPED:
-        _clear_away(directory, hidden)  # what it took the place of, or the tree itself
+        hidden.drop(directory, name)  # what it took the place of, or the tree itself
     return ordinal
 
 
@@ -104,16 +103,16 @@ class _Open:
                     write_all(file, piece)
 
 
-def _give_name(directory: int, hidden: str, delivery: Delivery) -> int:
-    def rename(name: str) -> None:
-        _rename(directory, hidden, name, RENAME_NOREPLACE)
+def _give_name(directory: int, name: str, delivery: Delivery) -> int:
+    def rename(wanted: str) -> None:
+        _rename(directory, name, wanted, RENAME_NOREPLACE)
 
     if delivery.conflict != REPLACE:
         return first_free(delivery, rename)
     try:
         rename(delivery.name)
     except FileExistsError:
-        _rename(directory, hidden, delivery.name, RENAME_EXCHANGE)
+        _rename(directory, name, delivery.name, RENAME_EXCHANGE)
     return 1
 
 
@@ -128,39 +127,7 @@ def _synchronise(descriptor: int) -> None:
         raise OSError(ctypes.get_errno(), os.strerror(ctypes.get_errno()))
 
 
-def _clear(directory: int) -> None:
-    """Remove what deliveries that were cut off have left."""
-    with os.scandir(directory) as entries:
-        names = [entry.name for entry in entries if entry.name.startswith(HIDDEN)]
-    for name in names:
-        # that of another delivery, or not one at all
-        with contextlib.suppress(OSError), Held(os.open(name, DIRECTORY, dir_fd=directory)) as there:
-            fcntl.flock(there, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            _remove(directory, name)
-
-
 def _clear_away(directory: int, name: str) -> None:
     before = signal.pthread_sigmask(signal.SIG_BLOCK, ENDS)
-    with contextlib.suppress(OSError):  # what stays is hidden, and for the next one to clear
-        _remove(directory, name)
+    hidden.discard(directory, name)
     signal.pthread_sigmask(signal.SIG_SETMASK, before)
-
-
-def _remove(parent: int, name: str, depth: int = 0) -> None:
-    try:
-        descriptor = os.open(name, DIRECTORY, dir_fd=parent)
-    except (NotADirectoryError, FileNotFoundError):
-        os.unlink(name, dir_fd=parent)
-        return
-    if depth > _DEEPEST:
-        os.close(descriptor)
-        raise OSError(errno.ELOOP, os.strerror(errno.ELOOP), name)
-    with Held(descriptor):
-        with os.scandir(descriptor) as entries:
-            inner = [(entry.name, entry.is_dir(follow_symlinks=False)) for entry in entries]
-        for below, is_directory in inner:
-            if is_directory:
-                _remove(descriptor, below, depth + 1)
-            else:
-                os.unlink(below, dir_fd=descriptor)
-    os.rmdir(name, dir_fd=parent)

@@ -2,8 +2,7 @@
 """What crosses the wall when a key of another cage is used: the interface, its limits, and what is to be signed.
 
 Law of this room: nothing is signed that cannot be said in words.  What is signed is a login by SSH or a signature of
-ssh-keygen's, of which a person is shown for whom it is; any other bytes are refused.  (SSH's own wire format, RFC 4251
-section 5, of which each length is looked at before it is believed.)
+ssh-keygen's, of which a person is shown for whom it is; any other bytes are refused.
 """
 
 from __future__ import annotations
@@ -12,6 +11,12 @@ import string
 
 from cage_runtime.errors import TransferFailed, UsageError
 from cage_runtime.text import escape, is_visible
+from mediators.sshwire import HASHES as HASHES
+from mediators.sshwire import KINDS as KINDS
+from mediators.sshwire import SSHSIG as SSHSIG
+from mediators.sshwire import WORD_MAX as WORD_MAX
+from mediators.sshwire import Reader as Reader
+from mediators.sshwire import packed as packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -34,8 +39,6 @@ DATA_MAX = 16 * 1024
 SIGNATURE_MAX = 4096
 SECRET_BYTES = 32
 """Of a cage's secret, and of each that is derived from it."""
-WORD_MAX = 128
-"""Bytes of a user's name, a service or a namespace within what is to be signed."""
 RSA_SHA2_256, RSA_SHA2_512 = 2, 4
 """Flags of a request to sign (draft-miller-ssh-agent, 4.5.1)."""
 
@@ -49,9 +52,6 @@ _OF_NAMES = _LETTERS | frozenset("._-")
 
 USERAUTH_REQUEST = 50
 HOSTBOUND = b"publickey-hostbound-v00@openssh.com"
-SSHSIG = b"SSHSIG"
-HASHES = {b"sha256": 32, b"sha512": 64}
-"""Bytes of a digest, by the name that a signature of ssh-keygen's has for it (PROTOCOL.sshsig)."""
 
 
 class Unsigned(TransferFailed):
@@ -76,51 +76,7 @@ def _check(untrusted_name: str, what: str) -> str:
     return untrusted_name
 
 
-# --- the wire format ---------------------------------------------------------------------------------------------
-class Reader:
-    """What is left of some bytes in SSH's wire format; UsageError where it does not have what is asked of it."""
-
-    def __init__(self, untrusted: bytes) -> None:
-        self._rest = untrusted
-
-    def byte(self) -> int:
-        return self._take(1)[0]
-
-    def number(self) -> int:
-        return int.from_bytes(self._take(4), "big")
-
-    def string(self, most: int) -> bytes:
-        """A string of at most `most` bytes."""
-        size = self.number()
-        if size > most:
-            raise UsageError(f"a string of {size} bytes is longer than {most}")
-        return self._take(size)
-
-    def end(self) -> None:
-        if self._rest:
-            raise UsageError(f"{len(self._rest)} bytes too many")
-
-    @property
-    def left(self) -> int:
-        """Bytes that nobody has taken yet."""
-        return len(self._rest)
-
-    def _take(self, size: int) -> bytes:
-        if size > len(self._rest):
-            raise UsageError("it ends too early")
-        taken, self._rest = self._rest[:size], self._rest[size:]
-        return taken
-
-
-def packed(content: bytes) -> bytes:
-    """A string of SSH's wire format."""
-    return len(content).to_bytes(4, "big") + content
-
-
 # --- public keys -------------------------------------------------------------------------------------------------
-KINDS = ("ssh-ed25519", "ecdsa-sha2-nistp256", "ecdsa-sha2-nistp384", "ecdsa-sha2-nistp521", "ssh-rsa")
-
-
 def kind_of(untrusted_blob: bytes) -> str:
     """The kind of the public key, one of KINDS; UsageError where it is none, or too large."""
     if len(untrusted_blob) > BLOB_MAX:

@@ -12,6 +12,7 @@ import asyncio
 import logging
 from dataclasses import dataclass, field
 
+from cage_runtime.bucket import Bucket, Rate
 from cage_runtime.bus import Answer, Call
 from cage_runtime.journald import Journald, Priority
 from cage_runtime.model import (
@@ -26,10 +27,11 @@ from cage_runtime.text import escape
 from mediators import corehalf, wire
 from mediators.log import protocol
 from mediators.log.protocol import Entries
-from mediators.share import Share
 from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)
+CALLS = Rate(burst=LOG_CALLS_BURST, per_second=LOG_CALLS_PER_SECOND)
+LINES = Rate(burst=LOG_LINES_BURST, per_second=LOG_LINES_PER_SECOND)
 SHOWN_LINES = 8
 """Of a call, for a person who is asked about it."""
 
@@ -39,8 +41,8 @@ class Book:
     """What is kept of one cage while its gateway stands."""
 
     source: Gateway
-    calls: Share
-    lines: Share
+    calls: Bucket
+    lines: Bucket
     turn: asyncio.Lock = field(default_factory=asyncio.Lock)
     """Its calls go one after the other, as their lines are to be read."""
     left_out: int = 0
@@ -57,8 +59,7 @@ class Ledger:
     def book(self, source: Gateway) -> Book:
         now = asyncio.get_running_loop().time()
         return self._books.setdefault(source.uuid, Book(
-            source=source, calls=Share(LOG_CALLS_BURST, LOG_CALLS_PER_SECOND, now),
-            lines=Share(LOG_LINES_BURST, LOG_LINES_PER_SECOND, now)))
+            source=source, calls=Bucket(CALLS, now), lines=Bucket(LINES, now)))
 
     def left(self, uuid: str) -> None:
         """The gateway of that instance has gone."""
@@ -118,7 +119,7 @@ class LogCore:
             permission = await self._caged.decide(source.uuid, protocol.SERVICE, "", protocol.CORE, request)
             shown = tuple(entries.untrusted_lines[:SHOWN_LINES])
             await self._caged.confirm(permission, What(size=entries.size, lines=shown))
-            taken = book.lines.take(len(entries.untrusted_lines), asyncio.get_running_loop().time())
+            taken = book.lines.take_of(len(entries.untrusted_lines), asyncio.get_running_loop().time())
             # What cannot be recorded is not done.
             await self._caged.record(source, protocol.CORE, protocol.SERVICE, {
                 "request": request, "size": str(entries.size),
@@ -130,8 +131,8 @@ class LogCore:
 async def _pace(book: Book) -> None:
     """A cage's lines are not to take all that caged decides for it in a second."""
     clock = asyncio.get_running_loop().time
-    while not book.calls.take(1, clock()):
-        await asyncio.sleep(book.calls.seconds_until_one(clock()))
+    while not book.calls.take(clock()):
+        await asyncio.sleep(book.calls.wait(clock()))
 
 
 def run(arguments: list[str]) -> int:

@@ -34,6 +34,7 @@ from cage_runtime.model import (
 )
 from cage_runtime.text import escape
 from mediators import corehalf, gate, session, wire
+from mediators.lent import Lent
 from mediators.open import protocol
 from mediators.open.edits import Returned
 from mediators.open.protocol import Delivery
@@ -76,6 +77,7 @@ class OpenCore:
         """Where files are staged, and where those are received that come back."""
         self._stager, self._directory = stager, directory
         self._edits: dict[str, Edit] = {}
+        self._lent = Lent(EDITS_PER_CAGE * EDITED_BYTES_MAX)
         self._caged: Caged
 
     def handlers(self, caged: Caged) -> Mapping[str, corehalf.Handler]:
@@ -208,6 +210,7 @@ class OpenCore:
 
     def left(self, uuid: str) -> None:
         """The instance has ended: what is open elsewhere stays there."""
+        self._lent.left(uuid)
         for key in [key for key, edit in self._edits.items() if edit.source == uuid]:
             self._drop(key)
 
@@ -220,12 +223,22 @@ class OpenCore:
         await asyncio.wait({edit.task}, timeout=EDITED_WAIT_SECONDS)
         if not edit.task.done():
             return Answer(values=(protocol.OPEN, []))
+        self._check_lent(edit)
         if self._edits.pop(untrusted_key, None) is None:
             raise UsageError("nothing of this cage is open elsewhere under that number")
-        descriptor = edit.task.result()
-        if descriptor is None:
+        writable = edit.task.result()
+        if writable is None:
             return Answer(values=(protocol.UNCHANGED, []))
+        descriptor = self._lent.lend(source.uuid, writable)
         return Answer(values=(protocol.EDITED, [0]), descriptors=(descriptor,))
+
+    def _check_lent(self, edit: Edit) -> None:
+        """RuntimeFailure where what came back is more than its cage may have now: it is kept, for as long as any."""
+        if edit.task is None or edit.task.cancelled() or edit.task.exception() is not None:
+            return
+        file = edit.task.result()
+        if file is not None:
+            self._lent.check(edit.source, os.fstat(file).st_size)
 
     # --- both ------------------------------------------------------------------------------------------------
     @contextlib.asynccontextmanager

@@ -64,12 +64,12 @@ class Returned:
         return self._announced is not None and (self.size, self.sha256) == self._announced
 
     def finish(self) -> int | None:
-        """A descriptor of the whole file that cannot be written through, the caller's; None where nothing changed."""
+        """A descriptor of the whole file, to be lent, the caller's; None where nothing changed."""
         if self._begun and self._announced is None:
             return None
         if not self.is_whole:
             raise TransferFailed(DID_NOT_ANSWER)
-        return os.open(f"/proc/self/fd/{self._file}", os.O_RDONLY | os.O_CLOEXEC)
+        return os.dup(self._file)
 
     def close(self) -> None:
         os.close(self._file)

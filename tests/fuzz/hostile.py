@@ -56,7 +56,8 @@ HONEST: dict[str, tuple[Any, ...]] = {
              0, {}),
     "Secret": ("pit", "org.example.App", {}), "Write": (["a line"], {}), "Show": ("summary", "body", {}),
     "Close": (1,), "Wait": ([1, 2],), "Uri": ("https://example.org/", "pit", {}), "File": ("a.txt", "pit", 0, {}),
-    "Edited": ("1", {}), "Services": (),
+    "Edited": ("1", {}), "StartFile": ("pit", "a.txt", 0, {}), "StartTree": ("pit", "tree", {}), "ListJobs": (),
+    "Services": (),
 }
 """What an honest half could say, of which one argument or another is then something else."""
 WORDS = ("", "@core", "@default", "@disposable", "@disposable:plain", "@any", "nobody", "a.txt", "Echo", "text/plain",

@@ -7,7 +7,7 @@ malformed, before policy is asked.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from xml.etree import ElementTree as ET
 
 import pytest
@@ -44,8 +44,18 @@ def options(name: str, most: int) -> list[tuple[object, set[str]]]:
         (0, MALFORMED), (1, good), (most, good), (most + 1, MALFORMED), (2**32 - 1, MALFORMED))]
 
 
+def told_later(values: Sequence[tuple[object, set[str]]]) -> list[tuple[object, set[str]]]:
+    """Of what a cage half answers at once: what the core half refuses comes through a pipe."""
+    return [(value, expected if expected is MALFORMED else expected | DONE) for value, expected in values]
+
+
+SIGNATURES = [({"signature": ("ay", b"")}, MALFORMED), ({"signature": ("ay", b"s" * 8192)}, REFUSED),
+              ({"signature": ("ay", b"s" * 8193)}, MALFORMED), ({"signature": ("s", "s")}, MALFORMED)]
+NO_SIGNATURE = ({"signature": ("ay", b"s")}, MALFORMED)
+"""Of a tree there is none."""
 RECEIPT_TOLD_TWICE = ({"receipt": ("b", True)}, MALFORMED)
 """Of a method that gives one anyway."""
+RECEIPTED = [({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED)]
 FIELDS = {
     ("call", "Call"): (("Echo", "", "a", {}), {
         "service": [("", MALFORMED), ("a", REFUSED), ("a" * 59, REFUSED), ("a" * 60, MALFORMED)],
@@ -58,12 +68,17 @@ FIELDS = {
     ("clipboard", "Paste"): (("text/plain", {}), {
         "type": [("", MALFORMED), ("text/plain", REFUSED), ("text/plain;", MALFORMED)], "options": NO_OPTIONS}),
     ("files", "Send"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
     ("files", "SendReceipted"): (("a", "x", DESCRIPTOR, {}), {
-        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, RECEIPT_TOLD_TWICE]}),
+        "target": TARGETS, "name": NAMES, "descriptor": [], "options": [*SENT, *SIGNATURES, RECEIPT_TOLD_TWICE]}),
     ("files", "SendTree"): (("a", "x", {}), {
-        "target": TARGETS, "name": NAMES, "options": [
-            *SENT, ({"receipt": ("b", True)}, REFUSED), ({"receipt": ("s", "yes")}, MALFORMED)]}),
+        "target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED, NO_SIGNATURE]}),
+    ("files", "StartFile"): (("a", "x", DESCRIPTOR, {}), {
+        "target": told_later(TARGETS), "name": told_later(NAMES), "descriptor": [],
+        "options": told_later([*SENT, *RECEIPTED, *SIGNATURES])}),
+    ("files", "StartTree"): (("a", "x", {}), {
+        "target": TARGETS, "name": NAMES, "options": [*SENT, *RECEIPTED, NO_SIGNATURE]}),
+    ("files", "ListJobs"): ((), {}),
     ("keys", "List"): (("a", {}), {"target": TARGETS, "options": NO_OPTIONS}),
     ("keys", "Sign"): (("a", "work", BLOB, DATA, 0, {}), {
         "target": TARGETS, "name": WORDS, "options": NO_OPTIONS,

@@ -3,12 +3,13 @@
 
 from __future__ import annotations
 
+import random
 import time
 from collections.abc import Iterator
 
 import pytest
 
-from cage_runtime.model import CLIP_BYTES_MAX
+from cage_runtime.model import CLIP_BYTES_MAX, CLIPS_LENT_BYTES
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy
 from tests.privileged.runtime import Cage, Ended, Runtime
@@ -170,3 +171,37 @@ def test_an_image_is_no_text_for_a_rule_that_lets_text_through(runtime: Runtime,
         assert beta.enter("incage", "paste", *PNG).stderr == NOTHING
     with policy(runtime, "clipboard.Paste * alpha beta allow types=image/*\n"):
         assert beta.enter("incage", "paste", *PNG).returncode == 0
+
+
+# --- what was pasted and is kept -------------------------------------------------------------------------------------
+HOARD = """
+import os, sys
+sys.path[:0] = ["/opt/cage-runtime/lib"]
+from cage_runtime.cli.client import mediator
+peer = mediator("clipboard", "")
+descriptors, said = [], ""
+try:
+    for _ in range(100):
+        descriptors.append(peer.call("Paste", "sa{sv}", "image/png", {}, returns="h", timeout=None))
+except Exception as error:
+    said = str(error)
+print(len(descriptors), sum(os.fstat(descriptor).st_size for descriptor in descriptors), said)
+try:
+    os.open(f"/proc/self/fd/{descriptors[0]}", os.O_RDWR)
+    print("written")
+except PermissionError:
+    print("not written")
+"""
+
+
+def test_a_cage_cannot_fill_the_cores_memory_by_keeping_what_it_pasted(alpha: Cage, beta: Cage) -> None:
+    """Each is memory of the core's for as long as somebody has a descriptor of it, or until the core takes it back."""
+    noise = b"".join(b"\0" + random.Random(row).randbytes(2047 * 4) for row in range(980))
+    assert copy(alpha, png(2047, 980, pixels=noise), *PNG, "--pastes", "100").returncode == 0
+    ended = beta.enter("/usr/bin/python3", "-I", "-c", HOARD)
+    assert ended.returncode == 0, ended.stderr
+    (count, size, *said), written = ended.stdout.decode().splitlines()[0].split(), ended.stdout.split(b"\n")[1]
+    assert int(size) <= CLIPS_LENT_BYTES
+    assert int(count) == CLIPS_LENT_BYTES // (int(size) // int(count)), "it had as much as it may have"
+    assert "has been handed" in " ".join(said)
+    assert written == b"not written"

@@ -30,7 +30,8 @@ def test_a_full_home_is_named_and_left_as_it_was(tmp_path: Path, room: str) -> N
     staged, home = tmp_path / "staged", tmp_path / "home"
     staged.write_bytes(content)
     home.mkdir()
-    asked = ["file", "rename", "work", "figures.txt", str(len(content)), hashlib.sha256(content).hexdigest()]
+    asked = ["file", "rename", "work", "figures.txt", str(len(content)), hashlib.sha256(content).hexdigest(),
+             "-", "0"]
     with staged.open("rb") as file:
         ended = subprocess.run(
             ["unshare", "--mount", "sh", "-c", IN_A_SMALL_HOME, str(home), room, *HALF, *asked], stdin=file,

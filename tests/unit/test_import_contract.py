@@ -64,9 +64,10 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
-    | {"cage_runtime.generate", "cage_runtime.receipt", "cage_runtime.filenames", "cage_runtime.packing",
-       "mediators.session"}
+    | {f"cage_runtime.{name}" for name in ("bucket", "filenames", "generate", "packing", "receipt")}
+    | {"mediators.session"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
+    "cage_runtime.bucket": set(),
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.receipt": {"cage_runtime.errors", "cage_runtime.model", "cage_runtime.text"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
@@ -84,7 +85,7 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | RECEIVING
-    | {"cage_runtime.encrypted", "cage_runtime.journald", "cage_runtime.outcome", "cage_runtime.spawner.channel"}
+    | {f"cage_runtime.{name}" for name in ("bucket", "encrypted", "journald", "outcome", "spawner.channel")}
     | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""

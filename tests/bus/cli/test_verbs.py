@@ -16,7 +16,7 @@ from xml.etree import ElementTree as ET
 
 import pytest
 
-from cage_runtime.cli import cagectl, client, incage, verbs_incage
+from cage_runtime.cli import cagectl, client, followed, incage, verbs_incage
 
 Captured = pytest.CaptureFixture[str]
 ERROR = "org.cageruntime.Error."
@@ -634,39 +634,144 @@ def open_descriptors() -> Iterator[str]:
             yield os.readlink(f"/proc/self/fd/{number}")
 
 
-def test_incage_sends_the_descriptor_of_each_file(
-    mediator: Any, capsys: Captured, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+class Sent:
+    """What the stand-in for the mediator's cage half was given, and what it tells of each in turn."""
+
+    def __init__(self, mediator: Any) -> None:
+        self.received: list[tuple[Any, ...]] = []
+        self.tells: list[list[dict[str, Any]]] = []
+        self.ends: list[int] = []
+        """Of all pipes, to be closed: a descriptor that goes out stays ours too."""
+        mediator.answers["StartFile"] = self._start
+
+    def _start(self, target: str, name: str, descriptor: Any, options: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
+        with descriptor.to_file("r") as file:
+            self.received.append((target, name, file.read(), options))
+        status, control = os.pipe(), os.pipe()
+        lines = self.tells.pop(0) if self.tells else [{"arrived": f"Inbox/work/{name}"}]
+        os.write(status[1], b"".join(json.dumps(line).encode() + b"\n" for line in lines))
+        os.close(status[1])
+        self.ends += [status[0], *control]
+        return "hh", (status[0], control[1])
+
+
+@pytest.fixture
+def sent(mediator: Any, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Sent]:
     monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(tmp_path)
+    (tmp_path / "figures.txt").write_text("quarterly figures")
+    found = Sent(mediator)
+    yield found
+    for descriptor in found.ends:
+        os.close(descriptor)
+
+
+def test_incage_sends_the_descriptor_of_each_file(sent: Sent, capsys: Captured, tmp_path: Path) -> None:
     (tmp_path / "Documents").mkdir()
-    (tmp_path / "Documents" / "figures.txt").write_text("quarterly figures")
-    received = []
-
-    def send(target: str, name: str, descriptor: Any, options: dict[str, Any]) -> tuple[str, tuple[Any, ...]]:
-        with descriptor.to_file("r") as file:
-            received.append((target, name, file.read(), options))
-        return "s", (f"Inbox/work/{name}",)
-
-    mediator.answers["Send"] = send
+    (tmp_path / "figures.txt").rename(tmp_path / "Documents/figures.txt")
     before = set(open_descriptors())
     assert incage.main(["send", "Documents/figures.txt", "missing", "--to", "vault"]) == 1
     out, err = capsys.readouterr()
-    assert received == [("vault", "figures.txt", "quarterly figures", {})]
+    assert sent.received == [("vault", "figures.txt", "quarterly figures", {})]
     assert out == "figures.txt -> vault: Inbox/work/figures.txt\n"
     assert err == 'incage: "missing" does not exist\n'
     # The connection ends with the process; from libsystemd 256 on a pidfd of the bus belongs to it.
-    kept = sorted(what.partition(":")[0] for what in set(open_descriptors()) - before)
+    ours = {os.readlink(f"/proc/self/fd/{number}") for number in sent.ends}
+    kept = sorted(what.partition(":")[0] for what in set(open_descriptors()) - before - ours)
     assert kept in (["socket"], ["anon_inode", "socket"])
-    for cut_off in (ERROR + "CutOff", "org.freedesktop.DBus.Error.NoReply"):
-        mediator.fail("Send", cut_off, "it ended before it answered; try again")
-        assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 1
-        assert capsys.readouterr() == ("", 'incage: "figures.txt": the core ended meanwhile, so it is not known '
-                                           "whether it arrived; look in the target before sending it again\n")
-    mediator.fail("Send", ERROR + "PolicyRefused", "policy refuses this: 50-x.policy:7")
-    assert incage.main(["send", "Documents/figures.txt", "--to", "vault"]) == 126
+
+
+def test_incage_says_what_became_of_what_it_sends(sent: Sent, mediator: Any, capsys: Captured) -> None:
+    unknown = ('incage: "figures.txt": the core ended meanwhile, so it is not known whether it arrived; look in the '
+               "target before sending it again\n")
+    for tells in ([{"state": "committed"}], [], [{"error": ERROR + "CutOff", "sentence": "it ended"}]):
+        sent.tells = [tells]
+        assert incage.main(["send", "figures.txt", "--to", "vault"]) == 1
+        assert capsys.readouterr() == ("", unknown)
+    assert len(sent.received) == 3
+    sent.tells = [[{"error": ERROR + "PolicyRefused", "sentence": "policy refuses this: 50-x.policy:7"}]]
+    assert incage.main(["send", "figures.txt", "--to", "vault"]) == 126
     assert capsys.readouterr() == ("", "incage: policy refuses this: 50-x.policy:7\n")
+    for cut_off in (ERROR + "CutOff", "org.freedesktop.DBus.Error.NoReply"):
+        mediator.fail("StartFile", cut_off, "it ended before it answered; try again")
+        assert incage.main(["send", "figures.txt", "--to", "vault"]) == 1
+        assert capsys.readouterr() == ("", unknown)
+
+
+def test_incage_sends_again_only_what_cannot_have_arrived(sent: Sent, capsys: Captured) -> None:
+    nothing: list[dict[str, Any]] = [{"state": "reading", "done": 1, "total": 2},
+               {"error": ERROR + "NothingDone", "sentence": "the core ended meanwhile; send it again"}]
+    sent.tells = [nothing, nothing]
+    assert incage.main(["send", "figures.txt", "--to", "vault"]) == 0
+    assert len(sent.received) == 3
+    assert capsys.readouterr() == ("figures.txt -> vault: Inbox/work/figures.txt\n", "")
+    sent.tells = [nothing] * 4
+    assert incage.main(["send", "figures.txt", "--to", "vault"]) == 125
+    assert len(sent.received) == 6
+    assert capsys.readouterr() == ("", "incage: the core ended meanwhile; send it again\n")
+
+
+@pytest.mark.parametrize(("told", "says", "target"), [
+    ("two:Inbox/work/figures.txt", "figures.txt -> two: Inbox/work/figures.txt\n", "two"),
+    ("Inbox/work/", "figures.txt -> another cage: Inbox/work/\n", ""),
+    ("two:", "figures.txt -> two: skipped, because the name is taken\n", "two"),
+])
+def test_incage_needs_no_target_to_send(sent: Sent, capsys: Captured, told: str, says: str, target: str) -> None:
+    sent.tells = [[{"arrived": told}]] * 2
+    assert incage.main(["send", "figures.txt"]) == 0
+    assert capsys.readouterr().out == says
+    assert incage.main(["--json=short", "send", "figures.txt"]) == 0
+    assert json.loads(capsys.readouterr().out)[0]["target"] == target
+    assert {target for target, *_rest in sent.received} == {""}
+
+
+PROGRESS: list[dict[str, Any]] = [{"job": 1, "state": "waiting"}, {"state": "reading", "done": 0, "total": 8},
+            {"state": "reading", "done": 4, "total": 8}, {"state": "delivering", "done": 8, "total": 8},
+            {"state": "committed"}, {"arrived": "Inbox/work/figures.txt"}]
+
+
+@pytest.mark.parametrize(("flags", "shown"), [
+    (["--progress"], True), (["--no-progress"], False), ([], False), (["--progress", "--no-progress"], False),
+    (["-q", "--progress"], True),
+])
+def test_incage_shows_how_far_it_is_where_somebody_looks(
+    sent: Sent, capsys: Captured, monkeypatch: pytest.MonkeyPatch, flags: list[str], shown: bool
+) -> None:
+    monkeypatch.setattr(followed, "PROGRESS_SECONDS", 0.0)
+    sent.tells = [PROGRESS]
+    assert incage.main(["send", "figures.txt", "--to", "vault", *flags]) == 0
+    err = capsys.readouterr().err
+    line = "\r\x1b[Kfigures.txt -> vault: "
+    assert err == (f"{line}0 %{line}50 %{line}read, not there yet{line}read, not there yet\r\x1b[K" if shown else "")
+
+
+# --- its jobs ------------------------------------------------------------------------------------------------------
+JOBS = [(3, "/org/cageruntime/Files1/jobs/3", "reading", "vault", "figures\x1b.txt", 50, 200),
+        (17, "/org/cageruntime/Files1/jobs/17", "waiting", "", "tree", 0, 0)]
+
+
+def test_incage_lists_what_is_being_sent(mediator: Any, capsys: Captured, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
+    mediator.answers["ListJobs"] = lambda *_: ("a(uossstt)", (JOBS,))
+    assert incage.main(["jobs"]) == 0
+    assert capsys.readouterr().out.splitlines() == [
+        "JOB STATE   TARGET READ NAME", "3   reading vault  25 % figures\\x1b.txt", "17  waiting -      -    tree", "",
+        "2 jobs."]
+    assert incage.main(["jobs", "--json=short"]) == 0
+    assert json.loads(capsys.readouterr().out)[0] == {
+        "job": 3, "state": "reading", "target": "vault", "name": "figures\x1b.txt", "done": 50, "total": 200}
+    mediator.answers["ListJobs"] = lambda *_: ("a(uossstt)", ([],))
+    assert incage.main(["jobs"]) == 0
+    assert capsys.readouterr().out == "No jobs.\n"
+
+
+@pytest.mark.usefixtures("mediator")
+@pytest.mark.parametrize("number", ["", "x", "-1", "1/2", "1" * 11, "\u0663"])
+def test_what_is_no_number_is_no_job(capsys: Captured, monkeypatch: pytest.MonkeyPatch, number: str) -> None:
+    monkeypatch.setattr(verbs_incage, "IDENTITY", __file__)
+    assert incage.main(["cancel", "--", number]) == 2
+    assert "is not the number of a job" in capsys.readouterr().err
 
 
 # --- what cages ask for --------------------------------------------------------------------------------------------

@@ -203,8 +203,9 @@ def test_what_is_in_hand_is_finished(core: Core) -> None:
     assert core.ended() == 0
     core.start()
     assert states(client) == {"work": "running"}
-    assert kinds_of_the_record(client) == ["core-started", "policy-loaded", "cage-created", "cage-started",
-                                           "core-stopped", "core-started", "policy-loaded", "cage-adopted"]
+    assert kinds_of_the_record(client) == ["core-started", "policy-loaded", "receipt-key-made", "cage-created",
+                                           "cage-started", "core-stopped", "core-started", "policy-loaded",
+                                           "cage-adopted"]
     client.close()
 
 

@@ -119,6 +119,17 @@ def test_another_cage_s_is_neither_replaced_nor_taken_away(world: World) -> None
         world.click(number)
 
 
+def test_what_another_program_has_shown_is_its_own(world: World) -> None:
+    """Of the same cage, and by a permission of its own: it is neither taken away nor replaced."""
+    number = world.show("work")
+    with contextlib.closing(DbusNext(world.core.address, uid=world.core.user.pw_uid)) as another:
+        another.call("Unshow", world.uuids["work"], number, interface=MEDIATION)
+        notification = {"summary": ("s", "mine"), "replaces": ("u", number)}
+        assert another.call("Show", world.ticket("work"), notification, interface=MEDIATION) != number
+    world.click(number)
+    assert world.acted.until("Acted")[-1].body == [number, "open"]
+
+
 def test_what_was_not_offered_is_no_click(world: World) -> None:
     """M10: and the notification stays."""
     number = world.show("work")

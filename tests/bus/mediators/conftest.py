@@ -22,11 +22,12 @@ import pytest
 from cage_runtime import generate, manifest
 from cage_runtime.bus import Answer, Bus, Call, Handler, Service, Variant, described
 from cage_runtime.config import Paths
-from cage_runtime.errors import PolicyRefused, RuntimeFailure
+from cage_runtime.errors import PolicyRefused, RuntimeFailure, WrongState
 from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
+from mediators.sniff import sniffer
 from mediators.stage import Copy, Stager, copy
 
 TOP = Path(__file__).parents[3]
@@ -126,12 +127,17 @@ class StandInCaged:
         """Whether the targets stop their delivery halves as they start."""
         self.ended: list[int] = []
         """The statuses of the delivery halves that have ended."""
+        self.recording: asyncio.Event | None = None
+        """Where it is there, what is to be in the chain is there once it is set."""
+        self.pending: list[list[Any]] = []
+        """What waited for that."""
         self.keeps: list[int] | None = None
         """Where it is there, the targets keep what they are given to read, in here."""
         self.killed_at: list[str] = []
         """Members at which it is killed once they are done and before they are answered, in this order."""
         self.before_confirmed: Callable[[], None] = lambda: None
         self.one_way, self.max_files, self.log = False, 0, ""
+        self.require = ""
         self.signs = True
         """Whether it gives receipts."""
         self.told: list[dict[str, Any]] = []
@@ -140,6 +146,13 @@ class StandInCaged:
         self.notifications: list[tuple[str, int, dict[str, Any]]] = []
         """What was to be shown: the source, the id, the notification."""
         self.unshown: list[tuple[str, int]] = []
+        self.down: set[str] = set()
+        """The uuids of cages that do not run."""
+        self.asks = False
+        """Whether a person is to be asked at first sight, and has said yes by the second."""
+        self.types: list[str] = []
+        self.latest = ""
+        """The connection of the core half that asked for the gateways last."""
         self.mediator: asyncio.Future[str] = asyncio.get_running_loop().create_future()
 
     @classmethod
@@ -183,7 +196,13 @@ class StandInCaged:
     def up(self, name: str, uuid: str, address: str) -> None:
         self.bus.emit(CORE_PATH, wire.MEDIATION, "GatewayUp", "sss", (name, uuid, address), to=self.mediator.result())
 
+    def runs(self, uuid: str) -> None:
+        """The cage begins to run."""
+        self.down.discard(uuid)
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "CageChanged", "s", (uuid,), to=self.latest)
+
     async def _gateways(self, call: Call) -> Answer:
+        self.latest = call.sender
         if not self.mediator.done():
             self.mediator.set_result(call.sender)
         return Answer(values=(self.gateways,))
@@ -191,7 +210,9 @@ class StandInCaged:
     async def _decide(self, call: Call) -> Answer:
         source, _service, _argument, target, _request, _asker = call.arguments
         self.asked.append(call.arguments[:5])
-        return self._permission(source, target, "")
+        if source in self.down:
+            raise WrongState("the cage that asks does not run any more")
+        return self._permission(source, target, "", "ask" if self.asks else "allow")
 
     async def _confirm(self, call: Call) -> Answer:
         source, service, argument, target, request, what = call.arguments
@@ -226,24 +247,26 @@ class StandInCaged:
         self.withdrawn.append(call.arguments[0])
         return Answer()
 
-    def _permission(self, source: str, target: str, ticket: str) -> Answer:
+    def _permission(self, source: str, target: str, ticket: str, action: str = "allow") -> Answer:
         """Where it is confirmed its ticket says, in the open, between which instances it is."""
         if (source, target) not in self.allowed:
             raise PolicyRefused("no rule allows files.Send to that cage")
-        words = {"action": "allow", "target": self.led_to or target, "target-uuid": self.allowed[source, target],
-                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": "",
+        words = {"action": action, "target": self.led_to or target, "target-uuid": self.allowed[source, target],
+                 "source-name": self.names[source], "flow": self.flow.value, "transform": "", "require": self.require,
                  "user": "", "log": self.log, "ticket": ticket}
         return Answer(values=({
             **{key: Variant("s", value) for key, value in words.items()},
             **{key: Variant("b", False) for key in ("two-way", "notify", "autostart")},
             "one-way": Variant("b", self.one_way),
             "max-size": Variant("t", self.max_size), "max-files": Variant("u", self.max_files),
-            "types": Variant("as", []), "choices": Variant("as", []),
+            "types": Variant("as", self.types), "choices": Variant("as", []),
         },))
 
     async def _deliver(self, call: Call) -> Answer:
         ticket, arguments, (index,) = call.arguments
         target = ticket.partition(":")[2]
+        if target in self.down:
+            raise WrongState("the target does not run; start it, and send again")
         self.delivering += 1
         if self.keeps is not None:
             self.keeps.append(os.dup(call.descriptors[index]))
@@ -285,6 +308,9 @@ class StandInCaged:
     async def _record(self, call: Call) -> Answer:
         if self.full:
             raise RuntimeFailure("the chain takes nothing")
+        if self.recording is not None:
+            self.pending.append(call.arguments)
+            await self.recording.wait()
         self.records.put_nowait(call.arguments)
         return Answer()
 
@@ -371,7 +397,8 @@ def play(tmp_path: Path, start_gateway: Callable[[str], Daemon]) -> Play:
             here.clients[name] = await client(address)
         caged.allowed[WORK, "vault"] = VAULT
         await caged.appear()
-        serving = asyncio.ensure_future(serve_until_bus_ends(Stager(here.staging, copier=copier)))
+        stager = Stager(here.staging, copier=copier, sniffer=sniffer(), nameable=True)
+        serving = asyncio.ensure_future(serve_until_bus_ends(stager))
         try:
             for connection in here.clients.values():
                 await present(connection, protocol.BUS_NAME)

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import functools
 import os
 import socket
 import sys
@@ -17,10 +18,19 @@ import pytest
 from cage_runtime import generate, manifest
 from cage_runtime.bus import DBUS, Answer, Bus, Call, Service
 from cage_runtime.config import Paths
-from cage_runtime.errors import CageError, CutOff, InvalidName, PolicyRefused, RuntimeFailure, TransferFailed
+from cage_runtime.errors import (
+    CageError,
+    CutOff,
+    InvalidName,
+    NothingDone,
+    PolicyRefused,
+    RuntimeFailure,
+    TransferFailed,
+)
 from cage_runtime.model import TRANSFERS_PER_CAGE, TRANSFERS_PER_PAIR
 from mediators import wire
 from mediators.files import protocol
+from mediators.files.stream import Stream
 
 TOP = Path(__file__).parents[3]
 MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
@@ -47,15 +57,41 @@ class Cage:
         self.address, self.session, self.core, self.log, self.gateway = address, session, core, log, gateway
         self.answer: Callable[[Call], Coroutine[Any, Any, Answer]] = self._arrived
         self.heard: list[tuple[list[Any], int]] = []
+        self.streams: list[Stream] = []
+        """Of those that were begun, in this order."""
+        self.begun: Callable[[], Coroutine[Any, Any, None]] = self._at_once
+        """Awaited before it is answered that one has been begun."""
+        self.cancelled: list[str] = []
+        """The names of those for which that was asked."""
 
     async def serve(self) -> None:
         interface = wire.interface("files")
-        self.core.serve(protocol.PATH, Service(interface=interface, handlers={"Send": self._send}))
+        handlers = {"StartFile": self._start, "StartTree": self._start}
+        self.core.serve(protocol.PATH, Service(interface=interface, handlers=handlers))
         await self.core.own(protocol.BUS_NAME)
 
-    async def _send(self, call: Call) -> Answer:
-        self.heard.append((call.arguments, os.fstat(call.descriptors[0]).st_size))
-        return await self.answer(call)
+    async def _start(self, call: Call) -> Answer:
+        tree = call.member == "StartTree"
+        self.heard.append((call.arguments, 0 if tree else os.fstat(call.descriptors[0]).st_size))
+        await self.begun()
+        stream = Stream(tree=tree)
+        self.streams.append(stream)
+        work = asyncio.ensure_future(self.answer(call))
+        stream.attend(gone=work.cancel, cancel=lambda: self.cancelled.append(call.arguments[1]))
+        work.add_done_callback(functools.partial(self._ended, stream))
+        return stream.answer()
+
+    def _ended(self, stream: Stream, work: asyncio.Task[Answer]) -> None:
+        if not work.cancelled():
+            error = work.exception()
+            if isinstance(error, CageError):
+                stream.failed(error)
+            else:
+                stream.arrived(work.result().values[0])
+        stream.close()
+
+    async def _at_once(self) -> None:
+        return
 
     async def _arrived(self, _call: Call) -> Answer:
         return Answer(values=("Inbox/work/x",))
@@ -214,17 +250,40 @@ def test_what_is_sent_is_given_up_when_whoever_sends_it_leaves(play: Play) -> No
     play(test)
 
 
-@pytest.mark.parametrize("ends", ["core half", "gateway"])
+@pytest.mark.parametrize("ends", ["asked", "committed", "gateway"])
 def test_where_the_core_ends_meanwhile_nobody_says_that_nothing_arrived(play: Play, ends: str) -> None:
+    """Whether it has not said yet that it has begun; or it is committed; or the gateway ends with it."""
     async def test(cage: Cage) -> None:
-        async def end(_call: Call) -> Answer:
+        async def end() -> None:
             if ends == "gateway":
                 cage.gateway.process.kill()
             cage.core.disconnect()
             raise asyncio.CancelledError
 
-        cage.answer = end
+        async def commit(_call: Call) -> Answer:
+            cage.streams[0].say(state=protocol.COMMITTED)
+            await end()
+            raise AssertionError
+
+        if ends == "committed":
+            cage.answer = commit
+        else:
+            cage.begun = end
         with pytest.raises(CutOff):
+            await cage.send()
+
+    play(test)
+
+
+@pytest.mark.parametrize("state", [protocol.READING, protocol.DELIVERING])
+def test_where_the_core_ends_before_it_is_committed_nothing_can_have_arrived(play: Play, state: str) -> None:
+    async def test(cage: Cage) -> None:
+        async def end(_call: Call) -> Answer:
+            cage.streams[0].figures(state=state, done=1, total=2)
+            raise asyncio.CancelledError
+
+        cage.answer = end
+        with pytest.raises(NothingDone, match='nothing of "x" arrived; send it again'):
             await cage.send()
 
     play(test)
@@ -247,7 +306,7 @@ def test_one_more_transfer_waits_until_another_has_ended(play: Play) -> None:
         cage.answer = slow
         targets = [name for name in ("vault", "other", "third") for _ in range(TRANSFERS_PER_PAIR + 2)]
         sending = [asyncio.ensure_future(cage.send(to=target)) for target in targets]
-        while len(cage.heard) < TRANSFERS_PER_CAGE:
+        while under_way["all"] < TRANSFERS_PER_CAGE:
             await asyncio.sleep(0)
         done.set()
         assert await asyncio.gather(*sending) == ["Inbox/work/slow"] * len(targets)

@@ -64,6 +64,16 @@ def test_all_that_is_asked_and_recorded_of_one_request_has_its_id_and_of_another
     play(test)
 
 
+@pytest.mark.parametrize("why", ["a person is asked", "the rule bounds them"])
+def test_of_what_type_it_is_is_told_whoever_wants_to_know(play: Play, why: str) -> None:
+    async def test(world: World) -> None:
+        world.caged.asks, world.caged.types = why.startswith("a"), [] if why.startswith("a") else ["text/plain"]
+        await world.send("work", "vault")
+        assert world.caged.told[-1]["types"] == ["text/plain"]
+
+    play(test)
+
+
 # --- who asks ----------------------------------------------------------------------------------------------------
 def test_who_asks_is_the_gateway(play: Play) -> None:
     """The same message, through the other gateway, is another cage's (M2); what a gateway is called says nothing."""
@@ -327,7 +337,7 @@ def test_it_ends_with_an_error_when_the_system_bus_ends(tmp_path: Path, system_b
     async def run() -> None:
         caged = await kit.caged.start(tmp_path / "homes")
         await caged.appear()
-        serving = asyncio.ensure_future(serve_until_bus_ends(Stager(tmp_path / "staging")))
+        serving = asyncio.ensure_future(serve_until_bus_ends(Stager(tmp_path / "staging", nameable=True)))
         await caged.mediator
         system_bus.process.kill()
         with pytest.raises(RuntimeFailure, match="the system bus ended"):
@@ -344,7 +354,7 @@ from mediators import stage
 from mediators.files.core import serve_until_bus_ends
 def hang(source, target, size):
     import os; os.write(target, b"half"); ctypes.CDLL(None).pause()
-asyncio.run(serve_until_bus_ends(stage.Stager(Path(sys.argv[1]), copier=hang)))
+asyncio.run(serve_until_bus_ends(stage.Stager(Path(sys.argv[1]), copier=hang, nameable=True)))
 """
 
 
@@ -375,7 +385,8 @@ def test_killed_in_the_middle_of_a_transfer_it_leaves_nothing(
         asyncio.get_running_loop().add_reader(worker, gone.set)
         async with asyncio.timeout(20):
             await gone.wait()
-        assert list((tmp_path / "staging").iterdir()) == []
+        # No copy, but a note of it for the next one to tell of.
+        assert [path.suffix for path in (tmp_path / "staging").iterdir()] == [".begun"]
         assert world.arrived() == []
 
     asyncio.run(run())

@@ -14,6 +14,7 @@ from typing import Any
 
 import pytest
 
+from cage_runtime.bucket import Rate
 from cage_runtime.bus import Bus, Variant
 from cage_runtime.errors import CageError, CutOff, PolicyRefused, RuntimeFailure, UsageError
 from cage_runtime.journald import Journald
@@ -57,6 +58,18 @@ class World:
     def messages(self) -> list[str]:
         """Of all entries that are there by now."""
         return [self._entries.get_nowait()["MESSAGE"] for _ in range(self._entries.qsize())]
+
+    def asks_for_ever(self) -> asyncio.Event:
+        """From now on nobody answers; set once somebody is asked."""
+        asked = asyncio.Event()
+
+        async def never(_call: Any) -> Any:
+            asked.set()
+            await asyncio.Event().wait()
+
+        self.caged._confirm = never
+        self.caged._serve()
+        return asked
 
     async def refused(self, cage: str, *lines: str, **options: str) -> CageError:
         with pytest.raises(CageError) as refused:
@@ -192,8 +205,7 @@ def test_what_cannot_be_recorded_is_not_written(play: Play) -> None:
 
 def test_what_is_beyond_a_cage_s_share_is_left_out_and_counted(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """M82: the flood ends where the share does, the journal says what is missing, and another cage has its own."""
-    monkeypatch.setattr(core, "LOG_LINES_BURST", 40)
-    monkeypatch.setattr(core, "LOG_LINES_PER_SECOND", 0.001)
+    monkeypatch.setattr(core, "LINES", Rate(burst=40, per_second=0.001))
     monkeypatch.setattr(core, "LOG_GAP_SECONDS", 0.0)
 
     async def test(world: World) -> None:
@@ -212,8 +224,7 @@ def test_what_is_beyond_a_cage_s_share_is_left_out_and_counted(play: Play, monke
 
 
 def test_the_gap_of_a_cage_that_ends_is_told_at_its_end(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(core, "LOG_LINES_BURST", 1)
-    monkeypatch.setattr(core, "LOG_LINES_PER_SECOND", 0.001)
+    monkeypatch.setattr(core, "LINES", Rate(burst=1, per_second=0.001))
 
     async def test(world: World) -> None:
         await world.write("work", "x", "y", "z")
@@ -251,8 +262,7 @@ def test_a_journal_that_takes_nothing_is_told_later_what_it_missed(monkeypatch: 
 
 def test_calls_of_a_cage_wait_for_their_turn(play: Play, monkeypatch: pytest.MonkeyPatch) -> None:
     """It does not use up what caged decides for the cage in a second."""
-    monkeypatch.setattr(core, "LOG_CALLS_BURST", 2)
-    monkeypatch.setattr(core, "LOG_CALLS_PER_SECOND", 10.0)
+    monkeypatch.setattr(core, "CALLS", Rate(burst=2, per_second=10.0))
 
     async def test(world: World) -> None:
         loop = asyncio.get_running_loop()
@@ -324,14 +334,7 @@ def test_a_closed_channel_gives_up_what_is_under_way_in_it(play: Play, monkeypat
     monkeypatch.setattr(gateways, "SHUT_OUT_SECONDS", 0.0)
 
     async def test(world: World) -> None:
-        asked = asyncio.Event()
-
-        async def never(_call: Any) -> Any:
-            asked.set()
-            await asyncio.Event().wait()
-
-        world.caged._confirm = never
-        world.caged._serve()
+        asked = world.asks_for_ever()
         waiting = asyncio.ensure_future(world.write("work", "x"))
         await asyncio.wait_for(asked.wait(), 20)
         with pytest.raises(RuntimeFailure, match="takes the signature"):
@@ -406,14 +409,7 @@ def test_more_calls_than_the_core_half_takes_wait_in_the_cage(play: Play, start_
 
 def test_what_a_caller_asked_for_who_has_gone_is_given_up(play: Play, start_bus: Callable[..., Any]) -> None:
     async def test(world: World) -> None:
-        asked = asyncio.Event()
-
-        async def never(_call: Any) -> Any:
-            asked.set()
-            await asyncio.Event().wait()
-
-        world.caged._confirm = never
-        world.caged._serve()
+        asked = world.asks_for_ever()
         cage = start_bus("cage").address
         async with cage_half(world, cage) as (_application, _running):
             gone = await Bus.connect(cage)

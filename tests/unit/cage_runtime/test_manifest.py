@@ -44,16 +44,20 @@ def changed(old: str, new: str) -> str:
 def test_a_manifest_says_all_that_there_is_to_know() -> None:
     assert parse(WHOLE) == Mediator(
         name="thing", description="things", methods=("Use", "Drop"), descriptors=2, delivery=Delivery.DELIVERY,
-        folder="things", services={
+        folder="things", jobs=False, services={
             "thing.Use": ServiceKind(one_way=True, parameters=frozenset({"max-size", "types"})),
             "thing.*": ServiceKind(one_way=False, parameters=frozenset()),
         })
     assert (parse(WHOLE).bus_name, parse(WHOLE).path) == ("org.cageruntime.Thing1", "/org/cageruntime/Thing1")
 
 
+def test_it_says_whether_what_is_under_way_are_objects() -> None:
+    assert parse(changed('folder = "things"', "jobs = true")).jobs is True
+
+
 def test_what_is_missing_is_the_least() -> None:
     least = parse(LEAST)
-    assert (least.descriptors, least.delivery, least.folder) == (0, Delivery.NONE, None)
+    assert (least.descriptors, least.delivery, least.folder, least.jobs) == (0, Delivery.NONE, None, False)
     assert least.services == {"thing.Use": ServiceKind(one_way=False, parameters=frozenset())}
 
 
@@ -202,9 +206,11 @@ def test_each_folder_has_its_manifest_and_each_manifest_its_folder() -> None:
 @pytest.mark.parametrize("mediator", OURS, ids=lambda mediator: mediator.name)
 def test_a_manifest_says_what_its_folder_is(mediator: Mediator) -> None:
     folder = TOP / "mediators" / mediator.name
-    (interface,) = ET.parse(folder / "interface.xml").getroot().findall("interface")
+    interface, *of_jobs = ET.parse(folder / "interface.xml").getroot().findall("interface")
     assert interface.attrib["name"] == mediator.bus_name
-    assert {method.attrib["name"] for method in interface.findall("method")} == set(mediator.methods)
+    assert [it.attrib["name"] for it in of_jobs] == ([f"{mediator.bus_name}.Job"] if mediator.jobs else [])
+    listing = {"ListJobs"} if mediator.jobs else set[str]()
+    assert {method.attrib["name"] for method in interface.findall("method")} == set(mediator.methods) | listing
     for method in interface.findall("method"):
         for direction in ("in", "out"):
             types = [arg.attrib["type"] for arg in method.findall("arg") if arg.attrib["direction"] == direction]
@@ -249,10 +255,14 @@ def test_a_cage_may_call_what_the_manifests_name_and_nothing_more(bus: str) -> N
     text = generate.gateway_bus(GATEWAY, OURS, str) if bus == "gateway" else generate.cage_bus(CAGE_BUS, OURS)
     default = ET.fromstring(text).find("policy[@context='default']")
     assert default is not None
-    allowed = {(rule.attrib["send_destination"], rule.attrib["send_path"], rule.attrib["send_interface"],
+    allowed = {(rule.attrib["send_destination"], rule.get("send_path"), rule.attrib["send_interface"],
                 rule.attrib["send_member"]) for rule in default.findall("allow[@send_destination]")}
     ours = {rule for rule in allowed if rule[0] != "org.freedesktop.DBus"}
-    assert ours == {(it.bus_name, it.path, it.bus_name, method) for it in OURS for method in it.methods}
+    of_jobs = {rule for it in OURS if it.jobs and bus == "cage" for rule in (
+        (it.bus_name, it.path, it.bus_name, "ListJobs"), (it.bus_name, None, f"{it.bus_name}.Job", "Cancel"),
+        (it.bus_name, None, "org.freedesktop.DBus.Properties", "Get"),
+        (it.bus_name, None, "org.freedesktop.DBus.Properties", "GetAll"))}
+    assert ours == {(it.bus_name, it.path, it.bus_name, method) for it in OURS for method in it.methods} | of_jobs
     assert "@" not in text.replace("@ signs", "")
 
 

@@ -31,11 +31,11 @@ def test_an_unknown_mediator_is_refused_in_one_visible_line(name: str) -> None:
     [
         (["files", "--confg", "x"], "takes --config FILE"),
         (["files", "--cage", "x"], "takes no argument"),
-        (["files", "--deliver", "work"], "--deliver takes file|tree CONFLICT SOURCE NAME SIZE SHA256"),
-        (["files", "--deliver", "file", "rename", "work", "../x", "1", "0" * 64], 'it has a "/"'),
-        (["files", "--deliver", "file", "rename", "../work", "x", "1", "0" * 64], 'it has a "/"'),
-        (["files", "--deliver", "file", "rename", "work", "x", "-1", "0" * 64], "is not a size"),
-        (["files", "--deliver", "file", "rename", "work", "x", "1", "0" * 63], "64 hexadecimal digits"),
+        (["files", "--deliver", "work"], "--deliver takes file|tree CONFLICT SOURCE NAME SIZE SHA256 ONCE|- SINCE"),
+        (["files", "--deliver", "file", "rename", "work", "../x", "1", "0" * 64, "-", "0"], 'it has a "/"'),
+        (["files", "--deliver", "file", "rename", "../work", "x", "1", "0" * 64, "-", "0"], 'it has a "/"'),
+        (["files", "--deliver", "file", "rename", "work", "x", "-1", "0" * 64, "-", "0"], "is not a size"),
+        (["files", "--deliver", "file", "rename", "work", "x", "1", "0" * 63, "-", "0"], "64 hexadecimal digits"),
     ],
 )
 def test_a_bad_command_line_says_what_is_wrong(arguments: list[str], says: str) -> None:

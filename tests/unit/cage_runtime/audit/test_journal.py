@@ -234,7 +234,7 @@ SAMPLES: dict[Kind, dict[str, str]] = {
     Kind.COPY: {"cage": "work", "direction": "in", "path": "x", "outcome": "begun"},
     Kind.MALFORMED: {"cage": "work", "service": "files.Send", "fault": "x"},
     Kind.RECOVERED: {"what": "x"}, Kind.CLOCK_SET_BACK: {"to": "x", "why": "x"}, Kind.POLICY_REFUSED: {"why": "x"},
-    Kind.RECEIPT_KEY_MADE: {"host": "0" * 64, "key": "x"},
+    Kind.RECEIPT_KEY_MADE: {},
     Kind.REFUSED: {"reason": "x"}, Kind.DENIED_BY_KERNEL: {"cage": "work", "operation": "kill", "count": "3"},
     Kind.CALLS_ANSWERED: {"cage": "work", "operation": "sysinfo", "count": "3"},
     Kind.CORE_STARTED: {"pid": "1"}, Kind.CORE_STOPPED: {"pid": "1"}, Kind.POLICY_LOADED: {"rules": "1"},

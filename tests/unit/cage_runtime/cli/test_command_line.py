@@ -202,7 +202,7 @@ INCAGE_BAD = (
     ("open", "URI|FILE"),
     ("open https://example.org two", "two"),
     ("list", 'no command "list"'),
-    ("send x", "--to"),
+    ("send --to vault", "FILE"),
     ("send --to vault", "FILE"),
 )
 

@@ -12,7 +12,6 @@ import pytest
 
 from cage_runtime import packing
 from cage_runtime.cli.tree import Listing, remove, write
-from cage_runtime.cli.verbs_incage_files import _Progress
 from cage_runtime.errors import CageError, InvalidName
 from cage_runtime.intree import Manifest, Tree, read_header
 from tests.unit.mediators.files.trees import TREE, stream
@@ -130,18 +129,6 @@ def test_a_directory_that_became_a_link_is_not_followed(top: Path, tmp_path: Pat
     (top / "sub").symlink_to(tmp_path / "elsewhere")
     assert remove(descriptor, listing) == "papers/sub"
     assert sorted(os.listdir(tmp_path / "elsewhere")) == ["deep", "none", "run"]
-
-
-def test_progress_is_a_line_that_goes_away(capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("cage_runtime.cli.verbs_incage_files.PROGRESS_SECONDS", 0.0)
-    progress = _Progress("papers -> vault", 200, silent=False)
-    progress.show(100)
-    progress.clear()
-    assert capsys.readouterr().err == "\r\x1b[Kpapers -> vault: 50 %\r\x1b[K"
-    silent = _Progress("papers -> vault", 200, silent=True)
-    silent.show(100)
-    silent.clear()
-    assert capsys.readouterr().err == ""
 
 
 # --- what both sides of a copy say of it ---------------------------------------------------------------------------

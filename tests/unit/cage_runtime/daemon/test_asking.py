@@ -13,7 +13,16 @@ import pytest
 from cage_runtime.daemon.agents import Person
 from cage_runtime.daemon.mediation import Permission
 from cage_runtime.daemon.what import What
-from cage_runtime.errors import NoSuchCage, NoSuchGrant, NoSuchPrompt, PolicyRefused, RuntimeFailure, UsageError
+from cage_runtime.errors import (
+    NoSuchCage,
+    NoSuchGrant,
+    NoSuchPrompt,
+    PolicyRefused,
+    RuntimeFailure,
+    TooOften,
+    UsageError,
+    WrongState,
+)
 from cage_runtime.model import (
     ANSWER_SECONDS,
     GRANT_SECONDS_MAX,
@@ -451,7 +460,7 @@ def test_nothing_is_asked_for_a_cage_that_has_ended(world: World, end: Callable[
     end(world)
     assert world.prompts == []
     assert world.heard[-1] == (":files", "Answered", REQUEST)
-    with pytest.raises(NoSuchCage):
+    with pytest.raises((NoSuchCage, WrongState), match="the cage that asks"):
         world.confirm("vault", **HELD)
 
 
@@ -755,6 +764,8 @@ def test_a_rules_limit_is_counted_for_each_source_and_service(start: Callable[..
     world.time += 20
     world.decide("vault")
     assert "limit=" in world.refused("vault")
+    with pytest.raises(TooOften):
+        world.decide("vault")
     assert world.refused("nobody") != world.refused("vault")
 
 

@@ -5,8 +5,9 @@ from __future__ import annotations
 
 import pytest
 
+from cage_runtime.bucket import Bucket
 from cage_runtime.daemon import rate
-from cage_runtime.daemon.rate import RECORDED, Bucket, Persons
+from cage_runtime.daemon.rate import RECORDED, Persons
 from cage_runtime.model import RECORDED_BURST, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS
 
 TURN = 1 / RECORDED_PER_SECOND

@@ -158,7 +158,7 @@ def test_nothing_is_shown_of_a_source_that_has_ended(world: Delivering) -> None:
     ticket = world.confirmed("@core").ticket
     assert world.mediation.shown("files", ticket) is world.known["work"]
     world.set_state("work", CageState.STOPPED)
-    with pytest.raises(NoSuchCage):
+    with pytest.raises(WrongState, match="does not run any more"):
         world.mediation.shown("files", ticket)
 
 

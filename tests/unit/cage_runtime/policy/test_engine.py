@@ -204,12 +204,30 @@ def test_forbidden_and_unknown_read_alike(lines: tuple[str, ...], reason: str, r
     assert (public.action, public.reason, public.rule, public.flow) == (Action.DENY, reason, rule, None)
 
 
-def test_the_sentence_names_the_rule_and_hides_nothing_hostile() -> None:
+def test_the_sentence_does_not_tell_whether_a_rule_names_the_target() -> None:
+    """M3: by the place of the rule a cage could guess the names of those that it may not know of."""
+    rules = policy("files.Send * vault merger deny", *SHIPPED)
+    heard = []
+    for name in ("merger", "nobody"):
+        request = ask("vault", name)
+        public = rules.public_refusal(request, NOON)
+        heard.append(refusal_sentence(request, public).replace(name, "NAME"))
+        assert public.rule
+    assert heard[0] == heard[1]
+
+
+def test_where_no_target_was_named_the_sentence_has_none() -> None:
+    request = ask("vault", "")
+    rules = policy(*SHIPPED)
+    assert refusal_sentence(request, rules.public_refusal(request, NOON)).startswith("files.Send is refused: ")
+
+
+def test_the_sentence_says_what_tells_the_rule_and_hides_nothing_hostile() -> None:
     rules = policy(*SHIPPED)
     request = ask("vault", "wo\x1b[2Jrk\n")
     assert refusal_sentence(request, rules.public_refusal(request, NOON)) == (
         'files.Send to "wo\\x1b[2Jrk\\n" is refused: the rule denies it, and only an allowing rule before that one '
-        "would change it (rule p:3)"
+        "would change it (cagectl policy explain says which rule)"
     )
 
 

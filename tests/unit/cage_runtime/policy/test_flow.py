@@ -5,6 +5,7 @@ from __future__ import annotations
 
 import itertools
 from collections.abc import Iterable
+from dataclasses import replace
 
 import pytest
 from hypothesis import Phase, given, settings
@@ -64,6 +65,18 @@ def test_what_declassify_opens_is_told_with_all_that_it_reaches() -> None:
         ["vault (secret) to press (public): files.Send, declassify (rule p:1)",
          "press (public) to web (public): files.Send (rule p:2)"],
     ]  # fmt: skip
+
+
+def test_what_only_passes_through_a_disposable_cage_is_not_told_again() -> None:
+    def made(source: Instance, target: str) -> Instance | None:
+        same = replace(source, name="@disposable:disposable", uuid="")
+        return same if target in ("@disposable", "@disposable:disposable") else None
+
+    host = replace(HOST, disposable=made, templates={"disposable": LEVELS.label("secret", LEVELS.compartments)})
+    engine = Policy(rules=rules("files.Send * vault press allow declassify", "call.X * * @disposable allow",
+                                "call.X * * @default ask"), kinds=KINDS)
+    assert said(prove(engine, {name: WORLD[name] for name in ("press", "vault")}, host).opened) == [
+        ["vault (secret) to press (public): files.Send, declassify (rule p:1)"]]
 
 
 def test_what_a_rule_opens_between_cages_that_are_not_there_is_told_too() -> None:

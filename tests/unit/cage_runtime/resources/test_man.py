@@ -195,8 +195,8 @@ def test_the_interfaces_page_has_every_error() -> None:
         kind("").bus_error: "" if issubclass(kind, errors.ProtocolError) else str(kind.exit_status) for kind in kinds}
 
 
-FOREIGN = {"dot.1", "journalctl.1", "machinectl.1", "pkttyagent.1", "polkit.8", "sudo.8", "sysinfo.2", "systemctl.1",
-           "systemd-cgls.1", "userdel.8"}
+FOREIGN = {"dot.1", "journalctl.1", "machinectl.1", "pkttyagent.1", "polkit.8", "ssh-keygen.1", "sudo.8", "sysinfo.2",
+           "systemctl.1", "systemd-cgls.1", "userdel.8"}
 """Pages of other packages that ours send to."""
 
 

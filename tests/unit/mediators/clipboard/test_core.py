@@ -16,10 +16,11 @@ import pytest
 
 from cage_runtime.bus import Call, Variant
 from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
-from cage_runtime.model import CLIP_BURST, IMAGE_BYTES_MAX, Action, Flow
+from cage_runtime.model import CLIP_BURST, CLIPS_LENT_BYTES, IMAGE_BYTES_MAX, Action, Flow
 from mediators.clipboard.core import ClipboardCore, MemoryStager, images
 from mediators.clipboard.image import reencoded
 from mediators.clipboard.protocol import IMAGE, NOTHING, TEXT
+from mediators.lent import Lent
 from mediators.stage import Stager
 from mediators.wire import Asked, Caged, Gateway, Permission, What
 from tests.unit.mediators.clipboard.pictures import chunk, png
@@ -88,8 +89,7 @@ class World:
         answer = await self.core.paste(target, call("Paste", type_, {}))
         (descriptor,) = answer.descriptors
         try:
-            seals = fcntl.fcntl(descriptor, fcntl.F_GET_SEALS)
-            assert seals == fcntl.F_SEAL_WRITE | fcntl.F_SEAL_SHRINK | fcntl.F_SEAL_GROW | fcntl.F_SEAL_SEAL
+            assert fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_ACCMODE == os.O_RDONLY
             return os.pread(descriptor, 1 << 21, 0)
         finally:
             os.close(descriptor)
@@ -388,3 +388,37 @@ def test_one_that_takes_too_long_is_given_up(tmp_path: Path) -> None:
         await world.copy(ALPHA, png(2, 2), IMAGE)
 
     asyncio.run(in_loop())
+
+
+# --- what is pasted is lent ------------------------------------------------------------------------------------------
+def test_whoever_keeps_what_was_pasted_keeps_nothing_by_it(run: Run) -> None:
+    """Its pages are the core's, and would be for as long as a descriptor of them is open anywhere."""
+    kept: list[int] = []
+
+    async def test(world: World) -> None:
+        world.core._lent = Lent(CLIPS_LENT_BYTES, seconds=0.2)
+        await world.copy(ALPHA, b"x" * 5000)
+        kept.extend((await world.core.paste(BETA, call("Paste", TEXT, {}))).descriptors)
+        assert os.fstat(kept[0]).st_size == 5000
+        await asyncio.sleep(0.5)
+        assert (os.fstat(kept[0]).st_size, os.fstat(kept[0]).st_blocks) == (0, 0)
+        await world.copy(ALPHA, b"y" * 5000)
+        kept.extend((await world.core.paste(BETA, call("Paste", TEXT, {}))).descriptors)
+        world.core.left(BETA.uuid)
+        assert os.fstat(kept[1]).st_blocks == 0
+
+    run(test)
+    for descriptor in kept:
+        os.close(descriptor)
+
+
+def test_a_cage_that_has_had_too_much_uses_no_paste_up(run: Run) -> None:
+    async def test(world: World) -> None:
+        world.core._lent = Lent(6000)
+        await world.copy(ALPHA, b"x" * 5000, pastes=2)
+        assert len(await world.paste(BETA)) == 5000
+        with pytest.raises(RuntimeFailure, match="has been handed 5000 bytes"):
+            await world.paste(BETA)
+        assert len(await world.paste(GAMMA)) == 5000
+
+    assert run(test).caged.records == ["alpha is offered ", "alpha is pasted uuid-beta", "alpha is pasted uuid-gamma"]

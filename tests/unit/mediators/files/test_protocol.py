@@ -118,6 +118,23 @@ def test_a_delivery_reads_back_what_was_asked(conflict: str, tree: bool) -> None
     read = parse_delivery(asked("a b.txt", tree=tree, conflict=conflict).arguments())
     assert (read.source, read.name, read.size, read.sha256) == ("work", "a b.txt", 7, "0" * 64)
     assert (read.tree, read.conflict) == (tree, conflict)
+    assert (read.once, read.since) == ("", 0)
+
+
+def test_what_is_delivered_once_is_said_in_digits_alone() -> None:
+    asked = protocol.Delivery(source="work", name="a", size=1, sha256="0" * 64, once="a" * 32, since=1764200000)
+    read = parse_delivery(asked.arguments())
+    assert (read.once, read.since) == ("a" * 32, 1764200000)
+
+
+@pytest.mark.parametrize(("once", "since", "says"), [
+    ("", "0", "what it is delivered once by is not 32"), ("../../etc/x" + "0" * 21, "0", "is not 32 hexadecimal"),
+    ("A" * 32, "0", "is not 32"), ("a" * 33, "0", "is not 32"), ("-", "", "time of day"), ("-", "-1", "time of day"),
+    ("-", "9" * 13, "time of day"), ("-", "\u0661", "time of day"),
+])
+def test_another_way_to_say_it_is_refused(once: str, since: str, says: str) -> None:
+    with pytest.raises(UsageError, match=says):
+        parse_delivery(["file", "rename", "work", "x", "1", "0" * 64, once, since])
 
 
 @pytest.mark.parametrize(
@@ -125,7 +142,7 @@ def test_a_delivery_reads_back_what_was_asked(conflict: str, tree: bool) -> None
 )
 def test_another_kind_of_delivery_is_refused(kind: str, conflict: str, says: str) -> None:
     with pytest.raises(UsageError, match=says):
-        parse_delivery([kind, conflict, "work", "x", "1", "0" * 64])
+        parse_delivery([kind, conflict, "work", "x", "1", "0" * 64, "-", "0"])
 
 
 @dataclass
@@ -154,7 +171,7 @@ def test_any_other_option_is_an_error(options: dict[str, Variant]) -> None:
 @pytest.mark.parametrize("size", ["", "0", "-1", "1.0", "1e3", "\u0661", "68719476737", "9" * 13, " 1"])
 def test_a_size_out_of_bounds_is_refused(size: str) -> None:
     with pytest.raises(UsageError, match="is not a size"):
-        parse_delivery(["file", "rename", "work", "x", size, "0" * 64])
+        parse_delivery(["file", "rename", "work", "x", size, "0" * 64, "-", "0"])
 
 
 def test_the_output_of_a_delivery_is_a_number_and_nothing_else() -> None:
