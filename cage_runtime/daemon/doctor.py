@@ -162,7 +162,7 @@ def _programs() -> Iterator[Check]:
 def _policy(fault: str | None, faults: int) -> Check:
     if fault is None and faults:
         return Check(check="policy", state=Health.LIMITED, help="see cagectl policy check",
-                     detail=f"in force, but its files have {faults} faults by now, and a restart would deny everything")
+                     detail=f"in force, but its files have faults by now ({faults}): a restart would deny everything")
     if fault is None:
         return Check(check="policy", state=Health.OK, detail="in force")
     return Check(check="policy", state=Health.MISSING, detail=fault, help="mend the line, then cagectl policy reload")

@@ -8,11 +8,14 @@ from __future__ import annotations
 
 import logging
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from cage_runtime.errors import PolicyRefused
 from cage_runtime.text import escape
 from mediators.files.transform import DIRECTORY, NAME, read_key
-from mediators.sshsig import PUBLIC_FILE_MAX, Signer, signer
+
+if TYPE_CHECKING:
+    from mediators.sshsig import Signer
 
 LOG = logging.getLogger(__name__)
 SIGNED = "signed"
@@ -33,6 +36,8 @@ def signer_of(require: str, administrator: Path, owner: int = 0) -> Signer | Non
     kind, _, name = require.partition(":")
     if kind != SIGNED or not NAME.match(name):
         raise PolicyRefused("cannot be sent: the policy wants it looked at in a way that files cannot")
+    from mediators.sshsig import PUBLIC_FILE_MAX, signer  # takes much memory, and few rules want it
+
     try:
         return signer(name, read_key(administrator / DIRECTORY, f"{name}.pub", PUBLIC_FILE_MAX, owner))
     except (OSError, ValueError) as error:

@@ -16,6 +16,7 @@ import signal
 import time
 from collections.abc import Awaitable
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
@@ -32,9 +33,11 @@ from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
 from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
-from mediators.sshsig import Signer
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
+
+if TYPE_CHECKING:
+    from mediators.sshsig import Signer
 
 LOG = logging.getLogger(__name__)
 _ELSEWHERE = "it would go to another cage by now than the one that it was accepted for"

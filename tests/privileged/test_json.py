@@ -14,7 +14,7 @@ from tests.privileged.runtime import Cage, Runtime
 LIST = {"name", "uuid", "state", "level", "compartments", "ephemeral", "owner", "autostart", "processes", "documents"}
 STATUS = LIST | {"description", "created", "applications", "home", "unenforced", "since", "require", "private", "walls",
                  "denials", "mediated"}
-EXPLAINED = {"action", "rule", "reason", "flow", "target", "parameters", "passed", "change"}
+EXPLAINED = {"action", "rule", "reason", "flow", "target", "parameters", "passed", "change", "note"}
 RECORD = {"sequence", "time", "kind", "fields", "previous", "hash"}
 KEYS: list[tuple[str, type, set[str]]] = [
     ("list", list, LIST),

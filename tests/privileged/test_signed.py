@@ -57,6 +57,28 @@ def test_a_file_goes_down_with_its_signature_or_not_at_all(
     assert (recorded["require"], recorded["signed-by"][:7]) == ("signed:editor", "SHA256:")
 
 
+def test_the_key_that_signs_can_be_in_another_cage(runtime: Runtime, shared_cage: MakeCage) -> None:
+    """All of it from inside: incage agent signs, and what it signed is what the rule wants."""
+    desk, safe, reader = (shared_cage(name, "--level", "internal") for name in ("desk", "safe", "reader"))
+    safe.sh("mkdir -p -m 700 ~/.config/incage/keys && cd ~/.config/incage/keys && "
+            "ssh-keygen -q -t ed25519 -N '' -C '' -f editor && mv editor.pub ~")
+    public = safe.sh("cat ~/editor.pub")
+    desk.sh("cat > ~/editor.pub", input=public.encode())
+    desk.sh("cat > ~/figures.txt", input=PLAIN.encode())
+    keys = runtime.top / "etc/keys"
+    keys.mkdir(parents=True)
+    for folder in (keys.parent, keys):
+        folder.chmod(0o755)
+    (keys / "editor.pub").write_text(public)
+    (keys / "editor.pub").chmod(0o644)
+    with policy(runtime, "keys.List * desk safe allow\nkeys.Sign +editor desk safe allow\n"
+                         "files.Send * desk reader allow require=signed:editor\n"):
+        desk.sh("cd && incage agent --to safe -- ssh-keygen -q -Y sign -n files.Send -f editor.pub figures.txt")
+        desk.sh("cd && incage send figures.txt --signature figures.txt.sig --to reader")
+    shutil.rmtree(keys)
+    assert reader.sh("cat ~/Inbox/desk/figures.txt") == PLAIN
+
+
 def test_what_nobody_can_look_at_is_refused(runtime: Runtime, shared_cage: MakeCage) -> None:
     first, second = shared_cage("first"), shared_cage("second")
     first.sh("echo x > ~/x")

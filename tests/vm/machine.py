@@ -15,6 +15,8 @@ SECONDS = 300
 MEDIATORS = ("call", "clipboard", "files", "keys", "log", "notify", "open")
 """Those that the package brings."""
 UNITS_OF_MEDIATORS = tuple(f"cage-mediator@{name}.service" for name in MEDIATORS)
+FILES_AND_ANOTHER = ("cage-mediator@files.service", "cage-mediator@log.service")
+"""Of files the core half is its own program, of all others one that they share; here each takes seconds to start."""
 CONSOLE = Path("/sys/class/tty/tty0/active")
 """Which virtual console is seen, on a machine that has any; logind knows whether this one has."""
 

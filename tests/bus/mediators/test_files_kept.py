@@ -263,6 +263,21 @@ def test_what_policy_refuses_by_then_is_given_back(play: Play) -> None:
     play(test, "accepted")
 
 
+def test_a_signature_that_is_wanted_by_then_was_not_looked_at(play: Play) -> None:
+    """M18: what was read under another rule is none that this one lets through."""
+
+    async def test(core: Core) -> None:
+        await accepted_and_left(core)
+        core.world.caged.require = "signed:editor"
+        await core.restart()
+        outcome = (await core.world.recorded())["outcome"]
+        assert outcome == "the policy wants it looked at otherwise by now than it was when it was read"
+        await core.world.until(lambda: core.staged() == [])
+        assert core.world.arrived() == []
+
+    play(test, "accepted")
+
+
 def test_another_instance_of_that_name_gets_nothing(play: Play) -> None:
     """M17, over a restart."""
 

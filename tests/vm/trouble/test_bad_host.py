@@ -16,12 +16,12 @@ from pathlib import Path
 import pytest
 
 from tests.vm.conftest import MakeCage
-from tests.vm.machine import SECONDS, UNITS_OF_MEDIATORS, ok, properties, run
+from tests.vm.machine import FILES_AND_ANOTHER, SECONDS, ok, properties, run
 
 STATE, RUN = Path("/var/lib/cage-runtime"), Path("/run/cage-runtime")
 SAMPLE = Path("/var/lib/cage-runtime-quickstart/sample")
 NOTES = "org.cageruntime.Notes"
-UNITS = ("cage-spawner", "cage-apps", *UNITS_OF_MEDIATORS, "caged")
+UNITS = ("cage-spawner", "cage-apps", *FILES_AND_ANOTHER, "caged")
 UNAVAILABLE = ("cagectl: caged does not start; systemctl status caged says why\n",
                "cagectl: caged was started and has not come up in time; see its journal\n")
 """systemd 252 starts caged when its spawner has failed; since 254 caged waits for as long as that is started again."""

@@ -18,7 +18,7 @@ from pathlib import Path
 import pytest
 
 from tests.vm.conftest import MakeCage
-from tests.vm.machine import SECONDS, UNITS_OF_MEDIATORS, main_pid, ok, properties, run, until
+from tests.vm.machine import FILES_AND_ANOTHER, SECONDS, main_pid, ok, properties, run, until
 
 ROUTES = (("one", "two"), ("one", "vault"), ("two", "vault"))
 FILES, ROUNDS = 4, 2
@@ -150,7 +150,7 @@ def watchdogs(seconds: int, *units: str) -> Iterator[None]:
 
 def test_what_stands_still_is_started_again_and_cages_go_on(cage: MakeCage) -> None:
     cage("work")
-    units = ("caged.service", "cage-apps.service", *UNITS_OF_MEDIATORS)
+    units = ("caged.service", "cage-apps.service", *FILES_AND_ANOTHER)
     session = subprocess.Popen(["cagectl", "enter", "work", "--", "sh", "-c", "echo begun; read line; echo $line"],
                                stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     assert session.stdout is not None
