@@ -23,7 +23,6 @@ from contextlib import asynccontextmanager
 from dataclasses import dataclass
 
 from dbus_fast import AuthError, BusType, Message, MessageType, RequestNameReply, Variant
-from dbus_fast.aio import MessageBus
 from dbus_fast.auth import UID_NOT_SPECIFIED, AuthExternal
 from dbus_fast.constants import MessageFlag, NameFlag
 
@@ -38,6 +37,7 @@ from cage_runtime.errors import (
     UsageError,
     from_bus,
 )
+from cage_runtime.listening import Connection, Pace
 from cage_runtime.model import GIVING_UP_SECONDS
 from cage_runtime.objects import OBJECT_MANAGER, Answer, Call, Handler, Objects, Service, Sight, Value, described
 from cage_runtime.shares import Shares, Whose
@@ -86,7 +86,7 @@ class Bus:
     malformed: Callable[[UsageError], Awaitable[None]] | None = None
     """Awaited when a call is about to be refused for being malformed; must not raise."""
 
-    def __init__(self, connection: MessageBus) -> None:
+    def __init__(self, connection: Connection) -> None:
         self._connection, self._loop = connection, asyncio.get_running_loop()
         self._replies: dict[int, _Reply] = {}
         self._outgoing: deque[tuple[Message, contextlib.ExitStack]] = deque()
@@ -112,7 +112,7 @@ class Bus:
         daemon refuses uids that its host's passwd does not know: from a cage to its gateway, be `anonymous`.
         """
         auth = _Anonymous() if anonymous else AuthExternal(uid=UID_NOT_SPECIFIED)
-        connection = MessageBus(bus_address=address, bus_type=BusType.SYSTEM, auth=auth, negotiate_unix_fd=True)
+        connection = Connection(bus_address=address, bus_type=BusType.SYSTEM, auth=auth, negotiate_unix_fd=True)
         try:
             await connection.connect()
         except (OSError, AuthError, EOFError) as error:
@@ -317,6 +317,10 @@ class Bus:
                 self._send(removal)
 
     # --- serving ---------------------------------------------------------------------------------------------
+    def hear_by(self, pace: Pace) -> None:
+        """From now on, what comes is heard as `pace` says: it may have the other side wait."""
+        self._connection.pace = pace
+
     def share_by(self, share: Callable[[int], int]) -> None:
         """From now on, no more than `share` calls of a uid are answered at once."""
         self._shares.share = share

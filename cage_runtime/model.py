@@ -34,6 +34,9 @@ IMAGE_SIDE_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX = 16_384, 16 * 1024**2, 64
 """Pixels of one side of it, of all of it, and their bytes, decompressed, with one more for each row."""
 IMAGE_SECONDS = 20.0
 """Time in which one is compressed again; the core does that for one image after the other."""
+IMAGE_BURST, IMAGES_PER_SECOND = 5, 0.2
+"""Images of one cage that are, however fast they come, and those that are after that: each takes up to a second of a
+processor."""
 CLIPS_LENT_BYTES = 64 * 1024**2
 """Bytes of what one cage has pasted within LENT_SECONDS."""
 CLIP_SECONDS, CLIP_SECONDS_MAX = 120, 3600
@@ -148,6 +151,11 @@ TRANSFERS_PER_CAGE = 8
 CALLS_PER_CAGE = TRANSFERS_PER_CAGE
 """Calls of one cage that a mediator's core half answers at once, unless it says otherwise (M13).  Each has a connection
 to the gateway, whose bus has a bound for them (generate.CONNECTIONS_EACH)."""
+HEARD_BURST, HEARD_PER_SECOND = 1000, 200.0
+"""Messages of one cage that a mediator's core half hears at once, and each second after that; others wait (M13).  Of a
+call come three: it, and that its connection has come, and gone."""
+REFUSED_COUNTS = 20
+"""Messages for which a call counts that is one too many, or is malformed."""
 TRANSFERS_PER_PAIR = 4
 """Those of them to one target, which may take its time: it must not hold up those to others."""
 KEPT_PER_CAGE = 32

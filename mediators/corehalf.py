@@ -3,7 +3,7 @@
 
 Law of this room: whoever asks is the gateway that a call came through, which each handler is told first.  What no
 honest cage half says is recorded, and closes the channel of that cage to this mediator for a while: it disturbs nobody
-else.  No cage has more of a core half's attention than its share.
+else.  No cage has more of a core half's attention than its share: what it says beyond that is heard later.
 """
 
 from __future__ import annotations
@@ -19,12 +19,13 @@ from cage_runtime import folders, log, manifest
 from cage_runtime.bus import Answer, Bus, Call, Service
 from cage_runtime.config import RuntimeConfig, load_runtime
 from cage_runtime.confine import confine
-from cage_runtime.errors import CageError, ProtocolError, RuntimeFailure, UsageError
+from cage_runtime.errors import CageError, ProtocolError, RuntimeFailure, TooOften, UsageError
 from cage_runtime.model import CALLS_PER_CAGE
 from cage_runtime.notify import notify
 from cage_runtime.text import escape
 from mediators import wire
 from mediators.gateways import Gateways
+from mediators.pace import Pace
 from mediators.places import Places
 from mediators.wire import Caged, Gateway
 
@@ -54,18 +55,25 @@ class CoreHalf:
         await self._gateways.run()
 
     async def _serve(self, gateway: Gateway, bus: Bus) -> None:
-        bus.malformed = functools.partial(self._malformed, gateway, bus)
-        handlers = {member: functools.partial(self._answer, gateway, handler)
+        pace = Pace(asyncio.get_running_loop().time)
+        bus.hear_by(pace.heard)
+        bus.malformed = functools.partial(self._malformed, gateway, bus, pace)
+        handlers = {member: functools.partial(self._answer, gateway, handler, pace)
                     for member, handler in self._handlers.items()}
         bus.serve(wire.path(self._name), Service(interface=self._interface, handlers=handlers))
         await bus.follow_callers()
 
-    async def _answer(self, gateway: Gateway, handler: Handler, call: Call) -> Answer:
-        with self._places.take(gateway.uuid, self._most, lambda: RuntimeFailure(
-                f"{self._most} requests of this cage are under way; wait until one has ended")):
-            return await handler(gateway, call)
+    async def _answer(self, gateway: Gateway, handler: Handler, pace: Pace, call: Call) -> Answer:
+        try:
+            with self._places.take(gateway.uuid, self._most, lambda: RuntimeFailure(
+                    f"{self._most} requests of this cage are under way; wait until one has ended")):
+                return await handler(gateway, call)
+        except (TooOften, RuntimeFailure):
+            pace.refused()
+            raise
 
-    async def _malformed(self, source: Gateway, bus: Bus, error: UsageError) -> None:
+    async def _malformed(self, source: Gateway, bus: Bus, pace: Pace, error: UsageError) -> None:
+        pace.refused()
         try:
             await self._caged.record_malformed(source, self._service, error.sentence)
         except CageError as failure:

@@ -21,8 +21,8 @@ from cryptography.hazmat.primitives.asymmetric.utils import encode_dss_signature
 from cryptography.hazmat.primitives.serialization import load_ssh_public_key
 
 from cage_runtime.errors import UsageError
+from mediators.reading import Unpermitted
 from mediators.sshwire import HASHES, KINDS, SSHSIG, WORD_MAX, Reader, packed
-from mediators.stage import Unpermitted
 
 NAMESPACE = b"files.Send"
 """What it has to be signed for (ssh-keygen -n): a signature that was given for something else sends nothing."""

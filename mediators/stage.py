@@ -15,11 +15,9 @@ import ctypes
 import errno
 import fcntl
 import functools
-import hashlib
 import os
 import signal
 import socket
-import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,49 +25,30 @@ from typing import TYPE_CHECKING
 
 from cage_runtime.confine import seal
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
-from cage_runtime.filenames import CHUNK
-from cage_runtime.intree import Misfit, Tree, read_header
-from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_BYTES_MAX, TRANSFER_SECONDS
-from cage_runtime.packing import FILE, HEADER, PROGRAM
-from mediators.sniff import SNIFFED_BYTES, Sniffer
+from cage_runtime.model import STAGED_BYTES_PER_CAGE, TRANSFER_SECONDS
+from mediators.reading import (
+    GO,
+    NO_SPACE,
+    REPORT_MAX,
+    Copy,
+    Types,
+    Work,
+    copy,
+    report,
+    report_encrypted,
+    report_file,
+    report_tree,
+)
+from mediators.sniff import Sniffer
 
 if TYPE_CHECKING:  # few stage what is signed, and what looks at signatures takes much memory
-    from mediators.sshsig import Checking, Signer
+    from mediators.sshsig import Signer
 
-REPORT_MAX = 8192
-"""Bytes of one message of a worker."""
-HOLES_MAX = 1024**2
-"""Bytes that may be missing in a file, however small: what a file system keeps elsewhere or small is not sparse."""
-TYPES_MAX = 64
-"""Kinds of files in one tree, where they matter."""
 RESERVE = 0.05
 """The part of the core's file system that staging leaves free."""
 O_PATH = 0o10000000
 PR_SET_PDEATHSIG = 1
 _LIBC = ctypes.CDLL(None, use_errno=True)
-_KINDS = {
-    stat.S_IFDIR: "is a directory, not a regular file",
-    stat.S_IFIFO: "is a pipe, not a regular file",
-    stat.S_IFSOCK: "is a socket, not a regular file",
-    stat.S_IFCHR: "is a device, not a regular file",
-    stat.S_IFBLK: "is a device, not a regular file",
-    stat.S_IFLNK: "is a symbolic link; send the file that it names",
-}
-_NO_SPACE = "cannot be sent: the core has no space left for it"
-_GO = b"go"
-_CHANGED = "changed while it was read; send it again when nothing writes to it"
-
-
-class Unfit(Misfit):
-    """What was handed over cannot be sent; the text goes after the file's name."""
-
-
-class Unpermitted(Unfit):
-    """It could be sent, were it not for the rule."""
-
-
-class TooLarge(Unpermitted):
-    """It is more than the rule lets through."""
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -118,79 +97,8 @@ class Staged:
         return 0 if self.sha256 else max(0, self.size - os.fstat(self.writable).st_blocks * 512)
 
 
-Work = Callable[[int, socket.socket], str]
-"""Fills the staging file that the first is, having had its size granted over the second; what to report of it."""
 Begun = Callable[[Staged], object]
 """Given a copy that has been granted its size, and grows from then on."""
-Copy = Callable[[int, int, int], tuple[int, str]]
-"""Copies so many bytes from one descriptor to another, and returns their number and SHA-256; runs in the worker."""
-Signature = Callable[[], "Checking"] | None
-"""Begins to look at the signature that it has to have; runs in the worker."""
-
-
-def measure(source: int, policy_max: int = 0) -> int:
-    """The size of a regular file that can be sent; Unfit says why it cannot be, TooLarge that policy has it smaller."""
-    status = os.fstat(source)
-    if not stat.S_ISREG(status.st_mode):
-        raise Unfit(_KINDS.get(stat.S_IFMT(status.st_mode), "is not a regular file"))
-    if status.st_size == 0:
-        raise Unfit("is empty; there is nothing to send")
-    if status.st_size > TRANSFER_BYTES_MAX:
-        raise Unfit(f"is larger than the {TRANSFER_BYTES_MAX >> 30}G that a transfer takes")
-    if 0 < policy_max < status.st_size:
-        raise TooLarge(f"is larger than the {policy_max} bytes that the policy lets through at once")
-    there = status.st_blocks * 512
-    if _is_sparse(status.st_size, there) and _is_sparse(status.st_size, there := _bytes_there(source, status.st_size)):
-        raise Unfit(f"is sparse: {status.st_size} bytes, of which {there} are there; copy it without holes first")
-    return status.st_size
-
-
-def _is_sparse(size: int, there: int) -> bool:
-    return there < size // 2 and size - there > HOLES_MAX
-
-
-def _bytes_there(source: int, size: int) -> int:
-    """Bytes of a file that are in no hole, counted until they are half of it: a file system that compresses has fewer
-    blocks, and no holes.  The position in the file, which its owner may share, is put back."""
-    position = os.lseek(source, 0, os.SEEK_CUR)
-    there = end = 0
-    try:
-        while there < size // 2:
-            start = os.lseek(source, end, os.SEEK_DATA)
-            end = os.lseek(source, start, os.SEEK_HOLE)
-            there += end - start
-    except OSError as error:
-        if error.errno != errno.ENXIO:  # no data behind that offset
-            raise
-    finally:
-        os.lseek(source, position, os.SEEK_SET)
-    return there
-
-
-def copy(source: int, target: int, size: int) -> tuple[int, str]:
-    """Copy a regular file by its offsets (never the shared position, never mapped); Unfit where it has another size."""
-    os.posix_fallocate(target, 0, size)
-    digest = hashlib.sha256()
-    offset = 0
-    while chunk := os.pread(source, min(CHUNK, size + 1 - offset), offset):
-        offset += len(chunk)
-        if offset > size:
-            raise Unfit(_CHANGED)
-        digest.update(chunk)
-        _write(target, chunk)
-    if offset != size:
-        raise Unfit(_CHANGED)
-    return offset, digest.hexdigest()
-
-
-def _marks(status: os.stat_result) -> tuple[int, int, int]:
-    return status.st_size, status.st_mtime_ns, status.st_ctime_ns
-
-
-def _write(descriptor: int, chunk: bytes) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 class Stager:
@@ -231,15 +139,15 @@ class Stager:
             import cage_runtime.encrypted  # noqa: F401
 
             encrypt = functools.partial(
-                _report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
+                report_encrypted, recipient, descriptor, policy_max, self._types(typed), signature)
             return await self._staged(descriptor, owner, encrypt, begun)
-        work = functools.partial(_report_file, self._copier, descriptor, policy_max, self._types(typed), signature)
+        work = functools.partial(report_file, self._copier, descriptor, policy_max, self._types(typed), signature)
         return await self._staged(descriptor, owner, work, begun)
 
     async def stage_tree(self, stream: int, owner: str, max_size: int = 0, max_files: int = 0, *,
                          typed: bool = False, begun: Begun = lambda _staged: None) -> Staged:
         """A copy of the tree that comes through the pipe `stream`; as `stage`, of which it differs in nothing else."""
-        work = functools.partial(_report_tree, stream, max_size, max_files, self._types(typed))
+        work = functools.partial(report_tree, stream, max_size, max_files, self._types(typed))
         return await self._staged(stream, owner, work, begun)
 
     def adopt(self, staged: Staged) -> None:
@@ -269,7 +177,7 @@ class Stager:
             return os.open(self.directory, self._unnamed_flags, 0o600)
         except OSError as error:
             if error.errno in {errno.ENOSPC, errno.EDQUOT}:
-                raise TransferFailed(_NO_SPACE) from error
+                raise TransferFailed(NO_SPACE) from error
             raise RuntimeFailure(f"{self.directory}: cannot be staged in: {error.strerror}") from error
 
     async def _copied(self, source: int, staged: Staged, work: Work, begun: Begun) -> None:
@@ -281,7 +189,7 @@ class Stager:
                 async with asyncio.timeout(self._seconds):
                     self._grant(staged, _read_size(await message(near)))
                     begun(staged)
-                    near.send(_GO)
+                    near.send(GO)
                     report = await message(near)
                     await worker.ended()
                     _read_report(report, staged)
@@ -299,7 +207,7 @@ class Stager:
         room = os.statvfs(self.directory)
         free = int(room.f_bavail - RESERVE * room.f_blocks) * room.f_frsize
         if size > free - sum(other.missing() for other in self._under_way):
-            raise TransferFailed(_NO_SPACE)
+            raise TransferFailed(NO_SPACE)
         staged.size = size
 
     def _fork(self, source: int, target: int, far: socket.socket, work: Work) -> Worker:
@@ -309,7 +217,7 @@ class Stager:
             return Worker(pid)
         try:
             _seclude(parent, {source, target, far.fileno()})
-            far.send(_report(work, target, far))
+            far.send(report(work, target, far))
         finally:
             os._exit(0)
 
@@ -368,138 +276,6 @@ def be_alone(parent: int, keep: set[int]) -> None:
         os.closerange(low, descriptor)
         low = descriptor + 1
     os.closerange(low, os.sysconf("SC_OPEN_MAX"))
-
-
-def _report(work: Work, target: int, far: socket.socket) -> bytes:
-    """What comes of `work`, in the words that `_read` knows."""
-    try:
-        return b"copied " + work(target, far).encode()
-    except Unpermitted as error:
-        return f"refused {error}".encode()[:REPORT_MAX]
-    except Misfit as error:
-        return f"unfit {error}".encode()[:REPORT_MAX]
-    except OSError as error:
-        full = error.errno in {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}
-        return f"unfit {_NO_SPACE if full else f'cannot be sent: {os.strerror(error.errno or errno.EIO)}'}".encode()
-
-
-def _have_granted(far: socket.socket, size: int) -> None:
-    """Returns once the core half has granted so many bytes."""
-    far.send(b"size %d" % size)
-    if far.recv(len(_GO)) != _GO:
-        os._exit(0)
-
-
-class Types:
-    """The types of the files that are seen, in the worker."""
-
-    def __init__(self, sniffer: Sniffer | None) -> None:
-        self._sniffer, self._found = sniffer, set[str]()
-
-    @property
-    def wanted(self) -> bool:
-        return self._sniffer is not None
-
-    def see(self, untrusted_start: bytes) -> None:
-        if self._sniffer is not None:
-            self._found.add(self._sniffer.type_of(untrusted_start))
-            if len(self._found) > TYPES_MAX:
-                raise Unfit(f"has files of more than {TYPES_MAX} types; send it in parts")
-
-    def __str__(self) -> str:
-        return ",".join(sorted(self._found)) or "-"
-
-
-def _report_file(copier: Copy, source: int, policy_max: int, types: Types, signature: Signature, target: int,
-                 far: socket.socket) -> str:
-    before = _marks(os.fstat(source))
-    checking = signature() if signature else None
-    size = measure(source, policy_max)
-    _have_granted(far, size)
-    copied, sha256 = copier(source, target, size)
-    if _marks(os.fstat(source)) != before:
-        raise Unfit(_CHANGED)
-    if checking:  # of the copy: what was signed is what arrives
-        for offset in range(0, size, CHUNK):
-            checking.digest.update(_exactly(target, min(CHUNK, size - offset), offset))
-        checking.end()
-    types.see(os.pread(target, SNIFFED_BYTES, 0))
-    return f"{copied} {copied} 1 {sha256} {types}"
-
-
-def _report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, signature: Signature, target: int,
-                      far: socket.socket) -> str:
-    """As `_report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
-    from cage_runtime import encrypted
-
-    checking = signature() if signature else None
-    before = _marks(os.fstat(source))
-    size = measure(source, policy_max)
-    length = encrypted.length(size)
-    if length > TRANSFER_BYTES_MAX:
-        raise Unfit(f"is larger, once it is encrypted, than the {TRANSFER_BYTES_MAX >> 30}G that a transfer takes")
-    _have_granted(far, length)
-    os.posix_fallocate(target, 0, length)
-    encryption = encrypted.Encryption(recipient)
-    plain, sealed = hashlib.sha256(), hashlib.sha256()
-
-    def write(chunk: bytes) -> None:
-        sealed.update(chunk)
-        _write(target, chunk)
-
-    write(encryption.header)
-    for offset in range(0, size, encrypted.CHUNK):
-        chunk = _exactly(source, min(encrypted.CHUNK, size - offset), offset)
-        if not offset:
-            types.see(chunk[:SNIFFED_BYTES])
-        plain.update(chunk)
-        if checking:
-            checking.digest.update(chunk)
-        write(encryption.chunk(chunk, last=offset + len(chunk) == size))
-    if checking:
-        checking.end()
-    if _marks(os.fstat(source)) != before:
-        raise Unfit(_CHANGED)
-    return f"{length} {size} 1 {sealed.hexdigest()} {types} {plain.hexdigest()}"
-
-
-def _exactly(source: int, size: int, offset: int) -> bytes:
-    found = b""
-    while len(found) < size and (piece := os.pread(source, size - len(found), offset + len(found))):
-        found += piece
-    if len(found) != size:
-        raise Unfit(_CHANGED)
-    return found
-
-
-def _report_tree(stream: int, max_size: int, max_files: int, types: Types, target: int, far: socket.socket) -> str:
-    """Copy the stream as it is, and look at all that is in it on the way."""
-    first = b""
-    while len(first) < HEADER.size and (chunk := os.read(stream, HEADER.size - len(first))):
-        first += chunk
-    announced = read_header(first)
-    if 0 < max_size < announced.content:
-        raise TooLarge(f"is larger than the {max_size} bytes that the policy lets through at once")
-    if 0 < max_files < announced.entries:
-        raise TooLarge(f"has more than the {max_files} files that the policy lets through at once")
-    _have_granted(far, announced.length)
-    os.posix_fallocate(target, 0, announced.length)
-    _write(target, first)
-
-    def source(most: int) -> bytes:
-        chunk = os.read(stream, min(most, CHUNK))
-        _write(target, chunk)
-        return chunk
-
-    tree = Tree(announced, source)
-    for kind, _name in tree.steps():
-        if kind in (FILE, PROGRAM):
-            start = b""
-            for piece in tree.content():
-                if types.wanted and len(start) < SNIFFED_BYTES:
-                    start += piece[: SNIFFED_BYTES - len(start)]
-            types.see(start)
-    return f"{announced.length} {announced.content} {announced.entries} {tree.digest} {types}"
 
 
 def _read_size(message: bytes) -> int:

@@ -231,7 +231,7 @@ class Caged:
         self._quick = asyncio.Semaphore(CORE_CALLS_AT_ONCE)
         self._slow = asyncio.Semaphore(CORE_STARTS_AT_ONCE)
         self._on_acted: Callable[[int, str], None] = lambda _id, _action: None
-        self._on_cage: Callable[[str], None] = lambda _uuid: None
+        self._on_cage: Callable[[str, bool], None] = lambda _uuid, _runs: None
         self.presence.on_change(self._look_again)
         bus.listen(self._on_signal)
 
@@ -239,9 +239,9 @@ class Caged:
         """Have `what` called with a notification's id and what a person clicked of it, "" where it was closed."""
         self._on_acted = what
 
-    def on_cage(self, what: Callable[[str], None]) -> None:
-        """Have `what` called with the uuid of each cage that has begun to run, or again, or is gone, from when
-        `gateways` has been called of the caged that there is."""
+    def on_cage(self, what: Callable[[str, bool], None]) -> None:
+        """Have `what` called with the uuid of each cage that has begun to run, or again, or is gone, and which of them,
+        from when `gateways` has been called of the caged that there is."""
         self._on_cage = what
 
     async def gateways(self) -> list[Gateway]:
@@ -312,8 +312,8 @@ class Caged:
             return
         if message.member == "Answered" and message.signature == "s" and message.body[0] in self._waiting:
             self._waiting[message.body[0]].set()
-        elif message.member == "CageChanged" and message.signature == "s":
-            self._on_cage(message.body[0])
+        elif message.member == "CageChanged" and message.signature == "sb":
+            self._on_cage(*message.body)
         elif message.member == "Acted" and message.signature == "us":
             self._on_acted(*message.body)
 

@@ -15,7 +15,7 @@ import mmap
 import os
 import re
 import stat
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Awaitable, Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -80,7 +80,10 @@ class Chain:
         self._directory_fd = directory_fd
         self._file_bytes = file_bytes
         self._clock, self._tell = clock, tell
-        self._end = _End()
+        self._end = self._settled = _End()
+        self._defers = False
+        self.lost = 0
+        """How often records were taken back that the disk did not take."""
         self._fd = -1
         self._broken = False
         self._reserve = Reserve(directory_fd)
@@ -129,15 +132,59 @@ class Chain:
         head = self._end.head
         record = Record(sequence=head.sequence + 1, previous=head.hash, event=event)
         line = record.encode()
+        on_disk = (durable or not kind.is_coming) and not self._defers
         try:
-            self._append(kind, line, durable or not kind.is_coming)
+            self._append(kind, line, on_disk)
         except OSError as error:
-            advice = _ADVICE.get(error.errno or 0, "")
-            fault = f"no audit record can be written in {self._directory}: {error.strerror}{advice}"
-            raise RuntimeFailure(fault) from error
+            raise self._failure(error) from error
         self._end = replace(self._end, size=self._end.size + len(line), head=_Head.of(record))
+        if on_disk:
+            self._settled = self._end
         self._tell(record)
         return record
+
+    def _failure(self, error: OSError) -> RuntimeFailure:
+        return RuntimeFailure(f"no audit record can be written in {self._directory}: {error.strerror}"
+                              f"{_ADVICE.get(error.errno or 0, '')}")
+
+    # --- many at once -----------------------------------------------------------------------------------------
+    @property
+    def count(self) -> int:
+        """Records that there are."""
+        return self._end.head.sequence
+
+    @contextlib.contextmanager
+    def deferring(self) -> Iterator[None]:
+        """What is appended in the block is on the disk after the next `settle`, and not before."""
+        self._defers = True
+        try:
+            yield
+        finally:
+            self._defers = False
+
+    async def settle(self, in_thread: Callable[[Callable[[], None]], Awaitable[None]]) -> None:
+        """Have on the disk what has been appended so far, which `in_thread` waits for; RuntimeFailure where the disk
+        does not take it: then nothing is left of all that was not there before."""
+        if self._fd < 0:
+            raise RuntimeFailure(f"the audit chain in {self._directory} is closed")
+        # Another file may take the place of this one meanwhile, which is on the disk by then.
+        end, descriptor = self._end, os.dup(self._fd)
+        try:
+            await in_thread(lambda: os.fdatasync(descriptor))
+        except OSError as error:
+            self._take_back(end)
+            raise self._failure(error) from error
+        finally:
+            os.close(descriptor)
+        if self._settled.head.sequence < end.head.sequence:
+            self._settled = end
+
+    def _take_back(self, end: _End) -> None:
+        """What has been appended since it was last on the disk."""
+        if self._fd >= 0 and self._settled.number == end.number == self._end.number:
+            os.ftruncate(self._fd, self._settled.size)
+            self._end = self._settled
+            self.lost += 1
 
     def tail(self, count: int) -> list[str]:
         """The last `count` records, at most AUDIT_TAIL_MAX, oldest first, as the lines that were written."""
@@ -205,6 +252,7 @@ class Chain:
         self._fd = _open_file(self._directory_fd, names[-1], os.O_RDWR | os.O_APPEND)
         torn = self._cut_torn_end(names[-1])
         damaged = self._find_end(names)
+        self._settled = self._end
         if damaged:
             # Evidence stays as it is, for `verify` to point at; the chain goes on beside it.
             self._begin_file(self._end.number + 1)
@@ -253,6 +301,7 @@ class Chain:
         if self._fd >= 0:
             os.close(self._fd)
         self._fd, self._end = descriptor, replace(self._end, number=number, size=0)
+        self._settled = self._end
         os.fsync(self._directory_fd)
 
     def _rotate(self) -> None:

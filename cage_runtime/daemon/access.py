@@ -24,7 +24,7 @@ from cage_runtime.daemon.manager import ACTING, Manager
 from cage_runtime.daemon.rate import RECORDED, Persons
 from cage_runtime.daemon.refusals import Refusals
 from cage_runtime.daemon.rights import OWNERS, PRIVATE, RIGHTS
-from cage_runtime.errors import PrivateCage, RuntimeFailure
+from cage_runtime.errors import NotAuthorized, PrivateCage, RuntimeFailure
 from cage_runtime.model import CORE_PATH, RECORDED_PER_SECOND, RECORDED_WAIT_SECONDS, is_cage_name
 from cage_runtime.objects import OPEN_TO_ALL
 
@@ -125,6 +125,10 @@ class Access:
             await self._authorization.require(caller, right, {})
             whole = await self._authorization.sees_all(caller, right)
         return lambda path, owner: owner == caller.uid or (whole and path.startswith(CAGES_PATH))
+
+    async def note_refused(self, call: Call, refusal: NotAuthorized) -> None:
+        """Record what was refused to a program of the core, which does not ask for what it may not do."""
+        self._refusals.note(await self._caller(call), refusal)
 
     async def _caller(self, call: Call) -> Caller:
         """Whoever calls, whose doing it is from here on in the record."""

@@ -176,7 +176,7 @@ class Daemon:
             self._mediation.cage_changed(cage, present)
             self._notifications.cage_changed(cage, present)
         if self._mediators is not None and (cage.state is CageState.RUNNING or not present):
-            self._mediators.changed(cage.uuid)
+            self._mediators.changed(cage.uuid, runs=present)
         if not present:
             self._exports.forget(cage.record)
         self._applications.see_persons()

@@ -14,6 +14,7 @@ from cage_runtime.daemon.notifications import Wanted
 from cage_runtime.daemon.options import options, text
 from cage_runtime.daemon.prompts import Waiter
 from cage_runtime.daemon.service import RESOURCE, Parts, channel
+from cage_runtime.daemon.settling import Settling
 from cage_runtime.daemon.what import What
 from cage_runtime.errors import NotAuthorized, UsageError
 from cage_runtime.model import CORE_PATH
@@ -27,6 +28,7 @@ class MediationService:
 
     def __init__(self, parts: Parts, standing: Callable[[], list[tuple[str, str, str]]]) -> None:
         self._parts, self._standing = parts, standing
+        self._settling = Settling(parts.manager.chain)
         handlers: dict[str, Handler] = {
             "Gateways": self._gateways, "Decide": self._decide, "Confirm": self._confirm,
             "Withdraw": self._withdraw, "Show": self._show, "Unshow": self._unshow,
@@ -35,7 +37,21 @@ class MediationService:
             "Record": self._record, "Receipt": self._receipt,
             "RecordMalformed": self._record_malformed,
         }
-        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers))
+        noted = {member: self._noted(handler) for member, handler in handlers.items() if member != "Gateways"}
+        parts.bus.serve(CORE_PATH, Service(interface=described(RESOURCE, self.INTERFACE), handlers=handlers | noted))
+
+    def _noted(self, handler: Handler) -> Handler:
+        """`handler`, whose refusals are recorded: a core half asks for what it may not where somebody has got hold of
+        it, and only there."""
+
+        async def handled(call: Call) -> Answer:
+            try:
+                return await handler(call)
+            except NotAuthorized as refusal:
+                await self._parts.access.note_refused(call, refusal)
+                raise
+
+        return handled
 
     def up(self, name: str, uuid: str, address: str) -> None:
         self._tell("GatewayUp", "sss", (name, uuid, address))
@@ -43,9 +59,9 @@ class MediationService:
     def down(self, uuid: str) -> None:
         self._tell("GatewayDown", "s", (uuid,))
 
-    def changed(self, uuid: str) -> None:
+    def changed(self, uuid: str, *, runs: bool) -> None:
         """The cage runs, or is gone: what waits for it may be looked at again."""
-        self._tell("CageChanged", "s", (uuid,))
+        self._tell("CageChanged", "sb", (uuid, runs))
 
     def answered(self, waiter: Waiter) -> None:
         """Have whoever waits confirm again."""
@@ -55,7 +71,7 @@ class MediationService:
         """Tell whoever showed the notification what a person did with it."""
         self._parts.bus.emit(CORE_PATH, self.INTERFACE, "Acted", "us", (number, action), to=sender)
 
-    def _tell(self, member: str, signature: str, arguments: tuple[str, ...]) -> None:
+    def _tell(self, member: str, signature: str, arguments: tuple[str | bool, ...]) -> None:
         for connection in self._parts.halves.connections():
             self._parts.bus.emit(CORE_PATH, self.INTERFACE, member, signature, arguments, to=connection)
 
@@ -78,11 +94,11 @@ class MediationService:
 
     async def _decide(self, call: Call) -> Answer:
         asked = replace(await self._asked(call), asker=call.arguments[5])
-        return _permission(self._parts.mediation.decide(asked))
+        return _permission(await self._settling.after(lambda: self._parts.mediation.decide(asked)))
 
     async def _confirm(self, call: Call) -> Answer:
         asked, what = await self._asked(call), options(call.arguments[5], What)
-        return _permission(self._parts.mediation.confirm(asked, what, call.sender))
+        return _permission(await self._settling.after(lambda: self._parts.mediation.confirm(asked, what, call.sender)))
 
     async def _withdraw(self, call: Call) -> Answer:
         await self._parts.authorization.mediator(call.sender)
@@ -124,16 +140,17 @@ class MediationService:
 
     async def _record(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[3])
-        self._parts.mediation.note(mediator, *call.arguments)
+        await self._settling.after(lambda: self._parts.mediation.note(mediator, *call.arguments))
         return Answer()
 
     async def _receipt(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[3])
-        return Answer(values=(self._parts.mediation.receipt(mediator, *call.arguments),))
+        receipt = await self._settling.after(lambda: self._parts.mediation.receipt(mediator, *call.arguments))
+        return Answer(values=(receipt,))
 
     async def _record_malformed(self, call: Call) -> Answer:
         mediator = await self._mediator_of(call, call.arguments[2])
-        self._parts.mediation.malformed(mediator, *call.arguments)
+        await self._settling.after(lambda: self._parts.mediation.malformed(mediator, *call.arguments))
         return Answer()
 
 

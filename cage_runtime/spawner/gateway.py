@@ -4,15 +4,18 @@
 Its cgroup is the cage's sibling: the cage's limits and its pause are not its own, it goes on whatever becomes of caged
 and of the spawner, and it is found again and ended after the cage.  What it reads comes from a cage, and to others it
 would be caged: so it has no capability, can write nothing and read little (Landlock), and makes no socket, no
-connection and no other process (seccomp.d/gateway.toml).
+connection and no other process (seccomp.d/gateway.toml).  It has a line to say of each call that it refuses, of which a
+cage can make as many as it likes: of what it says, some is kept, and told once it has ended.
 """
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import resource
 import signal
+import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,10 +25,15 @@ from cage_runtime.spawner.cgroup import Cgroup, is_populated
 from cage_runtime.spawner.child import ACTIVATION_DESCRIPTOR, DESCRIPTORS, DESCRIPTORS_END
 from cage_runtime.spawner.filters import Filter
 from cage_runtime.spawner.loop import PRIORITY, Loop
+from cage_runtime.text import escape
 
 PROGRAM = "/usr/bin/dbus-daemon"
 """The one program that it can execute, which is itself."""
 
+KEPT_BYTES = 16 * 1024
+"""Of what it says, as the kernel counts the memory of that: its first lines."""
+SAID_MAX = 1000
+"""Bytes of each line."""
 REAP_SECONDS = 0.1
 """Before a bus that is ending is looked at again."""
 
@@ -46,6 +54,8 @@ class Gateway:
         """`ended` is called each time that the bus has ended."""
         self._loop, self._cgroup, self._ended = loop, cgroup, ended
         self._pid, self._events = 0, -1
+        self._said: socket.socket | None = None
+        """What it says on its standard error, where we have started it."""
 
     @property
     def runs(self) -> bool:
@@ -74,18 +84,24 @@ class Gateway:
             return
         self._cgroup.path.mkdir(exist_ok=True)
         directory = self._cgroup.open()
+        # Messages, not a stream: whoever writes is neither held up nor ended, whether they are read or not.
+        self._said, far = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_NONBLOCK)
+        far.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, KEPT_BYTES)
         try:
             # First: a bus that nobody watches would run, and nobody would see to its end.
             self._watch()
             self._pid, pidfd = syscall.clone3(syscall.CLONE_CLEAR_SIGHAND, cgroup=directory)
             if self._pid == 0:
+                os.dup2(far.fileno(), 2)
                 _become(listener, recipe)
             os.close(pidfd)
         except OSError:
             if self.runs:
                 self._forget()
+            self._tell()
             raise
         finally:
+            far.close()
             os.close(directory)
 
     def end(self) -> bool:
@@ -110,9 +126,20 @@ class Gateway:
         self._loop.forget(self._events)
         os.close(self._events)
         self._events = -1
+        self._tell()
         if self._pid:
             self._reap(self._pid)
             self._pid = 0
+
+    def _tell(self) -> None:
+        """What it has said, as far as it was kept."""
+        if self._said is None:
+            return
+        with self._said as said, contextlib.suppress(BlockingIOError):
+            while untrusted_said := said.recv(SAID_MAX):
+                if shown := escape(untrusted_said.strip()):  # the C library writes the end of a line by itself
+                    os.write(2, f"the bus of a gateway: {shown}\n".encode())
+        self._said = None
 
     def _reap(self, pid: int) -> None:
         """It is ending, as nothing of it is left in its cgroup; waited for it is not, because a process of its user's

@@ -26,8 +26,10 @@ from cage_runtime.model import (
     CLIP_BYTES_MAX,
     CLIPS_LENT_BYTES,
     CLIPS_PER_SECOND,
+    IMAGE_BURST,
     IMAGE_BYTES_MAX,
     IMAGE_SECONDS,
+    IMAGES_PER_SECOND,
 )
 from mediators import corehalf, wire
 from mediators.clipboard import image, protocol
@@ -39,6 +41,7 @@ from mediators.wire import Caged, Gateway, What
 
 LOG = logging.getLogger(__name__)
 CLIPS = Rate(burst=CLIP_BURST, per_second=CLIPS_PER_SECOND)
+IMAGES = Rate(burst=IMAGE_BURST, per_second=IMAGES_PER_SECOND)
 
 
 @dataclass(kw_only=True, slots=True, eq=False)
@@ -84,14 +87,14 @@ def images(directory: Path) -> Stager:
 class Rates:
     """How often each cage whose gateway stands may ask."""
 
-    def __init__(self, clock: Callable[[], float]) -> None:
-        self._clock = clock
+    def __init__(self, rate: Rate, clock: Callable[[], float]) -> None:
+        self._rate, self._clock = rate, clock
         self._buckets: dict[str, Bucket] = {}
 
     def take(self, uuid: str) -> None:
         """PolicyRefused where it asks too often."""
         now = self._clock()
-        if not self._buckets.setdefault(uuid, Bucket(CLIPS, now)).take(now):
+        if not self._buckets.setdefault(uuid, Bucket(self._rate, now)).take(now):
             raise PolicyRefused("this cage asks too often; try again in a moment")
 
     def forget(self, uuid: str) -> None:
@@ -107,7 +110,7 @@ class ClipboardCore:
         self._offers: dict[int, Offer] = {}
         """By the uid of the person."""
         self._numbers = itertools.count()
-        self._copies, self._pastes = Rates(clock), Rates(clock)
+        self._copies, self._pastes, self._image_copies = Rates(CLIPS, clock), Rates(CLIPS, clock), Rates(IMAGES, clock)
         self._caged: Caged
 
     def handlers(self, caged: Caged) -> Mapping[str, corehalf.Handler]:
@@ -133,6 +136,7 @@ class ClipboardCore:
     async def _made_of(self, type_: str, source: Gateway, descriptor: int) -> bytes:
         """What can be pasted of what was copied; TransferFailed where that is nothing."""
         if type_ == protocol.IMAGE:
+            self._image_copies.take(source.uuid)
             with self._image_places.take(source.uuid, 1, lambda: TransferFailed("an image is being copied already")):
                 async with self._image_turn:  # which takes a processor: one after the other, and each cage has one
                     return await self._read(source, descriptor, self._images, IMAGE_BYTES_MAX)
@@ -174,8 +178,8 @@ class ClipboardCore:
             if offer.source.uuid == uuid:
                 self._end(person, offer)
         self._lent.left(uuid)
-        self._copies.forget(uuid)
-        self._pastes.forget(uuid)
+        for rates in (self._copies, self._pastes, self._image_copies):
+            rates.forget(uuid)
 
     # --- paste -----------------------------------------------------------------------------------------------
     async def paste(self, target: Gateway, call: Call) -> Answer:

@@ -19,7 +19,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from cage_runtime.model import IMAGE_BYTES_MAX, IMAGE_PIXELS_MAX, IMAGE_RAW_BYTES_MAX, IMAGE_SIDE_MAX
-from mediators.stage import Unfit
+from mediators.reading import Unfit
 
 SIGNATURE = b"\x89PNG\r\n\x1a\n"
 _HEADER = struct.Struct(">IIBBBBB")
@@ -33,6 +33,8 @@ _FILTERS = 5
 _PASSES = ((0, 0, 8, 8), (4, 0, 8, 8), (0, 4, 4, 8), (2, 0, 4, 4), (0, 2, 2, 4), (1, 0, 2, 2), (0, 1, 1, 2))
 """Of an interlaced image: the first column and row of each, and how far the next ones are."""
 _PIECE, _IDAT_BYTES = 16 * 1024, 64 * 1024
+_LEVEL = 4
+"""Of compression: 6 makes what is usual no smaller, and what is made to take long takes five times as long."""
 _ANCILLARY = 0x20
 """Set in the first letter of a chunk that an image can do without."""
 
@@ -189,7 +191,7 @@ def _transparency(found: _Found, content: bytes) -> bytes:
 
 def _pixels(header: Header, first: bytes, chunks: Iterator[tuple[bytes, bytes]]) -> list[bytes]:
     """The chunks of pixels, compressed anew; the rest of the image is read, to its end, and left out."""
-    rows, packer = _Rows(header), zlib.compressobj()
+    rows, packer = _Rows(header), zlib.compressobj(_LEVEL)
     made: list[bytes] = []
     taken, packed = 0, bytearray()
     for raw in _inflated(_compressed(first, chunks)):

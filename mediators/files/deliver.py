@@ -10,13 +10,13 @@ from __future__ import annotations
 
 import errno
 import fcntl
-import hashlib
 import os
 import signal
 import sys
 from collections.abc import Callable
 
 from cage_runtime.errors import TransferFailed
+from mediators import digest
 from mediators.files import hidden, protocol
 from mediators.files.protocol import (
     CHUNK,
@@ -203,17 +203,12 @@ def _publish_once(unnamed: int, directory: int, delivery: Delivery, wait_for_go:
 
 def _copy(staged: int, unnamed: int, delivery: Delivery) -> None:
     os.posix_fallocate(unnamed, 0, delivery.size)  # a full disk is known before anything is copied
-    digest = hashlib.sha256()
-    offset = 0
-    while chunk := os.pread(staged, min(CHUNK, delivery.size + 1 - offset), offset):
-        digest.update(chunk)
-        offset += len(chunk)
-        if offset > delivery.size:
-            raise Undelivered(DAMAGED, "longer than announced")
-        write_all(unnamed, chunk)
+
+    def written(offset: int) -> None:
         if offset % BATCH == 0:
             _start_to_write(unnamed)
-    if offset != delivery.size or digest.hexdigest() != delivery.sha256:
+
+    if digest.copy(staged, unnamed, delivery.size, written) != (delivery.size, delivery.sha256):
         raise Undelivered(DAMAGED, "another length or digest than announced")
 
 
@@ -223,12 +218,6 @@ def _start_to_write(descriptor: int) -> None:
 
     library = ctypes.CDLL(None)
     library.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
-
-
-def write_all(descriptor: int, chunk: bytes | memoryview) -> None:
-    rest = memoryview(chunk)
-    while rest:
-        rest = rest[os.write(descriptor, rest) :]
 
 
 def _is_taken(directory: int, name: str) -> bool:

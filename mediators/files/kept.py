@@ -35,7 +35,8 @@ from cage_runtime.model import (
 )
 from cage_runtime.text import escape
 from mediators.files import protocol
-from mediators.stage import TYPES_MAX, Staged, Worker, be_alone, message
+from mediators.reading import TYPES_MAX
+from mediators.stage import Staged, Worker, be_alone, message
 
 LOG = logging.getLogger(__name__)
 BEGUN, NAMED, KEPT, COPY, FRESH = "begun", "named", "kept", "copy", "new"

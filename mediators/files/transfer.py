@@ -32,7 +32,7 @@ from mediators import session
 from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
-from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged, sentence_of
+from mediators.files.waiting import Kept, Waiting, described, logged, sentence_of
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
 
@@ -148,6 +148,7 @@ class Transfers:
     def __init__(self, caged: Caged, stager: Stager) -> None:
         self._caged, self._folder = caged, Folder(stager.directory)
         self._waiting = Waiting(caged, self._folder, stager, again=self._again)
+        self._recording: set[asyncio.Task[None]] = set()
 
     async def run(self, transfer: Transfer, stage: Awaitable[Staged]) -> str:
         """Stage, have it confirmed, deliver, record; returns the path in the target's home, or, where the source may
@@ -220,6 +221,7 @@ class Transfers:
     async def _again(self, waiting: Kept) -> str:
         """Have one that was accepted decided anew, and delivered, if it has not been; what came of it."""
         record, staged = waiting.record, waiting.staged
+        waiting.lacks = record.source
         permission = await self._caged.decide(record.source, record.service, "", record.asked, record.request)
         transfer = Transfer(
             source=waiting.source, request=record.request, service=record.service,
@@ -239,15 +241,15 @@ class Transfers:
         return await self._hand_over_once(transfer, waiting)
 
     async def _hand_over_once(self, transfer: Transfer, waiting: Kept) -> str:
-        since = self._waiting.since(waiting.record)
+        waiting.lacks = waiting.record.target_uuid
         try:
-            return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once, since=since))
+            return _outcome(await self._hand_over(transfer, waiting.staged, once=waiting.once))
         except _GivenBefore:
             return "had arrived already"
 
-    async def _hand_over(self, transfer: Transfer, staged: Staged, *, once: str = "",
-                         since: int = NOTHING_WAITS) -> str:
+    async def _hand_over(self, transfer: Transfer, staged: Staged, *, once: str = "") -> str:
         permission = transfer.permission
+        since = self._waiting.since(transfer.source.uuid, permission.target_uuid)
         delivery = protocol.Delivery(
             source=permission.source_name, name=transfer.name, size=staged.size, sha256=staged.sha256,
             tree=transfer.tree, conflict=transfer.options.conflict, once=once, since=since,
@@ -288,7 +290,14 @@ class Transfers:
             await self._caged.record(*about, details)
 
     async def _record_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
-        """Of what has happened already, and is told whoever asked even if the chain cannot take it."""
+        """Of what has happened already, and is told whoever asked even if the chain cannot take it; it is recorded
+        also where whoever sent it goes meanwhile."""
+        recording = asyncio.ensure_future(self._note_outcome(transfer, outcome, word))
+        self._recording.add(recording)
+        recording.add_done_callback(self._recording.discard)
+        await asyncio.shield(recording)
+
+    async def _note_outcome(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None) -> None:
         try:
             await self._record(transfer, outcome, word)
         except CageError as error:

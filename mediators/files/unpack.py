@@ -14,8 +14,9 @@ from collections.abc import Callable
 
 from cage_runtime import packing
 from cage_runtime.intree import Misfit, Tree, read_header
+from mediators.digest import write_all
 from mediators.files import hidden
-from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free, write_all
+from mediators.files.deliver import DIRECTORY, ENDS, Held, Undelivered, first_free
 from mediators.files.protocol import CHUNK, DAMAGED, REPLACE, SKIPPED, Delivery
 
 RENAME_NOREPLACE, RENAME_EXCHANGE = 1, 2

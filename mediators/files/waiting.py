@@ -57,6 +57,8 @@ class Kept:
     """It is in the chain that it waits."""
     busy: bool = False
     """It is being tried, or ended."""
+    lacks: str = ""
+    """The uuid of the one of its cages that does not run, if it has been found not to."""
     delays: int = 0
     """How often it was put off."""
     expiry: asyncio.TimerHandle | None = None
@@ -108,11 +110,10 @@ class Waiting:
             self._drop(kept)
             raise
 
-    def since(self, record: Record) -> int:
+    def since(self, source: str, target: str) -> int:
         """Whatever of that source still waits for that target was accepted then or later."""
-        pair = record.source, record.target_uuid
-        return min(kept.record.since for kept in self._kept.values()
-                   if (kept.record.source, kept.record.target_uuid) == pair)
+        return min((kept.record.since for kept in self._kept.values()
+                    if (kept.record.source, kept.record.target_uuid) == (source, target)), default=NOTHING_WAITS)
 
     async def attempt(self, kept: Kept, how: Callable[[], Awaitable[str]]) -> None:
         """Try it, once; it waits where that is no end."""
@@ -190,10 +191,10 @@ class Waiting:
         for kept in list(self._kept.values()):
             self._try(kept)
 
-    def _changed(self, uuid: str) -> None:
+    def _changed(self, uuid: str, runs: bool) -> None:
         """The cage runs, or is gone."""
         for kept in list(self._kept.values()):
-            if uuid in (kept.record.source, kept.record.target_uuid):
+            if uuid == kept.lacks or (not runs and uuid in (kept.record.source, kept.record.target_uuid)):
                 self._try(kept)
 
     def _try(self, kept: Kept) -> None:

@@ -24,7 +24,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from cage_runtime.spawner import syscall
-from tests.bench import memory, peers, policy, streams, transfers
+from tests.bench import fairness, memory, peers, policy, streams, transfers
 from tests.bench.figures import (
     Bound,
     Change,
@@ -60,6 +60,7 @@ BOUNDS = (
     Bound(figure="P6", ours=memory.ENTERED, peer=None, limit=4.0),
     Bound(figure="P8", ours=streams.CALL, peer=streams.BUS, limit=3.0),
     *policy.BOUNDS,
+    *fairness.BOUNDS,
     *transfers.BOUNDS,
 )
 OURS = frozenset({("P9", policy.OURS), ("P9", policy.OURS_FEW), ("P9", policy.OURS_DENIED), ("P9", policy.OURS_FULL),
@@ -166,8 +167,12 @@ def crossing(runtime: Runtime, client: Client, runs: int) -> Iterator[Row]:
 def everything(options: argparse.Namespace) -> tuple[list[Row], dict[str, str]]:
     if options.policy:
         return policy.rows(options.qrexec), {}
-    programs = peers.found()
     name = f"cage-runtime-bench-{os.getpid()}"
+    if options.fairness:
+        say("fairness: every mediator at once, from one cage")
+        with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
+            return list(fairness.everything(runtime, client, max(options.runs, fairness.ROUNDS))), {}
+    programs = peers.found()
     try:
         with running(options.prefix, name) as runtime, contextlib.closing(Client()) as client:
             if options.transfers:
@@ -200,7 +205,7 @@ def saved() -> list[Verdict]:
 
 
 def shown(rows: list[Row], verdicts: list[Verdict], changed: list[Change]) -> str:
-    has_peers = not {row.figure for row in rows} <= {"P7", "P8", "P9"}
+    has_peers = not {row.figure for row in rows} <= {"P7", "P8", "P9", fairness.FIGURE}
     absent = peers.PACKAGES.keys() - peers.found().keys() if has_peers else ()
     missing = sorted({peers.PACKAGES[name] for name in absent})
     parts = [rows_shown(rows, OURS), verdicts_shown(verdicts, changed)]
@@ -244,6 +249,8 @@ def arguments() -> argparse.Namespace:
                         help="the attacks of the catalogue instead, and what gets through here and there")
     parser.add_argument("--policy", action="store_true", help="the figures of policy decisions alone; needs no root")
     parser.add_argument("--transfers", action="store_true", help="the figures of what crosses between cages alone")
+    parser.add_argument("--fairness", action="store_true",
+                        help="what one cage feels of another that floods every mediator, alone")
     parser.add_argument("--qrexec", type=Path, metavar="DIR",
                         help="a checkout of qubes-core-qrexec, whose parser decides beside ours")
     parser.add_argument("--install-peers", action="store_true",
@@ -251,8 +258,8 @@ def arguments() -> argparse.Namespace:
     options = parser.parse_args()
     if options.runs < RUNS_MIN or not 0 < options.cages <= CAGES_MAX:
         parser.error(f"--runs is {RUNS_MIN} or more, --cages is 1 to {CAGES_MAX}")
-    if (options.policy or options.transfers) and options.save:
-        parser.error("--save keeps all figures, --policy and --transfers measure some")
+    if (options.policy or options.transfers or options.fairness) and options.save:
+        parser.error("--save keeps all figures, --policy, --transfers and --fairness measure some")
     return options
 
 

@@ -34,6 +34,8 @@ class Runtime:
     cgroup: Path
     administrator: Path
     """What stands for /etc/cage-runtime."""
+    sockets: Path
+    """What stands for /run/cage-runtime."""
 
     @property
     def cagectl(self) -> str:
@@ -63,7 +65,7 @@ def running(prefix: Path, name: str) -> Iterator[Runtime]:
             folder.chmod(0o755)
         with _bus(run) as bus, _caged(prefix, name, state, run) as supervisor:
             yield Runtime(prefix=prefix, supervisor=supervisor, bus=bus, cgroup=cgroup,
-                          administrator=state / "etc")
+                          administrator=state / "etc", sockets=run / "core")
     finally:
         remove_cgroup(cgroup)
         for folder in (state, run):

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import signal
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ import pytest
 
 from cage_runtime.model import DISPOSABLES_PER_CAGE
 from tests.privileged.conftest import MakeCage
+from tests.privileged.rules import policy, until
 from tests.privileged.runtime import Cage, Changes, Ended, Runtime
 from tests.privileged.sample import EDITOR, Sample
 
@@ -24,6 +26,7 @@ open.Uri * * * deny
 SCRIPT = """#!/bin/sh
 case $1 in
     https:*) sleep "${1##*/}" ;;
+    */waits.txt) echo two >> "$1"; sleep 1000 ;;
     *) echo two >> "$1" ;;
 esac
 """
@@ -87,6 +90,21 @@ def test_a_file_is_edited_in_a_cage_that_is_made_for_it(runtime: Runtime, desk: 
     assert (created["cage"][:5], created["caller"], created["level"]) == ("disp-", desk.uuid, "internal")
     destroyed = runtime.events("cage-destroyed")[-1]
     assert (destroyed["uuid"], destroyed["why"]) == (created["uuid"], "it was disposable, and has ended")
+
+
+def test_what_may_not_come_back_by_then_ends_with_the_cage(runtime: Runtime, desk: Cage) -> None:
+    desk.sh("echo one > Documents/waits.txt")
+    process = desk.popen("incage", "open", "Documents/waits.txt", "--in", "@disposable:pad", stderr=subprocess.PIPE)
+    until(lambda: [cage for cage in disposables(runtime).values() if cage["state"] == "running"], "the cage")
+    (name,) = disposables(runtime)
+    until(lambda: Cage(runtime, name).enter("pgrep", "-x", "sleep").returncode == 0, "the editor")
+    with policy(runtime, "open.File * desk * deny\n"):
+        Cage(runtime, name).sh("pkill -x sleep")
+        _, errors = process.communicate(timeout=30)
+    assert process.returncode == 126
+    assert b"what was edited ends with the disposable cage that it was edited in: open.File to " in errors
+    assert desk.sh("cat Documents/waits.txt") == "one\n"
+    wait_gone(runtime)
 
 
 def test_a_link_opens_in_a_cage_that_ends_with_what_opened_it(runtime: Runtime, desk: Cage) -> None:

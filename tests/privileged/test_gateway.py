@@ -13,10 +13,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from jeepney import DBusAddress, new_method_call
 
 from cage_runtime.spawner import gateway, seccomp
 from tests.privileged.conftest import MakeCage
-from tests.privileged.runtime import TOP, Cage, Runtime, arguments_of, wait_gone
+from tests.privileged.gateways import await_core_half
+from tests.privileged.gateways import gateway as raw_gateway
+from tests.privileged.rules import until
+from tests.privileged.runtime import SECONDS, TOP, Cage, Runtime, arguments_of, wait_gone
 
 PROBE = """
 import errno, json, os, socket, sys
@@ -122,7 +126,7 @@ def test_it_has_no_right_and_is_not_in_the_cage(runtime: Runtime, sender: Cage) 
     assert {status[kind] for kind in ("CapInh", "CapPrm", "CapEff", "CapBnd", "CapAmb")} == {"0" * 16}
     assert (status["NoNewPrivs"], status["Seccomp"]) == ("1", "2")
     opened = {os.readlink(entry) for entry in Path(f"/proc/{pid}/fd").iterdir()}
-    assert {link for link in opened if link.startswith("/")} == {"/dev/null", str(runtime.top / "log")}
+    assert {link for link in opened if link.startswith("/")} == {"/dev/null"}
     assert pid not in runtime.cage_processes(sender.uuid)
     for space in ("user", "mnt", "net", "pid", "ipc"):
         inside = os.readlink(f"/proc/{min(runtime.cage_processes(sender.uuid))}/ns/{space}")
@@ -196,3 +200,21 @@ def test_one_that_is_killed_is_started_by_the_next_who_needs_it(
     send(sender)
     (another,) = runtime.gateway_bus(sender.uuid)
     assert another != pid
+
+
+def test_what_it_refuses_floods_no_log(runtime: Runtime, sender: Cage) -> None:
+    """M82: it has a line to say of each call too many, and some of them are told once it has ended."""
+    refusal = "The maximum number of pending replies"
+    address = DBusAddress("/org/cageruntime/Call1", "org.cageruntime.Call1", "org.cageruntime.Call1")
+    said = b"".join(new_method_call(address, "Call", "sssa{sv}", ("Nothing", "", "nobody", {})).serialise(serial)
+                    for serial in range(100, 1100))
+    before = runtime.log().count(refusal)
+    with raw_gateway(runtime, sender) as half:
+        await_core_half(half, "Call1")
+        half.sock.sendall(said)
+        assert half.receive(timeout=SECONDS)
+    (pid,) = runtime.gateway_bus(sender.uuid)
+    assert runtime.log().count(refusal) == before
+    os.kill(pid, signal.SIGKILL)
+    until(lambda: runtime.log().count(refusal) > before, "what it has said")
+    assert runtime.log().count(refusal) <= before + 20

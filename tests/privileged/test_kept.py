@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import os
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -12,7 +13,8 @@ import pytest
 from cage_runtime.model import KEPT_PER_CAGE
 from tests.privileged import rules
 from tests.privileged.conftest import MakeCage
-from tests.privileged.runtime import Cage, Changes, Ended, Runtime
+from tests.privileged.runtime import SECONDS, Cage, Changes, Ended, Runtime
+from tests.privileged.test_asking import prompts
 from tests.privileged.test_transfer import stopped
 
 RULES = """files.Send * diode high allow direction=one-way
@@ -120,6 +122,32 @@ def test_what_waits_outlives_whoever_is_killed(runtime: Runtime, diode: Cage, hi
     runtime.ok("start", "high")
     outcomes.until("arrived")
     assert inbox(high) == ["./f"]
+    nothing_is_kept(runtime)
+
+
+def test_where_a_rule_asks_somebody_is_asked_again(runtime: Runtime, cage: MakeCage, high: Cage) -> None:
+    """Once for each time that it can be delivered, and not whenever its source starts."""
+    passing, outcomes = cage("passing", "--level", "internal"), Outcomes(runtime)
+    passing.sh("echo figures > f")
+    with rules.policy(runtime, "files.Send * passing high ask direction=one-way\n"):
+        runtime.ok("stop", "high")
+        with passing.popen("incage", "send", "f", "--to", "high", stdout=subprocess.PIPE) as sending:
+            rules.until(lambda: prompts(runtime), "nobody is asked")
+            runtime.ok("prompts", "answer", prompts(runtime)[0]["id"], "allow")
+            assert sending.communicate(timeout=SECONDS)[0] == b"f -> high: Inbox/passing/\n"
+        outcomes.until("waits")
+        for word in ("stop", "start"):
+            runtime.ok(word, "passing")
+        assert prompts(runtime) == []
+        runtime.ok("start", "high")
+        rules.until(lambda: prompts(runtime), "nobody is asked again")
+        (prompt,) = prompts(runtime)
+        assert (prompt["source"], prompt["target"], prompt["lines"]) == ("passing", "high", ["f"])
+        assert prompt["types"] == ["text/plain"]
+        assert "arrived" not in "".join(outcomes.all())
+        runtime.ok("prompts", "answer", prompt["id"], "allow")
+        outcomes.until("arrived")
+    assert high.sh("cat Inbox/passing/f") == "figures\n"
     nothing_is_kept(runtime)
 
 

@@ -115,6 +115,9 @@ def test_it_does_nothing_without_a_yes(runtime: Runtime, halves: dict[str, Taken
         files.is_refused(ticket)
     files.bus.call("Withdraw", REQUEST, interface=MEDIATION)
     assert started(runtime) == before
+    noted = [fields for fields in runtime.events("refused") if fields.get("method") == "Deliver"]
+    assert noted[0]["by"] == str(pwd.getpwnam("cage-files").pw_uid), "an administrator finds it"
+    assert noted[0]["reason"] == "what it shows for a permission is none that caged has given to it"
 
 
 def test_another_mediators_yes_is_none(halves: dict[str, Taken]) -> None:

@@ -27,8 +27,9 @@ from cage_runtime.model import CORE_BUS_NAME, CORE_PATH, Flow
 from mediators import wire
 from mediators.files import protocol
 from mediators.files.core import serve_until_bus_ends
+from mediators.reading import Copy, copy
 from mediators.sniff import sniffer
-from mediators.stage import Copy, Stager, copy
+from mediators.stage import Stager
 
 TOP = Path(__file__).parents[3]
 MEDIATORS = manifest.load(Paths(shipped=str(TOP / "policies"), administrator="/nonexistent"))
@@ -199,7 +200,7 @@ class StandInCaged:
     def runs(self, uuid: str) -> None:
         """The cage begins to run."""
         self.down.discard(uuid)
-        self.bus.emit(CORE_PATH, wire.MEDIATION, "CageChanged", "s", (uuid,), to=self.latest)
+        self.bus.emit(CORE_PATH, wire.MEDIATION, "CageChanged", "sb", (uuid, True), to=self.latest)
 
     async def _gateways(self, call: Call) -> Answer:
         self.latest = call.sender

@@ -339,6 +339,28 @@ def test_what_is_sent_to_a_cage_that_does_not_run_arrives_when_it_does(play: Pla
     play(test)
 
 
+def test_another_delivery_leaves_the_mark_of_what_may_come_again(play: Play, kit: Any) -> None:
+    """Also one of which something comes back."""
+
+    async def test(core: Core) -> None:
+        await core.world.send("work", "vault")
+        await core.died()
+        await core.world.until(lambda: whole(core.world))
+        core.world.caged.down.add(WORK)
+        await core.restart()
+        await outcomes(core.world, lambda outcome: outcome.startswith("waits"))
+        await core.present(kit)
+        core.world.caged.down.clear()
+        core.world.caged.one_way = False
+        assert await core.world.send("work", "vault", "other.txt") == "Inbox/work/other.txt"
+        core.world.caged.runs(WORK)
+        await outcomes(core.world, lambda outcome: outcome == "had arrived already")
+        arrived = [name for name in core.world.arrived() if "/.incoming-" not in name]
+        assert arrived == ["vault/Inbox/work/figures.txt", "vault/Inbox/work/other.txt"]
+
+    play(test, "named")
+
+
 def test_a_caged_that_is_killed_is_asked_again(play: Play) -> None:
     async def test(core: Core) -> None:
         core.world.caged.down.add(VAULT)
@@ -456,7 +478,7 @@ async def refused(world: World) -> dict[str, str]:
 
 def another(staging: Path, number: int) -> Path:
     """The record of one more transfer like the one that is there, with its copy beside it."""
-    (record,) = staging.glob("[!0]*.kept")
+    (record,) = (path for path in staging.glob("*.kept") if not path.name.startswith("0" * 30))
     more = staging / f"{number:032x}.kept"
     more.write_text(json.dumps(json.loads(record.read_bytes()) | {"request": more.stem}))
     more.chmod(0o600)

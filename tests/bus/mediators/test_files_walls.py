@@ -244,6 +244,38 @@ def test_what_is_given_up_takes_no_place_while_it_is_recorded(
     play(test)
 
 
+def test_whoever_goes_while_its_outcome_is_recorded_takes_nothing_of_that_along(
+    play: Play, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    noted = transfer.Transfers._note_outcome
+
+    async def test(world: World) -> None:
+        begun, may_record = asyncio.Event(), asyncio.Event()
+
+        async def wait(*what: Any) -> None:
+            begun.set()
+            await may_record.wait()
+            await noted(*what)
+
+        monkeypatch.setattr(transfer.Transfers, "_note_outcome", wait)
+        sending = asyncio.ensure_future(world.send("work", "vault", descriptor=os.open("/", os.O_RDONLY)))
+        async with asyncio.timeout(20):
+            await begun.wait()
+        gone = str(world.clients["work"]._connection.unique_name)
+        world.clients["work"].disconnect()
+        await asyncio.gather(sending, return_exceptions=True)
+        again = world.clients["work"] = await client(world.gateways["work"].address)
+        while await again.has_owner(gone):
+            await asyncio.sleep(0)
+        with pytest.raises(PolicyRefused):  # by then the core half has seen that the other one has gone
+            await world.send("work", "nowhere")
+        may_record.set()
+        assert "is a directory" in (await world.recorded())["outcome"]
+        await world.until(lambda: list(world.staging.iterdir()) == [])
+
+    play(test)
+
+
 def test_what_is_sent_is_given_up_when_its_gateway_ends(play: Play) -> None:
     async def test(world: World) -> None:
         world.caged.starting = asyncio.Event()

@@ -10,7 +10,7 @@ import contextlib
 import zlib
 
 from mediators.clipboard.image import SIGNATURE, reencoded, size_of
-from mediators.stage import Unfit
+from mediators.reading import Unfit
 
 MAY_RAISE = (Unfit,)
 

@@ -11,7 +11,7 @@ import hashlib
 import os
 import socket
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,9 +22,10 @@ from hypothesis import strategies as st
 from cage_runtime import packing
 from cage_runtime.errors import PolicyRefused, RuntimeFailure, TransferFailed
 from cage_runtime.model import TRANSFER_BYTES_MAX
-from mediators import stage
+from mediators import reading, stage
+from mediators.reading import Copy, copy
 from mediators.sniff import Sniffer
-from mediators.stage import Copy, Staged, Stager, copy
+from mediators.stage import Staged, Stager
 from tests.unit.mediators.files.trees import DIGEST, TREE, stream
 
 CONTENT = b"quarterly figures\n" * 100_000
@@ -130,15 +131,15 @@ def while_copying(act: Callable[[], object]) -> Copy:
     """A copier before whose second read `act` happens, as another process would do it."""
 
     def copier(source: int, target: int, size: int) -> tuple[int, str]:
-        pread, calls = os.pread, [0]
+        preadv, calls = os.preadv, [0]
 
-        def acting_pread(descriptor: int, size: int, offset: int) -> bytes:
+        def acting_preadv(descriptor: int, buffers: Sequence[memoryview], offset: int) -> int:
             calls[0] += 1
             if calls[0] == 2:
                 act()
-            return pread(descriptor, size, offset)
+            return preadv(descriptor, buffers, offset)
 
-        os.pread = acting_pread  # in the worker process alone
+        os.preadv = acting_preadv  # type: ignore[assignment]  # in the worker process alone
         return copy(source, target, size)
 
     return copier
@@ -309,7 +310,7 @@ def test_what_a_file_system_compresses_is_not_sparse(file: Path, monkeypatch: py
     real = os.fstat(descriptor)
     values = {name: getattr(real, name) for name in ("st_mode", "st_size")} | {"st_blocks": 8}
     monkeypatch.setattr(os, "fstat", lambda _descriptor: SimpleNamespace(**values))
-    assert stage.measure(descriptor) == 8 << 20
+    assert reading.measure(descriptor) == 8 << 20
 
 
 @pytest.mark.parametrize("act", [

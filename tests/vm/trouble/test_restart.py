@@ -70,6 +70,7 @@ def hung(pids: dict[str, int]) -> None:
 @pytest.fixture
 def cages(cage: MakeCage) -> None:
     """Three, whose gateways' buses run."""
+    ok("systemctl", "start", FILES_AND_ANOTHER[0])  # which caged has begun: this waits for it
     for name, level in (("one", "internal"), ("two", "internal"), ("vault", "secret")):
         cage(name, "--level", level)
     for source, target in ROUTES:

@@ -55,7 +55,7 @@ def test_a_policy_that_cannot_be_read_is_missing() -> None:
 def test_a_policy_that_a_restart_would_not_take_is_told() -> None:
     assert checks()["policy"].state is Health.OK
     found = checks(faults=2)["policy"]
-    assert (found.state, "2 faults" in found.detail) == (Health.LIMITED, True)
+    assert (found.state, "faults by now (2)" in found.detail) == (Health.LIMITED, True)
 
 
 @pytest.mark.parametrize(("unseen", "begins"), [(1, "1 open question is shown by no"), (3, "3 open questions are ")])

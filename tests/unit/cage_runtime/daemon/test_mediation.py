@@ -228,7 +228,8 @@ class Wire:
 def test_gateways_are_told_to_the_mediator_that_asked_for_them_and_to_nobody_else() -> None:
     wire = Wire()
     halves = Halves(("files",), cast(Connections, SimpleNamespace(when_gone=lambda *_: None)))
-    parts = cast(Parts, SimpleNamespace(bus=wire, authorization=wire, halves=halves))
+    parts = cast(Parts, SimpleNamespace(bus=wire, authorization=wire, halves=halves,
+                                        manager=SimpleNamespace(chain=None)))
     service = MediationService(parts, lambda: [("work", "uuid-work", "unix:path=/x")])
     service.up("work", "uuid-work", "unix:path=/x")
     assert wire.emitted == []

@@ -237,6 +237,7 @@ def test_the_receipt_of_a_question_is_the_same_question() -> None:
 
 def service_of(world: World) -> Any:
     """The bus view's handler, for the mediator files."""
+    from contextlib import nullcontext
     from types import SimpleNamespace
 
     from cage_runtime.daemon.mediation_service import MediationService
@@ -251,8 +252,13 @@ def service_of(world: World) -> Any:
         async def mediator(self, _sender: str) -> str:
             return "files"
 
+        async def note_refused(self, call: Any, _refusal: Exception) -> None:
+            world.recorded.append(("refused", {"method": call.member}))
+
     wire = Wire()
-    parts: Any = SimpleNamespace(bus=wire, authorization=wire, mediation=world.mediation)
+    chain = SimpleNamespace(count=0, deferring=nullcontext)
+    parts: Any = SimpleNamespace(bus=wire, authorization=wire, access=wire, mediation=world.mediation,
+                                 manager=SimpleNamespace(chain=chain))
     MediationService(parts, list)
     return wire.handlers["Receipt"]
 
@@ -273,4 +279,5 @@ def test_a_mediator_has_receipts_of_its_own_services_alone(world: World) -> None
 
     with pytest.raises(NotAuthorized):
         call("keys.Sign")
+    assert world.recorded[-1] == ("refused", {"method": "Receipt"})
     assert told(world, *call("files.Send")).outcome == "handed-over"

@@ -16,7 +16,15 @@ import pytest
 
 from cage_runtime.bus import Call, Variant
 from cage_runtime.errors import CageError, NoSuchCage, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
-from cage_runtime.model import CLIP_BURST, CLIPS_LENT_BYTES, IMAGE_BYTES_MAX, Action, Flow
+from cage_runtime.model import (
+    CLIP_BURST,
+    CLIPS_LENT_BYTES,
+    IMAGE_BURST,
+    IMAGE_BYTES_MAX,
+    IMAGES_PER_SECOND,
+    Action,
+    Flow,
+)
 from mediators.clipboard.core import ClipboardCore, MemoryStager, images
 from mediators.clipboard.image import reencoded
 from mediators.clipboard.protocol import IMAGE, NOTHING, TEXT
@@ -370,6 +378,22 @@ def test_a_cage_has_one_image_compressed_at_a_time_and_holds_up_no_other_for_lon
             await world.copy(ALPHA, png(2, 2), IMAGE)
         await world.copy(GAMMA, png(3, 3), IMAGE)
         await first
+
+    run(test)
+
+
+def test_a_cage_that_floods_with_images_is_refused_and_can_still_copy_text(run: Run) -> None:
+    async def test(world: World) -> None:
+        for _ in range(IMAGE_BURST):
+            await world.copy(ALPHA, png(2, 2), IMAGE)
+        with pytest.raises(PolicyRefused, match="asks too often"):
+            await world.copy(ALPHA, png(2, 2), IMAGE)
+        await world.copy(ALPHA, b"text")
+        await world.copy(BETA, png(2, 2), IMAGE)
+        world.time += 1 / IMAGES_PER_SECOND
+        await world.copy(ALPHA, png(2, 2), IMAGE)
+        world.core.left(ALPHA.uuid)
+        await world.copy(ALPHA, png(2, 2), IMAGE)
 
     run(test)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from cage_runtime.model import IMAGE_BYTES_MAX, IMAGE_SIDE_MAX
 from mediators.clipboard.image import SIGNATURE, copy, reencoded, size_of
-from mediators.stage import Unfit
+from mediators.reading import Unfit
 from tests.unit.mediators.clipboard.pictures import chunk, chunks, header, palette, png, rows
 
 KINDS = [(depth, colour, interlaced) for colour, depths in (

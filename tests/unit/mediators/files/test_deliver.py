@@ -19,6 +19,7 @@ from typing import Any
 
 import pytest
 
+from mediators import digest
 from mediators.files import deliver as half
 from mediators.files import protocol
 from mediators.files.deliver import Undelivered
@@ -193,13 +194,13 @@ def test_one_that_fails_takes_no_directory_away_from_another(home: Path, staged:
 def test_nothing_is_visible_before_it_is_complete(home: Path, staged: Staged, monkeypatch: pytest.MonkeyPatch) -> None:
     """M23: while it is copied, the inbox is empty."""
     seen: list[list[str]] = []
-    write = half.write_all
+    write = digest.write_all
 
-    def look_then_write(descriptor: int, chunk: bytes) -> None:
+    def look_then_write(descriptor: int, chunk: memoryview) -> None:
         seen.append(os.listdir(home / "Inbox/work"))
         write(descriptor, chunk)
 
-    monkeypatch.setattr(half, "write_all", look_then_write)
+    monkeypatch.setattr(digest, "write_all", look_then_write)
     deliver(staged(CONTENT), str(home), announced())
     assert seen == [[]]
 

@@ -152,6 +152,25 @@ def test_what_was_cut_off_when_it_had_its_name_is_not_given_another(
 
 
 @pytest.mark.parametrize("kind", KINDS)
+def test_the_mark_is_on_disk_before_the_name_is_given(
+    home: Path, send: Send, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """And the name before anybody is told so."""
+    steps: list[list[str]] = []
+    synchronise = os.fsync
+
+    def seen(descriptor: int) -> None:
+        synchronise(descriptor)
+        if os.readlink(f"/proc/self/fd/{descriptor}").endswith("/Inbox/work"):
+            steps.append([name for name in inbox(home) if name != f".incoming-{ONCE}"])
+
+    monkeypatch.setattr(os, "fsync", seen)
+    send(kind)
+    assert steps[0] == [MARK]
+    assert steps[-1] == [MARK, "papers"]
+
+
+@pytest.mark.parametrize("kind", KINDS)
 def test_a_delivery_that_is_withdrawn_leaves_no_mark(home: Path, send: Send, kind: str) -> None:
     def withdraw() -> None:
         raise Undelivered(protocol.WITHDRAWN)

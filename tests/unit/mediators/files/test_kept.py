@@ -20,7 +20,8 @@ from cage_runtime.errors import TransferFailed
 from cage_runtime.model import KEPT_RECORD_BYTES
 from mediators.files import kept
 from mediators.files.kept import Folder, Record
-from mediators.stage import TYPES_MAX, Staged
+from mediators.reading import TYPES_MAX
+from mediators.stage import Staged
 
 CONTENT = b"quarterly figures\n"
 REQUEST = "0123456789abcdef" * 2
@@ -86,6 +87,30 @@ def test_what_has_only_begun_says_how_far_it_was(directory: Path) -> None:
     folder.forget(REQUEST)
     folder.pass_(REQUEST)
     assert names(directory) == []
+
+
+def test_all_of_it_is_on_disk_before_its_name_says_so(
+    directory: Path, staged: Staged, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """In this order, the machine may end at each step."""
+    steps: list[str] = []
+
+    def seen(name: str) -> None:
+        call = getattr(os, name)
+
+        def step(*arguments: object, **more: object) -> object:
+            about = arguments[0]
+            where = os.readlink(f"/proc/self/fd/{about}") if isinstance(about, int) else str(about)
+            steps.append(f"{name} {'folder' if where == str(directory) else Path(where).suffix[:6] or 'copy'}")
+            return call(*arguments, **more)
+
+        monkeypatch.setattr(kept.os, name, step)
+
+    for name in ("fsync", "link", "rename"):
+        seen(name)
+    folder = Folder(directory)
+    assert folder._keep(record(), staged.writable) == b"kept"
+    assert steps == ["fsync copy", "link copy", "fsync .new", "rename .new", "fsync folder"]
 
 
 @pytest.mark.parametrize("fails", ["fsync", "link", "write", "rename"])

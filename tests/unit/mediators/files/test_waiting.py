@@ -45,7 +45,7 @@ class Caged:
         self.records: list[str] = []
         self.full = False
 
-    def on_cage(self, what: Callable[[str], None]) -> None:
+    def on_cage(self, what: Callable[[str, bool], None]) -> None:
         self.cage = what
 
     async def gateways(self) -> list[object]:
@@ -90,11 +90,17 @@ class World:
         with self.waiting.admitted(kept):
             pass
         self.answers.insert(0, error)
+        self.lack(kept)
         await self.waiting.attempt(kept, lambda: self._first())
         return kept
 
     async def _first(self) -> str:
         return self._answer()
+
+    @staticmethod
+    def lack(kept: Kept) -> None:
+        """It is found that its target does not run, as whoever delivers it does."""
+        kept.lacks = kept.record.target_uuid
 
     async def settle(self) -> None:
         for _ in range(50):
@@ -170,23 +176,26 @@ def test_what_is_no_answer_yet_has_it_wait_until_there_is_reason_to_try_again(ru
         kept = await world.waits(error)
         told = world.caged.records
         assert told == ([] if isinstance(error, RuntimeFailure) else [told[0]])
-        world.caged.cage("somebody else")
+        world.caged.cage("somebody else", True)
         await world.settle()
         assert world.tried == []
-        for reason in (lambda: world.caged.cage("work"), lambda: world.caged.cage("vault"),
+        world.caged.cage("work", True)
+        await world.settle()
+        assert world.tried == [], "that one ran all the time"
+        for reason in (lambda: world.caged.cage("work", False), lambda: world.caged.cage("vault", True),
                        world.caged.presence.changed):
             world.answers.append(error)
             reason()
             await world.settle()
         assert world.tried == [kept.record.request] * 3
         world.answers.append("arrived as Inbox/work/f")
-        world.caged.cage("vault")
+        world.caged.cage("vault", True)
         await world.settle()
         assert world.caged.records[-1] == "arrived as Inbox/work/f"
         assert len(world.caged.records) <= 2, "that it waits is recorded once"
-        world.caged.cage("vault")
+        world.caged.cage("vault", True)
         await world.settle()
-        assert len(world.tried) == 4
+        assert len(world.tried) == 4, "it is no more"
 
     run(test)
 
@@ -196,7 +205,7 @@ def test_any_other_answer_is_the_end_of_it(run: Run, error: Exception) -> None:
     async def test(world: World) -> None:
         await world.waits(error)
         assert world.caged.records == [waiting.sentence_of(error)]
-        world.caged.cage("vault")
+        world.caged.cage("vault", True)
         await world.settle()
         assert world.tried == []
 
@@ -209,7 +218,7 @@ def test_its_end_is_nothing_until_it_is_recorded(run: Run) -> None:
         await world.waits(PolicyRefused("no"))
         world.caged.full = False
         world.answers.append("had arrived already")
-        world.caged.cage("vault")
+        world.caged.cage("vault", True)
         await world.settle()
         assert world.caged.records == ["had arrived already"]
 
@@ -224,7 +233,8 @@ def test_a_reason_that_comes_while_it_is_tried_is_not_lost(run: Run) -> None:
         world.answers = ["arrived"]
 
         async def stops_and_starts() -> str:
-            world.caged.cage("vault")
+            world.lack(kept)
+            world.caged.cage("vault", True)
             raise WrongState("it does not run")
 
         await world.waiting.attempt(kept, stops_and_starts)
@@ -316,8 +326,8 @@ def test_the_oldest_of_a_pair_says_which_marks_may_go(run: Run) -> None:
         old = await world.waits(since=1_999_999_000)
         young = await world.waits(since=1_999_999_999)
         await world.waits(target="web", since=1)
-        assert world.waiting.since(young.record) == 1_999_999_000 == world.waiting.since(old.record)
-        assert NOTHING_WAITS > 10**11
+        assert world.waiting.since("work", "vault") == old.record.since < young.record.since
+        assert world.waiting.since("work", "elsewhere") == NOTHING_WAITS == world.waiting.since("other", "vault")
 
     run(test)
 
