@@ -1,5 +1,5 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""The delivery half's side of session.Gate: it says that it is ready, and waits for the word of the core half.
+"""The delivery half's side of attached.Gate: it says that it is ready, and waits for the word of the core half.
 
 Law of this room: the word is cage-init's to pass on, whatever else sends the same signal.  What the core half gives up,
 or what ends with it or with the cage, is withdrawn.

@@ -19,6 +19,7 @@ from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
+from cage_runtime import attached
 from cage_runtime.audit.event import Kind
 from cage_runtime.daemon.cage import Cage
 from cage_runtime.daemon.jobs import Jobs
@@ -37,7 +38,6 @@ from cage_runtime.model import (
 )
 from cage_runtime.packing import ENTRIES_MAX
 from cage_runtime.text import escape
-from mediators import session
 
 LOG = logging.getLogger(__name__)
 INTO, OUT_OF = "in", "out"
@@ -101,7 +101,7 @@ class _Lines:
         while b"\n" not in self._read:
             if not self._left:
                 raise TransferFailed("whoever asked for it said more than there is to say")
-            await session.readable(self.pipe)
+            await attached.readable(self.pipe)
             try:
                 chunk = os.read(self.pipe, self._left)
             except BlockingIOError:
@@ -214,13 +214,13 @@ class Copies:
             raise _Unnamed(escape(named.fault, limit=300))
         return named.name
 
-    async def _followed(self, copy: _Copy, channel: int, whole: Whole) -> session.Ended:
+    async def _followed(self, copy: _Copy, channel: int, whole: Whole) -> attached.Ended:
         """How the half ended that says the same of the stream; what whoever asked for it gives up is withdrawn."""
-        gate = session.Gate(ready=f"{whole.sha256}\n".encode() if whole.sha256 else _NEVER,
+        gate = attached.Gate(ready=f"{whole.sha256}\n".encode() if whole.sha256 else _NEVER,
                             passing=functools.partial(self._passing, copy), go=GO)
-        following = asyncio.ensure_future(session.run_to_end(
+        following = asyncio.ensure_future(attached.run_to_end(
             channel, gate=gate, output_max=OUTPUT_MAX, seconds=_seconds(whole)))
-        gone = asyncio.ensure_future(session.readable(copy.report.pipe))
+        gone = asyncio.ensure_future(attached.readable(copy.report.pipe))
         try:
             await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():

@@ -15,10 +15,10 @@ import socket
 from dataclasses import dataclass
 from typing import Any
 
+from cage_runtime import attached
 from cage_runtime.errors import RuntimeFailure, TransferFailed
 from cage_runtime.model import CALL_IDLE_SECONDS, CALL_SECONDS
 from cage_runtime.outcome import Outcome
-from mediators import session
 from mediators.call.protocol import FAILED, REFUSED
 from mediators.call.stream import Direction
 
@@ -55,22 +55,22 @@ async def start(channel: socket.socket, held: contextlib.ExitStack) -> int:
     RuntimeFailure where it did not.
     """
     try:
-        started, pipes = await session.next_event(channel, held)
+        started, pipes = await attached.next_event(channel, held)
     except TransferFailed as error:
         raise RuntimeFailure("the cage of the service stopped before it could start") from error
-    if started.event != "started" or len(pipes) != 1 or not session.is_pipe(pipes[0]):
+    if started.event != "started" or len(pipes) != 1 or not attached.is_pipe(pipes[0]):
         raise RuntimeFailure("the service could not be started")
     return os.dup(pipes[0])
 
 
 async def drained(channel: socket.socket, output: int, seconds: float) -> Outcome:
     """How the service at the other end of `channel` ended, of whose `output` nobody hears."""
-    dropping = asyncio.ensure_future(session.read(output, 0))
+    dropping = asyncio.ensure_future(attached.read(output, 0))
     try:
         async with asyncio.timeout(seconds):
             return await _exit(channel)
     except TimeoutError:
-        session.send_signal(channel, signal.SIGTERM)
+        attached.send_signal(channel, signal.SIGTERM)
         return Outcome(FAILED, f"the service had not ended after {seconds:.0f} s")
     finally:
         dropping.cancel()
@@ -80,7 +80,7 @@ async def drained(channel: socket.socket, output: int, seconds: float) -> Outcom
 async def _exit(channel: socket.socket) -> Outcome:
     with contextlib.ExitStack() as held:
         try:
-            ended, descriptors = await session.next_event(channel, held)
+            ended, descriptors = await attached.next_event(channel, held)
         except TransferFailed:
             return STOPPED
     if ended.event != "exit" or descriptors:
@@ -158,7 +158,7 @@ class Carried:
         self.inward.close()
         self.outward.close()
         for number in (signal.SIGTERM, signal.SIGKILL):
-            session.send_signal(self._channel, number)
+            attached.send_signal(self._channel, number)
             await asyncio.wait({exiting}, timeout=GRACE_SECONDS)
             if exiting.done():
                 return

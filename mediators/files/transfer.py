@@ -18,6 +18,7 @@ from collections.abc import Awaitable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from cage_runtime import attached
 from cage_runtime.errors import CageError, Cancelled, PolicyRefused, TransferFailed
 from cage_runtime.model import (
     DELIVERY_BYTES_PER_SECOND,
@@ -28,7 +29,6 @@ from cage_runtime.model import (
     ReceiptOutcome,
 )
 from cage_runtime.text import escape
-from mediators import session
 from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
@@ -255,16 +255,16 @@ class Transfers:
             tree=transfer.tree, conflict=transfer.options.conflict, once=once, since=since,
         )
         passing = functools.partial(self._passing, transfer)
-        gate = session.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
+        gate = attached.Gate(ready=protocol.READY.encode(), passing=passing, go=signal.Signals[protocol.GO])
         channel = await self._caged.deliver(permission, delivery.arguments(), (staged.descriptor,), DELIVERY_SECONDS)
-        ended = await session.run_to_end(
+        ended = await attached.run_to_end(
             channel, gate=gate, output_max=protocol.OUTPUT_MAX, seconds=delivery_seconds(staged.size, staged.files))
         if ended.status == protocol.GIVEN and once:
             raise _GivenBefore
         if ended.status:
             transfer.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             why = protocol.FAULTS.get(ended.status, "the delivery there failed")
-            kind = session.Gone if ended.status == protocol.WITHDRAWN else TransferFailed
+            kind = attached.Gone if ended.status == protocol.WITHDRAWN else TransferFailed
             raise kind(f'"{escape(transfer.name)}" did not arrive in {permission.target}: {why}')
         name = protocol.parse_arrived(ended.untrusted_output, delivery)
         if not name and transfer.options.move:

@@ -17,10 +17,10 @@ from collections.abc import Awaitable, Callable, Iterator
 from dataclasses import dataclass
 from weakref import WeakValueDictionary
 
+from cage_runtime import attached
 from cage_runtime.errors import CageError, RuntimeFailure, TicketExpired, TooOften, TransferFailed, WrongState
 from cage_runtime.model import KEPT_BYTES_PER_CAGE, KEPT_PER_CAGE, KEPT_SECONDS
 from cage_runtime.text import escape
-from mediators import session
 from mediators.files import protocol
 from mediators.files.kept import Folder, Found, Record
 from mediators.stage import Staged, Stager
@@ -30,7 +30,7 @@ LOG = logging.getLogger(__name__)
 NOTHING_WAITS = 10**12 - 1
 """A time of day after every other."""
 NOBODY = Gateway(name="", uuid="", address="")
-_STANDS = (WrongState, session.Gone)
+_STANDS = (WrongState, attached.Gone)
 """One of the cages does not run, or the target stopped."""
 _LATER = (TooOften, TicketExpired)
 """It would be permitted at another time."""
@@ -150,7 +150,7 @@ class Waiting:
             seconds = min(LATER_SECONDS * 2 ** (kept.delays - 1), LATEST_SECONDS)
             asyncio.get_running_loop().call_later(seconds, self._try, kept)
         if not told:
-            gone = isinstance(error, session.Gone)
+            gone = isinstance(error, attached.Gone)
             await self._record(kept, f"waits, because {'the target ended' if gone else 'one of the two does not run'}")
 
     async def _end(self, kept: Kept, outcome: str) -> None:

@@ -17,11 +17,12 @@ import os
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import dataclass, field
 
+from cage_runtime import attached
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
 from cage_runtime.model import DELIVERY_SECONDS, PROMPT_SECONDS
 from cage_runtime.text import escape
-from mediators import corehalf, gate, session, wire
+from mediators import corehalf, gate, wire
 from mediators.keys import protocol
 from mediators.keys.protocol import (
     LIST,
@@ -137,10 +138,10 @@ class KeysCore:
     async def _use(self, using: Using) -> bytes:
         """What the key cage answers, once whoever has a say in it has said so."""
         permission, passing = using.permission, functools.partial(self._passing, using)
-        at = session.Gate(ready=using.ready.encode(), passing=passing, go=gate.GO)
+        at = attached.Gate(ready=using.ready.encode(), passing=passing, go=gate.GO)
         with _sealed(using.stdin) as stdin:
             channel = await self._caged.deliver(permission, using.arguments, (stdin,), DELIVERY_SECONDS)
-            ended = await session.run_to_end(channel, gate=at, output_max=using.output_max, seconds=SECONDS)
+            ended = await attached.run_to_end(channel, gate=at, output_max=using.output_max, seconds=SECONDS)
         if ended.status:
             using.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)
             raise Unsigned(f"the key cage ended it with status {ended.status}")

@@ -19,7 +19,7 @@ from collections.abc import AsyncIterator, Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from cage_runtime import log
+from cage_runtime import attached, log
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure, TransferFailed, UsageError
 from cage_runtime.filenames import check_file_name
@@ -33,7 +33,7 @@ from cage_runtime.model import (
     Flow,
 )
 from cage_runtime.text import escape
-from mediators import corehalf, gate, session, wire
+from mediators import corehalf, gate, wire
 from mediators.lent import Lent
 from mediators.open import protocol
 from mediators.open.edits import Returned
@@ -269,8 +269,8 @@ class OpenCore:
         channel = await self._caged.deliver(there, delivery.arguments(), (descriptor,), OPEN_SECONDS)
         passing = functools.partial(self._passing, opening, begun)
         leaving = functools.partial(self._leaving, opening, returned) if returned else None
-        ended = await session.run_to_end(
-            channel, gate=session.Gate(ready=protocol.READY.encode(), passing=passing, go=gate.GO, leaving=leaving),
+        ended = await attached.run_to_end(
+            channel, gate=attached.Gate(ready=protocol.READY.encode(), passing=passing, go=gate.GO, leaving=leaving),
             output_max=protocol.OUTPUT_MAX, seconds=seconds, sink=returned.take if returned else None)
         if ended.status:
             opening.details["target-says"] = escape(ended.untrusted_diagnostics, limit=200)

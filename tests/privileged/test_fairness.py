@@ -12,16 +12,19 @@ import statistics
 import subprocess
 from pathlib import Path
 
+import pytest
+
 from tests.bench import fairness
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import policy
 from tests.privileged.runtime import Runtime
 
-ROUNDS = 12
+ROUNDS = 6
 FLOOR_MS = 100.0
 """Below that, it is a matter of who else uses the machine: some two dozen processes take turns for each answer."""
 
 
+@pytest.mark.timeout(300)
 def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: MakeCage) -> None:
     cages = {name: cage(name, "--level", "internal", "--ephemeral")
              for name in (fairness.QUIET, fairness.LOUD, fairness.FRIEND)}

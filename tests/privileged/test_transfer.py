@@ -141,7 +141,7 @@ def test_down_it_is_refused_and_the_log_names_the_rule(runtime: Runtime, low: Ca
     decided = runtime.events("decision")[-1]
     assert (decided["cage"], decided["target"], decided["decision"]) == ("high", "low", "deny")
     assert "90-default.policy:5" in decided["rule"]
-    assert "90-default.policy:5" not in ended.stderr.decode()
+    assert ".policy" not in ended.stderr.decode(), "which rule it was is not the cage's to know"
     assert not (runtime.storage / low.uuid / "home/Inbox").exists()
 
 

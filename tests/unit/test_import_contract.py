@@ -65,9 +65,9 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | SPAWNER_WORDS
-    | {f"cage_runtime.{name}" for name in ("bucket", "filenames", "generate", "packing", "receipt")}
-    | {"mediators.session"}
+    | {f"cage_runtime.{name}" for name in ("attached", "bucket", "filenames", "generate", "packing", "receipt")}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
+    "cage_runtime.attached": {f"cage_runtime.{name}" for name in ("decoding", "errors", "spawner.channel")},
     "cage_runtime.bucket": set(),
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.receipt": {"cage_runtime.errors", "cage_runtime.model", "cage_runtime.text"},
@@ -86,7 +86,8 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | RECEIVING
-    | {f"cage_runtime.{name}" for name in ("bucket", "encrypted", "journald", "outcome", "spawner.channel")}
+    | {f"cage_runtime.{name}" for name in ("attached", "bucket", "encrypted", "journald", "outcome")}
+    | {"cage_runtime.spawner.channel"}
     | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }
 """Room → what it may import of the project beside itself."""

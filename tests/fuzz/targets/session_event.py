@@ -7,9 +7,9 @@ import asyncio
 import contextlib
 import socket
 
+from cage_runtime.attached import next_event
 from cage_runtime.errors import TransferFailed
 from cage_runtime.spawner.channel import MESSAGE_MAX
-from mediators.session import next_event
 
 MAY_RAISE = (TransferFailed,)
 LOOP = asyncio.new_event_loop()

@@ -12,6 +12,7 @@ from typing import Any
 import msgspec
 import pytest
 
+from cage_runtime import attached
 from cage_runtime.errors import (
     CutOff,
     PolicyRefused,
@@ -22,7 +23,6 @@ from cage_runtime.errors import (
     WrongState,
 )
 from cage_runtime.model import KEPT_BYTES_PER_CAGE, KEPT_PER_CAGE
-from mediators import session
 from mediators.files import waiting
 from mediators.files.kept import Folder, Record
 from mediators.files.waiting import NOTHING_WAITS, Kept, Waiting, described, logged
@@ -169,7 +169,7 @@ def test_one_that_cannot_be_kept_counts_no_more(run: Run) -> None:
 
 
 @pytest.mark.parametrize("error", [
-    WrongState("it does not run"), session.Gone("it ended"), RuntimeFailure("the chain takes nothing"),
+    WrongState("it does not run"), attached.Gone("it ended"), RuntimeFailure("the chain takes nothing"),
     CutOff("caged ended")])
 def test_what_is_no_answer_yet_has_it_wait_until_there_is_reason_to_try_again(run: Run, error: Exception) -> None:
     async def test(world: World) -> None:

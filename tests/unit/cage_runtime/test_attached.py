@@ -12,9 +12,9 @@ from collections.abc import Awaitable, Callable
 
 import pytest
 
+from cage_runtime import attached
+from cage_runtime.attached import DIAGNOSTICS_MAX, Ended, Gate, run_to_end
 from cage_runtime.errors import RuntimeFailure, TransferFailed
-from mediators import session
-from mediators.session import DIAGNOSTICS_MAX, Ended, Gate, run_to_end
 
 STARTED, EXITED = b'{"event": "started"}', b'{"event": "exit", "status": 3}'
 ODD = "did not answer as it should"
@@ -204,7 +204,7 @@ def says_all(far: Far) -> None:
 def told(monkeypatch: pytest.MonkeyPatch) -> list[signal.Signals]:
     """The signals that the program is sent."""
     sent: list[signal.Signals] = []
-    monkeypatch.setattr(session, "send_signal", lambda _near, number: sent.append(number))
+    monkeypatch.setattr(attached, "send_signal", lambda _near, number: sent.append(number))
     return sent
 
 
