@@ -129,7 +129,9 @@ async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int,
     """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
     first = await read(pipe, len(gate.ready), enough=True)
     if first != gate.ready:
-        return False, first + await read(pipe, output_max + 1 - len(first))
+        if len(first) == len(gate.ready):  # it says something else, and might wait for an answer to that
+            raise TransferFailed("the target did not answer as it should")
+        return False, first
     await gate.passing()
     send_signal(near, gate.go)
     output = await read(pipe, output_max + 1, sink=sink)
