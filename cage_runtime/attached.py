@@ -23,6 +23,7 @@ import msgspec
 
 from cage_runtime.decoding import decode
 from cage_runtime.errors import CageError, TransferFailed
+from cage_runtime.pipes import readable as readable
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
 DIAGNOSTICS_MAX = 1024
@@ -128,7 +129,9 @@ async def _answer(near: socket.socket, pipe: int, gate: Gate, output_max: int,
     """Whether the program has passed `gate`, and what it wrote afterwards, a byte more than it may at most."""
     first = await read(pipe, len(gate.ready), enough=True)
     if first != gate.ready:
-        return False, first + await read(pipe, output_max + 1 - len(first))
+        if len(first) == len(gate.ready):  # it says something else, and might wait for an answer to that
+            raise TransferFailed("the target did not answer as it should")
+        return False, first
     await gate.passing()
     send_signal(near, gate.go)
     output = await read(pipe, output_max + 1, sink=sink)
@@ -195,19 +198,3 @@ async def read(pipe: int, limit: int, *, enough: bool = False, sink: Sink | None
         else:
             kept += chunk[: limit - len(kept)]
     return bytes(kept)
-
-
-async def readable(descriptor: int) -> None:
-    """Returns once there is something to read from `descriptor`, or its end."""
-    loop = asyncio.get_running_loop()
-    ready: asyncio.Future[None] = loop.create_future()
-    loop.add_reader(descriptor, _set, ready)
-    try:
-        await ready
-    finally:
-        loop.remove_reader(descriptor)
-
-
-def _set(ready: asyncio.Future[None]) -> None:
-    if not ready.done():
-        ready.set_result(None)

@@ -149,6 +149,10 @@ class DbusNext(Client):
     def close(self) -> None:
         self._bus.disconnect()
         self._run(self._bus.wait_for_disconnect())
+        # It leaves both to the garbage collector, which comes while others count descriptors.
+        with contextlib.suppress(OSError):
+            self._bus._stream.close()
+        self._bus._sock.close()
         self._loop.close()
 
     def introspect(self, path: str, destination: str = CORE) -> Node:

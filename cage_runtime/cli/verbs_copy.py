@@ -43,7 +43,8 @@ def _arguments(parser: argparse.ArgumentParser) -> None:
 def _copy(args: argparse.Namespace, screen: Screen) -> int:
     signal.signal(signal.SIGALRM, _stalled)
     for number in (signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, _end)
+        if signal.getsignal(number) != signal.SIG_IGN:  # as nohup has it
+            signal.signal(number, _end)
     source, destination = _SIDE.match(args.source), _SIDE.match(args.destination)
     if destination and not source:
         name = _into(args, destination[1], destination[2])

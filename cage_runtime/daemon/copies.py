@@ -102,7 +102,10 @@ class _Lines:
             if not self._left:
                 raise TransferFailed("whoever asked for it said more than there is to say")
             await attached.readable(self.pipe)
-            chunk = os.read(self.pipe, self._left)
+            try:
+                chunk = os.read(self.pipe, self._left)
+            except BlockingIOError:
+                continue
             if not chunk:
                 raise _GivenUp(GIVEN_UP)
             self._read, self._left = self._read + chunk, self._left - len(chunk)

@@ -15,7 +15,6 @@ import os
 from collections.abc import AsyncGenerator, Callable, Coroutine
 from typing import Any
 
-from cage_runtime import attached
 from cage_runtime.bus import Answer, Bus, Call, Service, Variant, described
 from cage_runtime.errors import (
     CageError,
@@ -28,6 +27,7 @@ from cage_runtime.errors import (
     from_bus,
 )
 from cage_runtime.model import TRANSFER_JOBS_LISTED, TRANSFER_JOBS_MAX
+from cage_runtime.pipes import readable
 from cage_runtime.text import escape
 from mediators.files import protocol
 from mediators.files.protocol import (
@@ -124,7 +124,7 @@ async def lines(pipe: int) -> AsyncGenerator[Told]:
     rest = b""
     os.set_blocking(pipe, False)
     while True:
-        await attached.readable(pipe)
+        await readable(pipe)
         try:
             chunk = os.read(pipe, LINE_MAX)
         except BlockingIOError:

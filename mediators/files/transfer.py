@@ -33,7 +33,7 @@ from cage_runtime.text import escape
 from mediators.files import protocol
 from mediators.files.kept import Folder, Record
 from mediators.files.stream import Stream
-from mediators.files.waiting import Kept, Waiting, described, logged, sentence_of
+from mediators.files.waiting import ARRIVED_AS, Kept, Waiting, described, logged, sentence_of
 from mediators.places import Turns
 from mediators.stage import Staged, Stager
 from mediators.wire import Caged, Gateway, Permission, What
@@ -290,7 +290,7 @@ class Transfers:
     async def _record(self, transfer: Transfer, outcome: str, word: ReceiptOutcome | None = None) -> None:
         """Record it, with the receipt of it where one is wanted, and its source may hear what is called by a `word`."""
         about = transfer.source, transfer.permission.target_uuid, transfer.service
-        details = logged(transfer.details, transfer.permission.log) | {"outcome": outcome}
+        details = logged(transfer.details, transfer.permission.log, outcome)
         one_way = transfer.permission.one_way
         if word is not None and transfer.options.receipt and one_way == (word is ReceiptOutcome.ACCEPTED):
             transfer.receipt = await self._caged.receipt(*about, details, word)
@@ -319,7 +319,7 @@ class _GivenBefore(TransferFailed):
 
 
 def _outcome(arrived: str) -> str:
-    return f"arrived as {arrived}" if arrived else "skipped: the name is taken"
+    return f"{ARRIVED_AS}{arrived}" if arrived else "skipped: the name is taken"
 
 
 def _inbox_path(permission: Permission, name: str) -> str:

@@ -29,6 +29,8 @@ from mediators.wire import Caged, Gateway
 LOG = logging.getLogger(__name__)
 NOTHING_WAITS = 10**12 - 1
 """A time of day after every other."""
+ARRIVED_AS = "arrived as "
+"""Begins the outcome that says where."""
 NOBODY = Gateway(name="", uuid="", address="")
 _STANDS = (WrongState, attached.Gone)
 """One of the cages does not run, or the target stopped."""
@@ -227,7 +229,7 @@ class Waiting:
     async def _record(self, kept: Kept, outcome: str) -> bool:
         record = kept.record
         return await self._tell(kept.source, record.target_uuid, record.service,
-                                logged(kept.details, record.log) | {"outcome": outcome})
+                                logged(kept.details, record.log, outcome))
 
     async def _record_left(self) -> None:
         """What an earlier core half had under way and has accepted from nobody, and what was of no use."""
@@ -237,7 +239,7 @@ class Waiting:
                 outcome = f"given up, because the core ended meanwhile; {so_far}"
                 source = Gateway(name=record.source_name, uuid=record.source, address="")
                 if await self._tell(source, record.target_uuid, record.service,
-                                    logged(described(record), record.log) | {"outcome": outcome}):
+                                    logged(described(record), record.log, outcome)):
                     self._folder.forget(record.request)
         for useless in left.useless:
             await self._tell(NOBODY, "", protocol.SERVICE, {
@@ -278,10 +280,23 @@ def described(record: Record) -> dict[str, str]:
     return about
 
 
-def logged(details: dict[str, str], log: str) -> dict[str, str]:
-    """What the record has of it beside what came of it, which it always has: a rule with log= can have it leave out
-    what the files are called (meta), and how large they are (no).  A digest tells who knows the file which it is."""
-    wanted = {"": ("",), "digest": ("",), "meta": ("name", "sent-name", "sha256"),
-              "no": ("name", "sent-name", "sha256", "size", "files", "encrypted-size", "encrypted-sha256")}
-    left_out = wanted.get(log, wanted["no"])
-    return {key: value for key, value in details.items() if key not in left_out}
+_DIGESTS = ("sha256", "encrypted-sha256")
+_CALLED = ("name", "sent-name")
+_SIZES = ("size", "encrypted-size", "files")
+
+
+def logged(details: dict[str, str], log: str, outcome: str) -> dict[str, str]:
+    """What the record has of it, and of what came of it: a rule with log= can have it leave out the digest, which tells
+    who has the file that it is that one (meta), and also what it was called and how large it was (no)."""
+    left_out = {"": (), "digest": (), "meta": _DIGESTS}.get(log, _DIGESTS + _CALLED + _SIZES)
+    kept = {key: value for key, value in details.items() if key not in left_out}
+    return kept | {"outcome": outcome if _CALLED[0] in kept else _nameless(details, outcome)}
+
+
+def _nameless(details: dict[str, str], outcome: str) -> str:
+    """The outcome without the file's name, there or here."""
+    if outcome.startswith(ARRIVED_AS):
+        return "arrived"
+    for name in filter(None, map(details.get, _CALLED)):
+        outcome = outcome.replace(f'"{escape(name.removesuffix("/"))}"', "it")
+    return outcome

@@ -5,7 +5,9 @@ from __future__ import annotations
 
 import contextlib
 import hashlib
+import json
 import os
+import re
 import signal
 import subprocess
 from collections.abc import Iterator
@@ -13,9 +15,11 @@ from pathlib import Path
 
 import pytest
 
+from cage_runtime import packing
+from tests.foreign import JOB, DbusNext, Refused
 from tests.privileged.conftest import MakeCage
 from tests.privileged.rules import until
-from tests.privileged.runtime import Cage, Runtime, arguments_of
+from tests.privileged.runtime import Cage, Runtime, arguments_of, wait_readable
 
 
 @pytest.fixture(scope="module")
@@ -91,25 +95,20 @@ def test_what_is_to_be_done_where_the_name_is_taken(runtime: Runtime, cage: Cage
     assert os.listdir(tmp_path / "tree") == ["old"]
 
 
-def test_what_grows_while_it_is_read_is_not_copied(runtime: Runtime, cage: Cage, tmp_path: Path) -> None:
-    """It is read as it was when it was looked at first, or not at all; the other way round as well."""
-    cage.sh("truncate -s 128M growing")
-    with stopped_half(runtime, cage, "copied:growing", f"{tmp_path}/got") as (copying, pid):
+def test_what_grows_while_it_is_read_does_not_come_out(runtime: Runtime, cage: Cage) -> None:
+    """The half has looked at it, and cannot go on before somebody reads."""
+    cage.sh("truncate -s 16M growing")
+    with contextlib.closing(DbusNext(runtime.address)) as client:
+        path, stream, about, go = client.call("CopyOut", "copied", "growing", {})
+        wait_readable(stream, "the half begins")
         cage.sh("echo more >> growing")
-        os.kill(pid, signal.SIGCONT)
-        said = copying.communicate(timeout=30)[1]
-        assert (copying.returncode, b"changed while it was read" in said) == (1, True), said
-    assert os.listdir(tmp_path) == []
-    growing = tmp_path / "growing"
-    with open(growing, "wb") as file:
-        file.truncate(128 * 1024**2)
-    with stopped_half(runtime, cage, str(growing), "copied:got") as (copying, pid):
-        with open(growing, "ab") as file:
-            file.write(b"more")
-        os.kill(pid, signal.SIGCONT)
-        said = copying.communicate(timeout=30)[1]
-        assert (copying.returncode, b"changed while it was read" in said) == (1, True), said
-    until(lambda: cage.sh("ls -A | grep -e got -e incoming || true") == "", "half of it is left")
+        with open(stream, "rb") as pipe:
+            assert len(pipe.read()) < 17 * 1024**2
+        with open(about, "wb", buffering=0) as pipe:
+            pipe.write(b"{}\n")
+            with pytest.raises(Refused, match="changed while it was read"):
+                client.call("Wait", interface=JOB, path=path)
+        os.close(go)
 
 
 HOSTILE = (
@@ -225,6 +224,67 @@ def test_a_core_that_ends_leaves_no_half_of_a_copy(runtime: Runtime, cage: Cage,
         assert copying.wait(30) == 125, copying.stderr
         until(lambda: not Path(f"/proc/{pid}").exists(), "the half does not end")
     assert cage.sh("ls cut 2>/dev/null || true") == ""
+
+
+# --- by another program than cagectl -------------------------------------------------------------------------------
+def one(name: bytes = b"x", content: bytes = b"1") -> bytes:
+    body = packing.entry(packing.FILE, name, len(content)) + content + packing.entry(packing.END)
+    return packing.header(1, len(content), packing.HEADER.size + len(body)) + body
+
+
+def said(content: bytes = b"1", files: int = 1) -> bytes:
+    whole = {"size": len(content), "files": files, "sha256": hashlib.sha256(content).hexdigest()}
+    return json.dumps(whole).encode() + b"\n"
+
+
+ODD = {
+    "what is true": (one(), said(), ""),
+    "another digest": (one(), said(b"2"), "did not answer as it should"),
+    "a name that goes up": (one(b"../x"), said(), 'a "/"'),
+    "an escape": (one(b"\x1b[2J"), said(), "cannot be seen"),
+    "no tree": (b"x" * 1000, said(), "did not come as a tree comes"),
+    "half of it": (one()[:-1], said(), "did not come whole"),
+    "more after it": (one() + b"1", said(), "is longer than was said"),
+    "nothing": (b"", said(), "did not come as a tree comes"),
+    "a million files": (packing.header(10**6, 0, 10**8), said(), "send it in parts"),
+    "no report": (one(), b"", "given up"),
+    "a report that makes no sense": (one(), b"[]\n", "makes no sense"),
+}
+
+
+@pytest.mark.parametrize(("stream", "report", "why"), ODD.values(), ids=ODD)
+def test_what_else_could_be_said_to_the_core(runtime: Runtime, cage: Cage, stream: bytes, report: bytes,
+                                             why: str) -> None:
+    with contextlib.closing(DbusNext(runtime.address)) as client:
+        path, into, about = client.call("CopyIn", "copied", "odd-copy", "x", {})
+        with contextlib.suppress(BrokenPipeError), open(into, "wb") as pipe:
+            pipe.write(stream)
+        with open(about, "wb") as pipe:
+            pipe.write(report)
+            pipe.flush()
+            if not report:
+                pipe.close()
+            if why:
+                with pytest.raises(Refused, match=re.escape(why)):
+                    client.call("Wait", interface=JOB, path=path)
+            else:
+                assert client.call("Wait", interface=JOB, path=path)["name"] == "odd-copy"
+    until(lambda: "incoming" not in cage.sh("ls -A"), "something is left")
+    assert cage.sh("ls -A odd-copy 2>/dev/null; rm -rf odd-copy") == ("" if why else "odd-copy\n")
+    outcome = runtime.events("copy")[-1]["outcome"]
+    assert outcome.startswith("arrived") if not why else why in outcome
+
+
+def test_a_cage_that_ends_meanwhile(runtime: Runtime, shared_cage: MakeCage, tmp_path: Path) -> None:
+    ending = shared_cage("ending", "--level", "internal")
+    ending.sh("truncate -s 1G much")
+    with stopped_half(runtime, ending, "ending:much", f"{tmp_path}/got") as (copying, _):
+        runtime.ok("kill", "ending")
+        assert copying.wait(30) == 1
+    assert os.listdir(tmp_path) == []
+    runtime.ok("start", "ending")
+    (tmp_path / "small").write_text("1")
+    assert cp(runtime, f"{tmp_path}/small", "ending:").returncode == 0
 
 
 def test_one_that_is_stopped_or_not_there(runtime: Runtime, shared_cage: MakeCage, tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 import pytest
 
+from tests.privileged import rules
 from tests.privileged.conftest import MakeCage
 from tests.privileged.runtime import SECONDS, Cage, Changes, Runtime, arguments_of, wait_gone
 
@@ -67,16 +68,22 @@ def nothing_is_left(runtime: Runtime, high: Cage) -> None:
     assert os.listdir(runtime.state / "staging") == []
 
 
+@pytest.mark.parametrize("moving", [(), ("--move",)])
 @pytest.mark.parametrize("what", ["large", "many"])
-def test_ctrl_c_cancels_and_says_so(runtime: Runtime, low: Cage, high: Cage, what: str) -> None:
+def test_ctrl_c_cancels_and_says_so(
+    runtime: Runtime, low: Cage, high: Cage, what: str, moving: tuple[str, ...]
+) -> None:
+    """Of what was to be moved, too, all is still here."""
     recorded = len(runtime.events("transfer"))
-    with sending(runtime, low, what, "small") as process:
+    words = (*moving, what, "small")
+    with rules.policy(runtime, "files.Move * low high allow\n"), sending(runtime, low, *words) as process:
         os.kill(incage_of(runtime, low), signal.SIGINT)
         output, errors = process.communicate(timeout=SECONDS)
     assert (process.returncode, output, errors.decode()) == (130, b"", CANCELLED.format(what))
     assert [event["outcome"] for event in runtime.events("transfer")[recorded:]] == ["cancelled; nothing arrived"]
     nothing_is_left(runtime, high)
     assert jobs(low) == []
+    assert low.sh("ls large many small | tr '\\n' ' '") == "large small  many: one two "
 
 
 def test_what_is_being_sent_is_listed_and_cancelled_by_whose_it_is(runtime: Runtime, low: Cage, high: Cage) -> None:
@@ -153,3 +160,28 @@ def test_a_half_that_is_killed_takes_what_it_sends_with_it(runtime: Runtime, low
     assert [event["outcome"] for event in runtime.events("transfer")[recorded:]] == [
         "given up, because whoever sent it has gone; nothing arrived"]
     nothing_is_left(runtime, high)
+
+
+MOMENTS = [("decision", 1), ("decision", 2), ("transfer", 1), ("transfer", 2)]
+"""Of one transfer: it is decided, confirmed, about to be given its name, and has arrived."""
+
+
+@pytest.mark.parametrize("moment", MOMENTS, ids=lambda moment: f"{moment[0]}-{moment[1]}")
+def test_killed_at_any_moment_there_is_one_copy_or_it_is_said_that_nobody_knows(
+    runtime: Runtime, low: Cage, high: Cage, moment: tuple[str, int]
+) -> None:
+    kind, number = moment
+    before = len(runtime.events(kind))
+    with Changes(runtime.state / "audit") as changes:
+        process = low.popen("incage", "send", "small", "--to", "high", stdout=subprocess.PIPE, stderr=subprocess.PIPE)
+        changes.until(lambda: len(runtime.events(kind)) >= before + number, f"{kind} {number}")
+        runtime.kill_and_wait("cage-mediator")
+    output, errors = process.communicate(timeout=SECONDS)
+    copies = high.sh("ls Inbox/low 2>/dev/null; true").split("\n")[:-1]
+    if process.returncode == 0:
+        assert (output, errors, copies) == (b"small -> high: Inbox/low/\n", b"", ["small"])
+    else:
+        assert (process.returncode, output) == (1, b"")
+        assert b"it is not known whether it arrived" in errors
+        assert copies in ([], ["small"])
+    high.sh("rm -rf Inbox")

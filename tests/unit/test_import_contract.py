@@ -67,13 +67,14 @@ ALLOWED = {
     | SPAWNER_WORDS
     | {f"cage_runtime.{name}" for name in ("attached", "bucket", "filenames", "generate", "packing", "receipt")}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
-    "cage_runtime.attached": {f"cage_runtime.{name}" for name in ("decoding", "errors", "spawner.channel")},
+    "cage_runtime.attached": {f"cage_runtime.{name}" for name in ("decoding", "errors", "pipes", "spawner.channel")},
     "cage_runtime.bucket": set(),
     "cage_runtime.encrypted": {"cage_runtime.errors"},
     "cage_runtime.receipt": {"cage_runtime.errors", "cage_runtime.model", "cage_runtime.text"},
     "cage_runtime.desktop": {"cage_runtime.errors", "cage_runtime.log", "cage_runtime.model"},
     "cage_runtime.outcome": set(),
     "cage_runtime.packing": set(),
+    "cage_runtime.pipes": set(),
     "cage_runtime.filenames": {"cage_runtime.errors", "cage_runtime.text"},
     "cage_runtime.intree": {f"cage_runtime.{name}" for name in ("errors", "filenames", "packing", "text")},
     "cage_runtime.placing": {f"cage_runtime.{name}" for name in ("errors", "filenames", "intree", "packing")},
@@ -86,7 +87,7 @@ ALLOWED = {
     | BUS
     | PROGRAM
     | RECEIVING
-    | {f"cage_runtime.{name}" for name in ("attached", "bucket", "encrypted", "journald", "outcome")}
+    | {f"cage_runtime.{name}" for name in ("attached", "bucket", "encrypted", "journald", "outcome", "pipes")}
     | {"cage_runtime.spawner.channel"}
     | {"cage_runtime.cli.beneath", "cage_runtime.cli.tree"},
 }

@@ -281,7 +281,7 @@ def test_one_way_nothing_is_moved(play: Play) -> None:
     play(test)
 
 
-LOGS = {"digest": {"name", "sha256", "size", "files"}, "meta": {"size", "files"}, "no": set[str]()}
+LOGS = {"digest": {"name", "sha256", "size", "files"}, "meta": {"name", "size", "files"}, "no": set[str]()}
 
 
 @pytest.mark.parametrize("log", LOGS)
@@ -293,6 +293,7 @@ def test_the_record_has_what_the_rule_says(play: Play, log: str) -> None:
             details = await world.recorded()
             assert set(details) & {"name", "sha256", "size", "files"} == LOGS[log]
             assert set(details) >= {"request", "outcome"}
+        assert (details["outcome"] == "arrived") == (log == "no")
 
     play(test)
 

@@ -343,6 +343,10 @@ def test_each_delivery_of_it_is_known_by_the_same_and_says_nothing(run: Run) -> 
 
 def test_what_a_rule_has_left_out_of_the_record_stays_out() -> None:
     details = {"name": "f", "request": "r", "size": "1", "sha256": "a", "files": "1", "resumed": "yes"}
-    assert logged(details, "meta") == {"request": "r", "size": "1", "files": "1", "resumed": "yes"}
-    assert logged(details, "no") == {"request": "r", "resumed": "yes"}
-    assert logged(details, "") == logged(details, "digest") == details
+    arrived = "arrived as Inbox/work/f (2)"
+    of_all = details | {"outcome": arrived}
+    assert logged(details, "", arrived) == logged(details, "digest", arrived) == of_all
+    assert logged(details, "meta", arrived) == {key: value for key, value in of_all.items() if key != "sha256"}
+    assert logged(details, "no", arrived) == {"request": "r", "resumed": "yes", "outcome": "arrived"}
+    failed = '"f" did not arrive in vault: the delivery there failed'
+    assert logged(details, "no", failed)["outcome"] == "it did not arrive in vault: the delivery there failed"
