@@ -298,6 +298,8 @@ WHAT_LINES_SHOWN = 20
 """Lines of what a request is about that a person is shown of it."""
 WHAT_LINE_MAX = 200
 """Characters of one of them, before escaping."""
+WHAT_OPERATION_MAX = 1000
+"""Characters by which a standing answer knows of what kind a request is."""
 WHAT_TYPES_SHOWN = 20
 """MIME types of it that are shown."""
 FILE_NAME_BYTES = 255

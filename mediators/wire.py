@@ -86,11 +86,15 @@ class What:
     sha256: str = ""
     lines: tuple[str, ...] = ()
     """What a person is shown of it, untrusted: caged escapes it and cuts it short."""
+    operation: str = ""
+    """Which of the things that the service does it is, untrusted: an answer that stands is for one of them."""
     receipt: bool = False
     """Whether whoever sends it wants a receipt."""
 
     def variants(self) -> dict[str, Variant]:
         wanted = {"receipt": Variant("b", True)} if self.receipt else {}
+        if self.operation:
+            wanted["operation"] = Variant("s", self.operation)
         return wanted | {
             "size": Variant("t", self.size), "files": Variant("u", self.files),
             "types": Variant("as", list(self.types)), "sha256": Variant("s", self.sha256),

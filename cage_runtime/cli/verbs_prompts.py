@@ -115,10 +115,15 @@ def _list_grants(args: argparse.Namespace, screen: Screen) -> int:
     columns = ("ID", "ANSWER", "SOURCE", "SERVICE", "TARGET", "STANDS", "RULE")
     screen.table(columns, [(
         grant["id"], grant["action"], grant["source"],
-        grant["service"] + (f"+{grant['argument']}" if grant["argument"] else ""), grant["target"],
+        _granted(grant), grant["target"],
         "this session" if grant["session"] else _shown_time(grant["seconds"]), grant["rule"],
     ) for grant in grants], "grant")
     return 0
+
+
+def _granted(grant: dict[str, Any]) -> str:
+    argument, operation = grant["argument"], grant["operation"]
+    return f"{grant['service']}{f'+{argument}' if argument else ''}{f' ({operation})' if operation else ''}"
 
 
 def _revoke_arguments(parser: argparse.ArgumentParser) -> None:

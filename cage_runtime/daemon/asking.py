@@ -278,7 +278,7 @@ class Asking:
         self._manager.record(kind, None, {
             "cage": grant.source_name, "uuid": subject.source, "grant": grant.id, "service": subject.service,
             "argument": subject.argument, "target": grant.target_name, "answer": grant.action.value,
-            "rule": grant.rule, **(more or {})})
+            "rule": grant.rule, **({"operation": subject.operation} if subject.operation else {}), **(more or {})})
 
 
 def _outcome_of(grant: Grant) -> Outcome:
@@ -290,7 +290,8 @@ def _outcome_of(grant: Grant) -> Outcome:
 
 def subject_of(question: Question) -> Subject:
     return Subject(source=question.source.uuid, service=question.service, argument=question.argument,
-                   asked=question.asked, target=question.target, rule_text=question.rule_text)
+                   asked=question.asked, target=question.target, rule_text=question.rule_text,
+                   operation=question.what.operation)
 
 
 def _action(untrusted_action: str) -> Action:

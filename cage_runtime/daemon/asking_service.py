@@ -53,6 +53,7 @@ class AskingService:
         return {
             **text({"id": grant.id, "action": grant.action.value, "source": grant.source_name,
                     "service": escape(subject.service), "argument": escape(subject.argument),
+                    "operation": escape(subject.operation),
                     "target": escape(grant.target_name), "asked": escape(subject.asked), "since": grant.since,
                     "rule": grant.rule}),
             "session": Variant("b", left is None), "seconds": Variant("u", int(left or 0)),

@@ -1,9 +1,9 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
 """Grants: answers that stand for a time, allowing or denying, so that nobody is asked the same again and again.
 
-A grant is for one instance, service, argument and target, and for the rule that asked, word by word; it is no
-permission: what it answers is decided like what a person answers.  Its time is that of the host since it was started,
-suspended or not, which nobody sets back.  It is kept under RUN, for the next caged of the same boot.
+A grant is for one instance, service, argument, operation and target, and for the rule that asked, word by word; it is
+no permission: what it answers is decided like what a person answers.  Its time is that of the host since it was
+started, suspended or not, which nobody sets back.  It is kept under RUN, for the next caged of the same boot.
 """
 
 from __future__ import annotations
@@ -41,6 +41,8 @@ class Subject(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=T
     target: str
     """The uuid of the instance that this is; empty where a person has to choose, or it is no cage."""
     rule_text: str
+    operation: str = ""
+    """Untrusted: which of the things that the service does, where it does several."""
 
 
 class Grant(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True):

@@ -7,10 +7,11 @@ The core half is believed in what it measured; the words are the cage's, and are
 from __future__ import annotations
 
 import hashlib
+from typing import Annotated
 
 import msgspec
 
-from cage_runtime.model import WHAT_LINE_MAX, WHAT_LINES_SHOWN, WHAT_TYPES_SHOWN
+from cage_runtime.model import WHAT_LINE_MAX, WHAT_LINES_SHOWN, WHAT_OPERATION_MAX, WHAT_TYPES_SHOWN
 from cage_runtime.text import escape
 
 
@@ -29,6 +30,8 @@ class What(msgspec.Struct, frozen=True, kw_only=True, forbid_unknown_fields=True
     sha256: str = ""
     lines: list[str] = []
     """Untrusted."""
+    operation: Annotated[str, msgspec.Meta(max_length=WHAT_OPERATION_MAX)] = ""
+    """Untrusted: which of the things that the service does it is, where an answer that stands is for one of them."""
     receipt: bool = False
     """Whether whoever sends it wants a receipt."""
 

@@ -58,6 +58,8 @@ class Using:
     """What that half has to say before a person is asked."""
     lines: tuple[str, ...] = ()
     """What the person is shown."""
+    operation: str = ""
+    """What an answer that stands is for, beside the cage and the key."""
     output_max: int
     details: dict[str, str] = field(default_factory=dict)
     """What the record says of it."""
@@ -89,7 +91,8 @@ class KeysCore:
         permission = await self._decide(source, SIGN_SERVICE, name, untrusted_target)
         using = Using(source=source, service=SIGN_SERVICE, permission=permission, arguments=[SIGN, name],
                       stdin=protocol.request(untrusted_key, untrusted_data, untrusted_flags),
-                      ready=protocol.announcement(lines), lines=lines, output_max=protocol.SIGNATURE_MAX,
+                      ready=protocol.announcement(lines), lines=lines, operation=protocol.operation(lines),
+                      output_max=protocol.SIGNATURE_MAX,
                       details={"argument": name, "key": protocol.fingerprint(untrusted_key),
                                "signs": "; ".join(lines[1:])})
         async with self._recorded(using):
@@ -149,7 +152,7 @@ class KeysCore:
 
     async def _passing(self, using: Using) -> None:
         """What cannot be recorded is not done: caged records what it permits, before the key cage is told to go on."""
-        confirmed = await self._caged.confirm(using.permission, What(lines=using.lines))
+        confirmed = await self._caged.confirm(using.permission, What(lines=using.lines, operation=using.operation))
         if confirmed.target_uuid != using.permission.target_uuid:
             raise PolicyRefused("the policy names another cage by now; ask again")
         using.permission = confirmed

@@ -109,6 +109,9 @@ def algorithm(blob: bytes, untrusted_flags: int) -> str:
 
 
 # --- what is signed ----------------------------------------------------------------------------------------------
+_DIGEST = "digest: "
+
+
 def describe(untrusted_data: bytes, blob: bytes) -> tuple[str, ...]:
     """What it would mean to sign this with the key `blob`, in lines for a person; UsageError where nobody knows."""
     if len(untrusted_data) > DATA_MAX:
@@ -127,7 +130,7 @@ def _describe_sshsig(untrusted_data: bytes) -> tuple[str, ...]:
     del reserved
     if len(digest) != HASHES.get(name, -1):
         raise UsageError("a signature is of a SHA-256 or SHA-512 digest")
-    return f"signature for: {namespace}", f"digest: {name.decode()} {digest.hex()}"
+    return f"signature for: {namespace}", f"{_DIGEST}{name.decode()} {digest.hex()}"
 
 
 def _describe_login(untrusted_data: bytes, blob: bytes) -> tuple[str, ...]:
@@ -167,6 +170,11 @@ def _word(untrusted: bytes, what: str) -> str:
 def about(name: str, blob: bytes, untrusted_data: bytes) -> tuple[str, ...]:
     """Which key would sign what: the lines that a person is shown; UsageError as `describe` has it."""
     return (f"key: {name}, {kind_of(blob)} {fingerprint(blob)}", *describe(untrusted_data, blob))
+
+
+def operation(lines: tuple[str, ...]) -> str:
+    """Of those lines, which kind of thing would be signed: all but which key, and which content."""
+    return "; ".join(line for line in lines[1:] if not line.startswith(_DIGEST))
 
 
 def announcement(lines: tuple[str, ...]) -> str:

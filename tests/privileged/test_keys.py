@@ -264,6 +264,14 @@ def test_an_answer_for_one_key_is_none_for_another(runtime: Runtime, dev: Cage) 
             assert process.wait(SECONDS) == 0
         with signing(dev) as process:
             assert process.wait(SECONDS) == 0, "it stands"
+        with dev.popen("incage", "agent", "--to", "vault", "--", "/bin/sh", "-c",
+                       SIGN.replace("release", "git")) as process:
+            asked = question(runtime)
+            assert asked["lines"][1] == "signature for: git", "that is another operation"
+            runtime.call("AnswerPrompt", "ssa{sv}", asked["id"], "deny", {})
+            assert process.wait(SECONDS) != 0
+        assert [grant["operation"][1] for grant in runtime.call("ListGrants", "a{sv}", {})[0]] == [
+            "signature for: release"]
         other = SIGN.replace("work.pub", "rsa.pub")
         with dev.popen("incage", "agent", "--to", "vault", "--", "/bin/sh", "-c", other) as process:
             asked = question(runtime)

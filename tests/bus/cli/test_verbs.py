@@ -840,19 +840,21 @@ def test_a_question_is_answered(caged: Any, capsys: Captured, line: str, options
 
 GRANT = {
     "id": ("s", "0a1b2c3d"), "action": ("s", "allow"), "source": ("s", "work"), "service": ("s", "files.Send"),
-    "argument": ("s", "x"), "target": ("s", "vault"), "asked": ("s", ""), "since": ("s", "2026-11-26T12:00:00Z"),
-    "rule": ("s", "x:3"), "session": ("b", False), "seconds": ("u", 601), "owner": ("u", 1000),
+    "argument": ("s", "x"), "operation": ("s", ""), "target": ("s", "vault"), "asked": ("s", ""),
+    "since": ("s", "2026-11-26T12:00:00Z"), "rule": ("s", "x:3"),
+    "session": ("b", False), "seconds": ("u", 601), "owner": ("u", 1000),
 }  # fmt: skip
 
 
 def test_answers_that_stand_are_shown_and_revoked(caged: Any, capsys: Captured) -> None:
-    session = GRANT | {"session": ("b", True), "seconds": ("u", 0), "action": ("s", "deny")}
+    session = GRANT | {"session": ("b", True), "seconds": ("u", 0), "action": ("s", "deny"),
+                       "operation": ("s", "login")}
     caged.answers |= {"ListGrants": lambda *_: ("aa{sv}", ([GRANT, session],)), "RevokeGrant": NOTHING}
     assert cagectl.main(["grants", "list"]) == 0
     assert [line.split() for line in capsys.readouterr().out.splitlines()] == [
         ["ID", "ANSWER", "SOURCE", "SERVICE", "TARGET", "STANDS", "RULE"],
         ["0a1b2c3d", "allow", "work", "files.Send+x", "vault", "10m", "x:3"],
-        ["0a1b2c3d", "deny", "work", "files.Send+x", "vault", "this", "session", "x:3"],
+        ["0a1b2c3d", "deny", "work", "files.Send+x", "(login)", "vault", "this", "session", "x:3"],
         [],
         ["2", "grants."],
     ]
