@@ -20,7 +20,7 @@ from dataclasses import dataclass, field
 from cage_runtime import attached
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, TransferFailed
-from cage_runtime.model import DELIVERY_SECONDS, PROMPT_SECONDS
+from cage_runtime.model import DELIVERY_SECONDS, PROMPT_SECONDS, START_PATIENCE_SECONDS
 from cage_runtime.text import escape
 from mediators import corehalf, gate, wire
 from mediators.keys import protocol
@@ -34,6 +34,7 @@ from mediators.keys.protocol import (
     SIGN_SERVICE,
     Unsigned,
 )
+from mediators.places import Turns
 from mediators.wire import Caged, Gateway, Permission, What
 
 DONE = {LIST_SERVICE: "listed", SIGN_SERVICE: "signed", SECRET_SERVICE: "derived"}
@@ -70,6 +71,7 @@ class KeysCore:
 
     def __init__(self, caged: Caged) -> None:
         self._caged = caged
+        self._turns = Turns(START_PATIENCE_SECONDS)
 
     async def list(self, source: Gateway, call: Call) -> Answer:
         untrusted_target, untrusted_options = call.arguments
@@ -140,9 +142,14 @@ class KeysCore:
 
     async def _use(self, using: Using) -> bytes:
         """What the key cage answers, once whoever has a say in it has said so."""
-        permission, passing = using.permission, functools.partial(self._passing, using)
-        at = attached.Gate(ready=using.ready.encode(), passing=passing, go=gate.GO)
-        with _sealed(using.stdin) as stdin:
+        permission = using.permission
+        async with contextlib.AsyncExitStack() as turn:
+            stdin = turn.enter_context(_sealed(using.stdin))
+            # As between files: to start a program costs more than to ask for it.
+            starting = await turn.enter_async_context(contextlib.AsyncExitStack())
+            await starting.enter_async_context(self._turns.take((using.source.uuid, permission.target_uuid)))
+            passing = functools.partial(self._passing, using, starting)
+            at = attached.Gate(ready=using.ready.encode(), passing=passing, go=gate.GO)
             channel = await self._caged.deliver(permission, using.arguments, (stdin,), DELIVERY_SECONDS)
             ended = await attached.run_to_end(channel, gate=at, output_max=using.output_max, seconds=SECONDS)
         if ended.status:
@@ -150,8 +157,9 @@ class KeysCore:
             raise Unsigned(f"the key cage ended it with status {ended.status}")
         return ended.untrusted_output
 
-    async def _passing(self, using: Using) -> None:
+    async def _passing(self, using: Using, starting: contextlib.AsyncExitStack) -> None:
         """What cannot be recorded is not done: caged records what it permits, before the key cage is told to go on."""
+        await starting.aclose()
         confirmed = await self._caged.confirm(using.permission, What(lines=using.lines, operation=using.operation))
         if confirmed.target_uuid != using.permission.target_uuid:
             raise PolicyRefused("the policy names another cage by now; ask again")
