@@ -19,7 +19,6 @@ from cage_runtime.errors import TransferFailed
 from mediators import digest
 from mediators.files import hidden, protocol
 from mediators.files.protocol import (
-    CHUNK,
     CROWDED,
     DAMAGED,
     FAIL,
@@ -39,9 +38,6 @@ DIRECTORY = os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 """How a directory of the home is opened."""
 _NO_SPACE = (errno.ENOSPC, errno.EDQUOT)
 _GO = signal.Signals[protocol.GO]
-BATCH = 32 * CHUNK
-"""Bytes of a file after which the disk is to begin with them."""
-SYNC_FILE_RANGE_WRITE = 2
 INIT_UID = 0
 ENDS = (signal.SIGHUP, signal.SIGTERM)
 """Sent where the core half is gone, and where the cage stops."""
@@ -203,21 +199,8 @@ def _publish_once(unnamed: int, directory: int, delivery: Delivery, wait_for_go:
 
 def _copy(staged: int, unnamed: int, delivery: Delivery) -> None:
     os.posix_fallocate(unnamed, 0, delivery.size)  # a full disk is known before anything is copied
-
-    def written(offset: int) -> None:
-        if offset % BATCH == 0:
-            _start_to_write(unnamed)
-
-    if digest.copy(staged, unnamed, delivery.size, written) != (delivery.size, delivery.sha256):
+    if digest.copy(staged, unnamed, delivery.size, to_disk=True) != (delivery.size, delivery.sha256):
         raise Undelivered(DAMAGED, "another length or digest than announced")
-
-
-def _start_to_write(descriptor: int) -> None:
-    """Have the disk begin with what is there, while the rest is copied: the fsync at the end waits for less."""
-    import ctypes  # takes longer to import than a small file to deliver
-
-    library = ctypes.CDLL(None)
-    library.sync_file_range(descriptor, ctypes.c_int64(0), ctypes.c_int64(0), SYNC_FILE_RANGE_WRITE)
 
 
 def _is_taken(directory: int, name: str) -> bool:

@@ -3,6 +3,8 @@
 
 from __future__ import annotations
 
+import errno
+import fcntl
 import hashlib
 import os
 import threading
@@ -63,3 +65,63 @@ def test_a_large_one_that_changes_is_digested_as_it_was_copied(tmp_path: Path) -
 
         _, sha256 = digest.copy(source, target, digest.LARGE, change)
     assert sha256 == hashlib.sha256((tmp_path / "target").read_bytes()).hexdigest()
+
+
+# --- to the disk -------------------------------------------------------------------------------------------------
+def is_direct(descriptor: int) -> bool:
+    return bool(fcntl.fcntl(descriptor, fcntl.F_GETFL) & os.O_DIRECT)
+
+
+@pytest.mark.parametrize("size", SIZES)
+def test_what_goes_to_the_disk_at_once_is_the_same(tmp_path: Path, size: int) -> None:
+    """/var/tmp is where the page cache can be gone past, as the homes are."""
+    content = os.urandom(size)
+    source, _ = opened(tmp_path, content)
+    target = os.open("/var/tmp", os.O_RDWR | os.O_TMPFILE, 0o600)
+    os.posix_fallocate(target, 0, size)
+    ways = set[bool]()
+    copied = digest.copy(source, target, size, lambda _offset: ways.add(is_direct(target)), to_disk=True)
+    assert copied == (size, hashlib.sha256(content).hexdigest())
+    assert os.pread(target, size + 1, 0) == content
+    assert (True in ways, is_direct(target)) == (size >= digest.LARGE, False)
+
+
+def test_a_file_system_that_has_no_such_way_is_written_to_all_the_same(tmp_path: Path,
+                                                                       monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(_descriptor: int, _what: int, flags: int = 0) -> int:
+        if flags & os.O_DIRECT:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return 0
+
+    monkeypatch.setattr(fcntl, "fcntl", refuse)
+    source, target = opened(tmp_path, b"x" * digest.LARGE)
+    assert digest.copy(source, target, digest.LARGE, to_disk=True)[0] == digest.LARGE
+    assert (tmp_path / "target").stat().st_size == digest.LARGE
+
+
+def test_a_disk_of_other_blocks_is_written_to_all_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Some of a chunk is written past the page cache, and the rest cannot be."""
+    write, content = os.write, os.urandom(digest.LARGE)
+
+    def some(descriptor: int, chunk: memoryview) -> int:
+        if is_direct(descriptor) and len(chunk) < CHUNK:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        return write(descriptor, chunk[: digest.BLOCK] if is_direct(descriptor) else chunk)
+
+    monkeypatch.setattr(os, "write", some)
+    source, target = opened(tmp_path, content)
+    copied = digest.copy(source, target, len(content), to_disk=True)
+    assert copied == (len(content), hashlib.sha256(content).hexdigest())
+    assert (tmp_path / "target").read_bytes() == content
+
+
+def test_a_full_disk_is_an_error_that_way_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def full(descriptor: int, _chunk: memoryview) -> int:
+        assert is_direct(descriptor)
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    source, target = opened(tmp_path, b"x" * digest.LARGE)
+    monkeypatch.setattr(os, "write", full)
+    with pytest.raises(OSError, match="No space left"):
+        digest.copy(source, target, digest.LARGE, to_disk=True)
+    assert not is_direct(target)
