@@ -49,7 +49,7 @@ async def once_told(*_args, **_more):
         await asyncio.sleep(0)  # the source hears that it was accepted
     die()
 
-async def recorded_first(self, transfer):
+async def recorded_first(self, transfer, _turn):
     await self._record(transfer, "is given its name in the inbox")
     die()
 
