@@ -87,8 +87,10 @@ class Supervisor:
         while True:
             began = loop.time()
             try:
+                # A session each, as daemons have: by sessions the kernel shares out the processors where nothing else
+                # does (sched(7), autogroups), and those in cages have theirs.
                 process = await asyncio.create_subprocess_exec(
-                    *self._command(child), env=environment, stdin=asyncio.subprocess.DEVNULL)
+                    *self._command(child), env=environment, stdin=asyncio.subprocess.DEVNULL, start_new_session=True)
             except OSError as error:
                 LOG.warning("%s could not be started and is tried again: %s", child.name, error)
             else:

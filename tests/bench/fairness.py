@@ -203,7 +203,8 @@ def _half(gateway: Path) -> subprocess.Popen[bytes]:
         said.append(Message(destination=f"org.cageruntime.{name}", path=f"/org/cageruntime/{name}", serial=1,
                             interface=f"org.cageruntime.{name}", member=member, signature=signature, body=values))
     words = [message._marshall(False).hex() for message in said]
-    return subprocess.Popen([sys.executable, "-ISc", HALF, str(gateway), *words], stdin=subprocess.PIPE)
+    return subprocess.Popen([sys.executable, "-ISc", HALF, str(gateway), *words], stdin=subprocess.PIPE,
+                            start_new_session=True)  # as all that is in a cage
 
 
 class Floods:
