@@ -61,10 +61,7 @@ class Guest:
             seconds: float = COMMAND_SECONDS, sink: Sink | None = None) -> Ended:
         """A command, ended, whatever its status; after `seconds` it is killed, and MachineError comes if even that
         does not end it.  With a sink, both outputs go there as they come, and are not kept."""
-        for piece in frames(INPUT, given):
-            self._send(piece)
-        bounded = ["timeout", f"--kill-after={KILL_SECONDS}", str(seconds), *argv]
-        self._send(frame(COMMAND, json.dumps({"argv": bounded, "environment": dict(environment or {})}).encode()))
+        self._command(argv, given, environment or {}, seconds)
         until = time.monotonic() + seconds + 3 * KILL_SECONDS
         kept = {OUTPUT: bytearray(), ERRORS: bytearray()}
         while True:
@@ -112,11 +109,19 @@ class Guest:
             raise self._machine.error(f"the machine has booted to {ended.output.decode().strip()}: {failed}")
 
     def reboot(self) -> None:
-        """As an administrator does it, until it has booted again."""
-        self.ok("systemctl", "--no-block", "reboot")
+        """As an administrator does it, until it has booted again.  That ends the agent too, which may have answered
+        by then or not."""
+        self._command(("systemctl", "--no-block", "reboot"), b"", {}, COMMAND_SECONDS)
         self._machine.wait_for("RESET", BOOT_SECONDS)
+        self._machine.forget_answers()
         self.greet(BOOT_SECONDS)
         self.settle()
+
+    def _command(self, argv: tuple[str, ...], given: bytes, environment: Mapping[str, str], seconds: float) -> None:
+        for piece in frames(INPUT, given):
+            self._send(piece)
+        bounded = ["timeout", f"--kill-after={KILL_SECONDS}", str(seconds), *argv]
+        self._send(frame(COMMAND, json.dumps({"argv": bounded, "environment": dict(environment)}).encode()))
 
     # --- frames -------------------------------------------------------------------------------------------------
     def _send(self, piece: bytes) -> None:

@@ -102,6 +102,13 @@ class Machine:
             else:
                 raise self.error("the machine does not answer in time")
 
+    def forget_answers(self) -> None:
+        """What the agent has said and nobody has read."""
+        self.agent.setblocking(False)
+        with contextlib.suppress(BlockingIOError):
+            while self.agent.recv(1 << 16):
+                pass
+
     def error(self, what: str) -> MachineError:
         words = [file.read_bytes()[-LOG_BYTES:].decode(errors="replace").strip()
                  for file in (self._logs / "console.txt", self._logs / "qemu.txt") if file.exists()]
