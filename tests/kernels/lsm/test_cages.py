@@ -150,7 +150,7 @@ def test_all_that_is_in_a_cage_is_in_its_context(contexts: Contexts, work: Cage,
     ("user", "python3 -c 'import socket, subprocess; socket.socketpair(); subprocess.run([\"true\"], check=True)'"),
     ("user", "bwrap --unshare-pid --ro-bind / / --proc /proc --dev /dev --tmpfs /tmp sh -c 'ls /proc/self >/tmp/x'"),
     ("user", "dbus-send --session --print-reply --dest=org.freedesktop.DBus / org.freedesktop.DBus.GetId"),
-    ("user", "incage whoami"),
+    ("user", "incage whoami | grep -x 'work: public'"),
 ])
 def test_what_people_do_in_a_cage_goes_on(work: Cage, user: str, command: str) -> None:
     before = work.enforced().denials
