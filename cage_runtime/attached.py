@@ -23,7 +23,7 @@ import msgspec
 
 from cage_runtime.decoding import decode
 from cage_runtime.errors import CageError, TransferFailed
-from cage_runtime.pipes import readable as readable
+from cage_runtime.pipes import readable
 from cage_runtime.spawner.channel import MESSAGE_MAX
 
 DIAGNOSTICS_MAX = 1024

@@ -241,6 +241,8 @@ PORTAL_SAVE_SECONDS = 3600.0
 """How long a file that an application said that it would save is waited for."""
 REQUEST_ID_DIGITS = 32
 """Hexadecimal digits of a request's id."""
+SIGNATURE_BYTES_MAX = 8192
+"""Of a file's signature, as ssh-keygen -Y sign makes it."""
 RECEIPT_BYTES_MAX = 8192
 """Bytes of a receipt: its longest value, a file's name with every character escaped, has not half of that."""
 RECEIPTS_PER_CAGE = TRANSFERS_PER_CAGE

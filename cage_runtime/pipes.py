@@ -1,5 +1,8 @@
 # SPDX-License-Identifier: LGPL-2.1-or-later
-"""Waiting for what comes through a pipe.  (A cage half, which is there for each cage, imports this and not session.)"""
+"""Waiting for what comes through a pipe.
+
+A cage half, which is there for each cage, imports this and not attached.py, which takes more memory.
+"""
 
 from __future__ import annotations
 

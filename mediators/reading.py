@@ -157,7 +157,7 @@ class Types:
 
 
 def report_file(copier: Copy, source: int, policy_max: int, types: Types, signature: Signature, target: int,
-                 far: socket.socket) -> str:
+                far: socket.socket) -> str:
     before = _marks(os.fstat(source))
     checking = signature() if signature else None
     size = measure(source, policy_max)
@@ -174,7 +174,7 @@ def report_file(copier: Copy, source: int, policy_max: int, types: Types, signat
 
 
 def report_encrypted(recipient: bytes, source: int, policy_max: int, types: Types, signature: Signature, target: int,
-                      far: socket.socket) -> str:
+                     far: socket.socket) -> str:
     """As `report_file`, a chunk at a time, so that nothing but what is encrypted is ever written."""
     from cage_runtime import encrypted
 

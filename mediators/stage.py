@@ -190,9 +190,9 @@ class Stager:
                     self._grant(staged, _read_size(await message(near)))
                     begun(staged)
                     near.send(GO)
-                    report = await message(near)
+                    reported = await message(near)
                     await worker.ended()
-                    _read_report(report, staged)
+                    _read_report(reported, staged)
             except TimeoutError as error:
                 raise TransferFailed(f"could not be read within {self._seconds:.0f} s") from error
             finally:

@@ -26,8 +26,6 @@ if TYPE_CHECKING:
 
     from cage_runtime.cli.client import Peer
 
-SIGNATURE_BYTES_MAX = 8192
-"""As the mediator has it."""
 ATTEMPTS = 3
 """Times that something is sent where the core's side ends before anything can have come of it."""
 INTERRUPTED = 130
@@ -121,6 +119,8 @@ def _named(target: str) -> str:
 
 
 def _signature(path: str) -> bytes:
+    from cage_runtime.model import SIGNATURE_BYTES_MAX
+
     with open(os.open(path, os.O_RDONLY | os.O_NONBLOCK | os.O_CLOEXEC), "rb") as file:
         content = file.read(SIGNATURE_BYTES_MAX + 1)
     if not 0 < len(content) <= SIGNATURE_BYTES_MAX:

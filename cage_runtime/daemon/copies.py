@@ -37,6 +37,7 @@ from cage_runtime.model import (
     CageState,
 )
 from cage_runtime.packing import ENTRIES_MAX
+from cage_runtime.pipes import readable
 from cage_runtime.text import escape
 
 LOG = logging.getLogger(__name__)
@@ -101,7 +102,7 @@ class _Lines:
         while b"\n" not in self._read:
             if not self._left:
                 raise TransferFailed("whoever asked for it said more than there is to say")
-            await attached.readable(self.pipe)
+            await readable(self.pipe)
             try:
                 chunk = os.read(self.pipe, self._left)
             except BlockingIOError:
@@ -193,12 +194,11 @@ class Copies:
     async def _done(self, copy: _Copy) -> str:
         """The name that it has; empty where it was skipped because that is taken."""
         started = await self._sessions.copy(copy.cage, copy.arguments, copy.stream)
-        copy.close_stream()
-        try:
+        with contextlib.ExitStack() as withdrawn:
+            withdrawn.callback(os.close, started.channel)
+            copy.close_stream()
             whole = await _said(copy.report, _WHOLE, TRANSFER_SECONDS)
-        except BaseException:
-            os.close(started.channel)  # which withdraws it
-            raise
+            withdrawn.pop_all()  # the channel is whoever's who follows it
         if whole.sha256:
             copy.details |= {"size": str(whole.size), "files": str(whole.files), "sha256": whole.sha256}
         ended = await self._followed(copy, started.channel, whole)
@@ -220,7 +220,7 @@ class Copies:
                             passing=functools.partial(self._passing, copy), go=GO)
         following = asyncio.ensure_future(attached.run_to_end(
             channel, gate=gate, output_max=OUTPUT_MAX, seconds=_seconds(whole)))
-        gone = asyncio.ensure_future(attached.readable(copy.report.pipe))
+        gone = asyncio.ensure_future(readable(copy.report.pipe))
         try:
             await asyncio.wait({following, gone}, return_when=asyncio.FIRST_COMPLETED)
             if not following.done():

@@ -19,7 +19,6 @@ from collections.abc import Coroutine
 from dataclasses import dataclass
 from typing import Any
 
-from cage_runtime import attached
 from cage_runtime.bus import Answer, Call
 from cage_runtime.errors import CageError, PolicyRefused, RuntimeFailure
 from cage_runtime.model import (
@@ -33,6 +32,7 @@ from cage_runtime.model import (
     STREAMS_PER_PAIR,
 )
 from cage_runtime.outcome import Outcome
+from cage_runtime.pipes import readable
 from cage_runtime.text import escape
 from mediators import corehalf, wire
 from mediators.call import carry, protocol
@@ -323,7 +323,7 @@ async def _copied(source: int, content: int, most: int) -> int:
     os.set_blocking(source, False)
     size = 0
     while size <= most:
-        await attached.readable(source)
+        await readable(source)
         try:
             chunk = os.read(source, min(CHUNK, most + 1 - size))
         except BlockingIOError:

@@ -68,11 +68,10 @@ class Transfers:
     async def _file(self, call: Call) -> Job:
         self._half.check(call)
         kept = os.dup(call.descriptors[0])  # that of the call is closed when it is answered
-        try:
+        with contextlib.ExitStack() as held:
+            held.callback(os.close, kept)
             job = await self._jobs.begin(call, functools.partial(self._do, call, protocol.START_FILE, (kept,)))
-        except BaseException:
-            os.close(kept)
-            raise
+            held.pop_all()
         job.task.add_done_callback(lambda _task: os.close(kept))
         return job
 

@@ -49,8 +49,6 @@ RENAME, SKIP, REPLACE, FAIL = CONFLICTS = ("rename", "skip", "replace", "fail")
 
 READY, GO = "ready\n", "SIGUSR1"
 """What the delivery half writes first, when the file wants nothing but its name, and the signal that then gives it."""
-SIGNATURE_MAX = 8192
-"""Bytes of a file's signature, as ssh-keygen writes it."""
 OUTPUT_MAX = 16
 """Bytes that the delivery half writes on its standard output at most: READY, a number and a line feed."""
 ONCE_DIGITS = 32
@@ -106,8 +104,10 @@ class Options:
 
 
 def _check_signature(untrusted_signature: bytes) -> bytes:
-    if not 0 < len(untrusted_signature) <= SIGNATURE_MAX:
-        raise UsageError(f"a signature has 1 to {SIGNATURE_MAX} bytes")
+    from cage_runtime.model import SIGNATURE_BYTES_MAX
+
+    if not 0 < len(untrusted_signature) <= SIGNATURE_BYTES_MAX:
+        raise UsageError(f"a signature has 1 to {SIGNATURE_BYTES_MAX} bytes")
     return bytes(untrusted_signature)
 
 

@@ -105,12 +105,11 @@ class Waiting:
         if len(of_source) >= KEPT_PER_CAGE or (waiting and waiting + kept.staged.size > KEPT_BYTES_PER_CAGE):
             raise TransferFailed("what this cage has sent before waits for where it is to go, and no more is taken "
                                  "until it is there")
-        self._add(kept)
-        try:
+        with contextlib.ExitStack() as failed:
+            self._add(kept)
+            failed.callback(self._drop, kept)
             yield
-        except BaseException:
-            self._drop(kept)
-            raise
+            failed.pop_all()
 
     def since(self, source: str, target: str) -> int:
         """Whatever of that source still waits for that target was accepted then or later."""

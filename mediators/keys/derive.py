@@ -12,7 +12,8 @@ import hmac
 import os
 
 from mediators.keys import held
-from mediators.keys.protocol import SECRET_BYTES, Unsigned, packed
+from mediators.keys.protocol import SECRET_BYTES, Unsigned
+from mediators.sshwire import packed
 
 FOLDER, NAME = ".config/incage", "secret"
 """Where it is, below the home of the cage's user."""

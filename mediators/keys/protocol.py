@@ -11,12 +11,7 @@ import string
 
 from cage_runtime.errors import TransferFailed, UsageError
 from cage_runtime.text import escape, is_visible
-from mediators.sshwire import HASHES as HASHES
-from mediators.sshwire import KINDS as KINDS
-from mediators.sshwire import SSHSIG as SSHSIG
-from mediators.sshwire import WORD_MAX as WORD_MAX
-from mediators.sshwire import Reader as Reader
-from mediators.sshwire import packed as packed
+from mediators.sshwire import HASHES, KINDS, SSHSIG, WORD_MAX, Reader, packed
 
 TYPE_CHECKING = False
 if TYPE_CHECKING:
@@ -38,6 +33,8 @@ DATA_MAX = 16 * 1024
 """Bytes to be signed: a login has some hundred, a signature of ssh-keygen's a digest."""
 SIGNATURE_MAX = 4096
 SECRET_BYTES = 32
+_DIGEST = "digest: "
+"""Begins the line that says which content it is."""
 """Of a cage's secret, and of each that is derived from it."""
 RSA_SHA2_256, RSA_SHA2_512 = 2, 4
 """Flags of a request to sign (draft-miller-ssh-agent, 4.5.1)."""
@@ -109,9 +106,6 @@ def algorithm(blob: bytes, untrusted_flags: int) -> str:
 
 
 # --- what is signed ----------------------------------------------------------------------------------------------
-_DIGEST = "digest: "
-
-
 def describe(untrusted_data: bytes, blob: bytes) -> tuple[str, ...]:
     """What it would mean to sign this with the key `blob`, in lines for a person; UsageError where nobody knows."""
     if len(untrusted_data) > DATA_MAX:

@@ -21,7 +21,8 @@ from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat,
 
 from cage_runtime.errors import UsageError
 from mediators.keys import held
-from mediators.keys.protocol import BLOB_MAX, KEYS_MAX, Unsigned, algorithm, check_key_name, kind_of, packed
+from mediators.keys.protocol import BLOB_MAX, KEYS_MAX, Unsigned, algorithm, check_key_name, kind_of
+from mediators.sshwire import packed
 
 FOLDER = ".config/incage/keys"
 """Below the home of the cage's user."""

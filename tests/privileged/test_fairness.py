@@ -25,7 +25,7 @@ FLOOR_MS = 100.0
 
 
 @pytest.mark.timeout(300)
-def test_another_cage_waits_less_than_twice_as_long(runtime: Runtime, cage: MakeCage) -> None:
+def test_a_flood_costs_less_than_twice_what_computing_does(runtime: Runtime, cage: MakeCage) -> None:
     cages = {name: cage(name, "--level", "internal", "--ephemeral")
              for name in (fairness.QUIET, fairness.LOUD, fairness.FRIEND)}
     with policy(runtime, fairness.RULES):

@@ -8,7 +8,7 @@ import os
 import signal
 import subprocess
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 
 import pytest
@@ -49,11 +49,10 @@ def sending(runtime: Runtime, low: Cage, *words: str) -> Iterator[subprocess.Pop
         while not (workers := [int(word) for word in children.read_text().split()]):
             assert process.poll() is None
         os.kill(workers[0], signal.SIGSTOP)
-        try:
+        with ExitStack() as failed:
+            failed.callback(process.kill)
             yield process
-        except BaseException:
-            process.kill()
-            raise
+            failed.pop_all()
     wait_gone(workers[0])
 
 

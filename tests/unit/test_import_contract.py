@@ -66,6 +66,7 @@ ALLOWED = {
     | PROGRAM
     | SPAWNER_WORDS
     | {f"cage_runtime.{name}" for name in ("attached", "bucket", "filenames", "generate", "packing", "receipt")}
+    | {"cage_runtime.pipes"}
     | {"cage_runtime.policy", "cage_runtime.trust", "cage_runtime.audit", "cage_runtime.flatpak"},
     "cage_runtime.attached": {f"cage_runtime.{name}" for name in ("decoding", "errors", "pipes", "spawner.channel")},
     "cage_runtime.bucket": set(),

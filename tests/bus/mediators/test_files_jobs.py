@@ -176,14 +176,20 @@ def test_one_that_the_core_is_just_being_asked_for_is_cancelled_there(play: Play
     play(test)
 
 
+async def cancelled_late(cage: Cage) -> tuple[Slow, asyncio.Future[str], asyncio.Future[None]]:
+    """A transfer that has been asked for, and of which the core half has heard that it is to be cancelled."""
+    slow = Slow(cage)
+    sending = send(cage, "x")
+    await slow.has(1)
+    ((_number, path, *_rest),) = await jobs(cage)
+    cancelling = asyncio.ensure_future(cancel(cage, path))
+    await slow.asked_to_cancel("x")
+    return slow, sending, cancelling
+
+
 def test_too_late_it_is_said_that_it_has_arrived(play: Play) -> None:
     async def test(cage: Cage) -> None:
-        slow = Slow(cage)
-        sending = send(cage, "x")
-        await slow.has(1)
-        ((_number, path, *_rest),) = await jobs(cage)
-        cancelling = asyncio.ensure_future(cancel(cage, path))
-        await slow.asked_to_cancel("x")
+        slow, sending, cancelling = await cancelled_late(cage)
         slow.ends["x"].set_result("Inbox/work/x")
         with pytest.raises(TransferFailed, match='"x" could not be cancelled any more: it has arrived, in Inbox/work/'):
             await cancelling
@@ -194,12 +200,7 @@ def test_too_late_it_is_said_that_it_has_arrived(play: Play) -> None:
 
 def test_one_that_failed_meanwhile_says_why(play: Play) -> None:
     async def test(cage: Cage) -> None:
-        slow = Slow(cage)
-        sending = send(cage, "x")
-        await slow.has(1)
-        ((_number, path, *_rest),) = await jobs(cage)
-        cancelling = asyncio.ensure_future(cancel(cage, path))
-        await slow.asked_to_cancel("x")
+        slow, sending, cancelling = await cancelled_late(cage)
         slow.ends["x"].set_exception(TransferFailed("its home is full"))
         for waiting in (cancelling, sending):
             with pytest.raises(TransferFailed, match="its home is full"):

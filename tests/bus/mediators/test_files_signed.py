@@ -10,6 +10,7 @@ import pytest
 
 from cage_runtime.bus import Variant
 from cage_runtime.errors import PolicyRefused, UsageError
+from cage_runtime.model import SIGNATURE_BYTES_MAX
 from mediators.files import protocol
 from tests.bus.mediators.conftest import Play, World
 from tests.bus.mediators.test_files_trees import Tree
@@ -69,7 +70,7 @@ def test_a_signature_that_nobody_wants_changes_nothing(play: Play) -> None:
     play(test)
 
 
-@pytest.mark.parametrize("signature", [Variant("ay", b""), Variant("ay", b"s" * (protocol.SIGNATURE_MAX + 1)),
+@pytest.mark.parametrize("signature", [Variant("ay", b""), Variant("ay", b"s" * (SIGNATURE_BYTES_MAX + 1)),
                                        Variant("s", "text"), Variant("as", ["text"])], ids=["no", "long", "s", "as"])
 def test_what_cannot_be_one_is_not_even_asked_about(play: Play, signature: Any) -> None:
     async def test(world: World) -> None:

@@ -6,10 +6,11 @@ from __future__ import annotations
 from cage_runtime.errors import UsageError
 from cage_runtime.text import is_visible
 from mediators.keys import protocol
+from mediators.sshwire import KINDS, packed
 from tests.fuzz.values import Taken
 
 MAY_RAISE = (UsageError,)
-BLOBS = tuple(protocol.packed(kind.encode()) + b"of it" for kind in protocol.KINDS)
+BLOBS = tuple(packed(kind.encode()) + b"of it" for kind in KINDS)
 
 
 def run(untrusted: bytes) -> None:

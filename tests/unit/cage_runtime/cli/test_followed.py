@@ -15,9 +15,14 @@ import pytest
 from cage_runtime.cli import followed
 from cage_runtime.cli.followed import Followed, Progress
 from cage_runtime.errors import CageError, Cancelled, NothingDone
+from mediators.files import protocol
 
 Captured = pytest.CaptureFixture[str]
 ERROR = "org.cageruntime.Error."
+
+
+def test_its_words_are_the_mediators() -> None:
+    assert followed.CANCEL == protocol.CANCEL
 
 
 class Half:

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 
 from cage_runtime.errors import UsageError
 from mediators.keys import protocol
-from mediators.keys.protocol import packed
+from mediators.sshwire import packed
 
 BLOB = packed(b"ssh-ed25519") + packed(bytes(range(32)))
 RSA = packed(b"ssh-rsa") + packed(b"\x01\x00\x01") + packed(b"\0" + b"\xc0" * 256)
